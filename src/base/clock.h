@@ -1,0 +1,63 @@
+/*
+ * Time is an object. Every timer and counter that a guest can read comes from
+ * its VM's clock: guest time = offset + scale * host time while running, and
+ * stands still while paused. No device calls the host's clock.
+ *
+ * Guest nanoseconds start at 0 when the VM is made. The TSC is a function of
+ * guest time (vm_clock_tsc_hz ticks a second), so that all clocks agree.
+ * Reads: any thread, wait-free. Changes: the machine's control thread.
+ */
+#ifndef LODGE_BASE_CLOCK_H
+#define LODGE_BASE_CLOCK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+struct loop;
+struct vm_clock;
+struct vm_timer;
+
+#define NS_PER_SECOND UINT64_C(1000000000)
+
+/* The host's monotonic clock in nanoseconds. Back ends and the loop only. */
+uint64_t host_clock_ns(void);
+
+int vm_clock_create(struct vm_clock **clock, struct error *err);
+void vm_clock_destroy(struct vm_clock *clock);
+
+/* Guest nanoseconds now. Never goes backwards. */
+uint64_t vm_clock_ns(const struct vm_clock *clock);
+
+/* The guest's time-stamp counter now, and its frequency in Hz (the host's where it is known). */
+uint64_t vm_clock_tsc(const struct vm_clock *clock);
+uint64_t vm_clock_tsc_hz(const struct vm_clock *clock);
+
+/* The guest time at which vm_clock_tsc() reaches tsc. */
+uint64_t vm_clock_tsc_to_ns(const struct vm_clock *clock, uint64_t tsc);
+
+/* Seconds since 1970 (UTC) that the guest should see at the guest time ns: for the RTC. */
+int64_t vm_clock_wall_seconds(const struct vm_clock *clock, uint64_t ns);
+
+/* The host monotonic time at which guest time reaches ns; UINT64_MAX while paused. */
+uint64_t vm_clock_to_host_ns(const struct vm_clock *clock, uint64_t ns);
+
+void vm_clock_pause(struct vm_clock *clock);
+void vm_clock_resume(struct vm_clock *clock);
+bool vm_clock_paused(const struct vm_clock *clock);
+
+/*
+ * A one-shot timer on the VM's clock; the handler runs on the loop's thread.
+ * Arm and cancel: any thread; the rules of loop_timer hold. A handler that
+ * takes its device's lock must check there that its deadline still stands,
+ * because a cancel from a vCPU thread may come while it waits for the lock.
+ */
+typedef void vm_timer_handler(void *context);
+int vm_timer_create(struct vm_clock *clock, struct loop *loop, vm_timer_handler *handler,
+                    void *context, struct vm_timer **timer, struct error *err);
+void vm_timer_arm(struct vm_timer *timer, uint64_t deadline_ns);
+void vm_timer_cancel(struct vm_timer *timer);
+void vm_timer_free(struct vm_timer *timer);
+
+#endif

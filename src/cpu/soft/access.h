@@ -1,0 +1,129 @@
+/*
+ * Guest-virtual memory as instructions see it: segment checks, software TLB,
+ * page faults. Offsets are relative to the segment and already wrapped to the
+ * address size (insn_offset does that). Everything here may raise, with
+ * nothing written before it does; cpu->insn must name the instruction.
+ *
+ * Fast path: segment limit by one compare, TLB by one compare, no straddling
+ * of a page. Everything else goes to mmu.c.
+ */
+#ifndef LODGE_CPU_SOFT_ACCESS_H
+#define LODGE_CPU_SOFT_ACCESS_H
+
+#include <string.h>
+
+#include "cpu/soft/soft.h"
+
+/* The offset that the memory operand names, wrapped to the address size. */
+static inline uint64_t insn_offset(const struct soft_cpu *cpu, const struct insn *insn) {
+    uint64_t offset = cpu->gpr[insn->base] + (cpu->gpr[insn->index] << insn->scale) +
+                      (uint64_t)insn->disp;
+    if (unlikely(insn->address_size != 8))
+        offset = insn->address_size == 4 ? (uint32_t)offset : (uint16_t)offset;
+    return offset;
+}
+
+/* Slow paths (mmu.c). Accesses of 1 to 64 bytes; all-or-nothing. */
+void access_read_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, void *to, unsigned size);
+void access_write_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, const void *from,
+                       unsigned size);
+
+/*
+ * The host address of [offset, offset+size) when the fast path holds, else NULL.
+ * A straddling access has its last byte on another page, so its tag differs.
+ */
+static inline void *access_fast(const struct soft_cpu *cpu, enum tlb_kind kind, unsigned seg,
+                                uint64_t offset, unsigned size) {
+    const struct soft_segment *s = &cpu->seg[seg];
+    uint64_t linear = s->base + offset;
+    const struct tlb_entry *e =
+        &cpu->tlb[kind][(linear >> PAGE_SHIFT) & (TLB_ENTRIES - 1)];
+    if (unlikely(offset + (size - 1) > s->last[kind == TLB_WRITE] || offset + (size - 1) < offset))
+        return NULL;
+    if (unlikely(((linear & ~(uint64_t)(PAGE_SIZE - 1)) | cpu->tlb_context) != e->tag))
+        return NULL;
+    if (unlikely((linear & (PAGE_SIZE - 1)) > PAGE_SIZE - size))
+        return NULL;
+    return (void *)(e->addend + linear);
+}
+
+static inline void access_read(struct soft_cpu *cpu, unsigned seg, uint64_t offset, void *to,
+                               unsigned size) {
+    const void *host = access_fast(cpu, TLB_READ, seg, offset, size);
+    if (likely(host != NULL))
+        memcpy(to, host, size);
+    else
+        access_read_slow(cpu, seg, offset, to, size);
+}
+
+static inline void access_write(struct soft_cpu *cpu, unsigned seg, uint64_t offset,
+                                const void *from, unsigned size) {
+    void *host = access_fast(cpu, TLB_WRITE, seg, offset, size);
+    if (likely(host != NULL))
+        memcpy(host, from, size);
+    else
+        access_write_slow(cpu, seg, offset, from, size);
+}
+
+#define ACCESS_SIZED(bits)                                                                         \
+    static inline uint##bits##_t load##bits(struct soft_cpu *cpu, unsigned seg, uint64_t offset) { \
+        uint##bits##_t value;                                                                      \
+        access_read(cpu, seg, offset, &value, bits / 8);                                           \
+        return value;                                                                              \
+    }                                                                                              \
+    static inline void store##bits(struct soft_cpu *cpu, unsigned seg, uint64_t offset,            \
+                                   uint##bits##_t value) {                                         \
+        access_write(cpu, seg, offset, &value, bits / 8);                                          \
+    }
+ACCESS_SIZED(8)
+ACCESS_SIZED(16)
+ACCESS_SIZED(32)
+ACCESS_SIZED(64)
+#undef ACCESS_SIZED
+
+/*
+ * Read-modify-write: a host pointer to the operand, checked for reading and
+ * writing (a refusal is a write fault). Where the page cannot be used
+ * directly (I/O, watched code, straddling) it points to cpu->bounce, filled;
+ * rmw_end then writes it back. size is 1, 2, 4, 8 or 16. Between the two
+ * nothing may raise. LOCKed instructions use host atomics on the pointer
+ * (a bounced one is made atomic by mmu.c's split lock).
+ */
+void *rmw_begin_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, unsigned size);
+void rmw_end_slow(struct soft_cpu *cpu);
+
+static inline void *rmw_begin(struct soft_cpu *cpu, unsigned seg, uint64_t offset, unsigned size) {
+    void *host = access_fast(cpu, TLB_WRITE, seg, offset, size);
+    if (likely(host != NULL)) {
+        /* A page that may be written may be read: paging has no write-only pages; write-only
+         * segments do not exist. */
+        return host;
+    }
+    return rmw_begin_slow(cpu, seg, offset, size);
+}
+
+static inline void rmw_end(struct soft_cpu *cpu) {
+    if (unlikely(cpu->bounce.size != 0))
+        rmw_end_slow(cpu);
+}
+
+/*
+ * For string instructions: the host pointer for a run of bytes starting at
+ * offset, at most to the page's end; *length is lowered to what is there. NULL:
+ * go element by element.
+ */
+void *access_run(struct soft_cpu *cpu, enum tlb_kind kind, unsigned seg, uint64_t offset,
+                 size_t *length);
+
+/* System structures (descriptor tables, TSS, IDT): linear addresses, supervisor rights whatever the
+ * CPL, exempt from SMAP (implicit accesses are not: see APM vol. 2, 5.6.6). May raise #PF. */
+uint64_t system_load(struct soft_cpu *cpu, uint64_t linear, unsigned size);
+void system_store(struct soft_cpu *cpu, uint64_t linear, uint64_t value, unsigned size);
+
+/* The stack in its segment and width (SS.B, or 64-bit mode). push raises before RSP changes. */
+void push(struct soft_cpu *cpu, uint64_t value, unsigned size);
+/* Reads the top without moving RSP; pop_commit moves it. */
+uint64_t stack_peek(struct soft_cpu *cpu, unsigned displacement, unsigned size);
+void stack_move(struct soft_cpu *cpu, int64_t delta);
+
+#endif

@@ -1,0 +1,186 @@
+/*
+ * Guest-physical memory of one VM: RAM, ROM and I/O regions, the one gate
+ * through which everything outside the engines touches guest memory, page
+ * flags (dirty log, code watch), and views.
+ *
+ * The gate: every access names address *and* length; both are checked by
+ * subtracting before comparing; only RAM (and ROM for reads) is reached.
+ * Callers copy in once and then check the copy, because a guest may change
+ * its memory at any moment. Devices do not call the gate directly but
+ * through their requester's DMA context (memory/dma.h).
+ *
+ * Second-stage translation is an object, a *view*: guest-physical page to
+ * region page with permissions. A VM has one view to begin with (the default
+ * view: everything where it is, all rights); engines run a vCPU in a view.
+ *
+ * RAM regions are added while the machine is assembled and stay. I/O regions
+ * come and go (PCI BARs). Unless a call says otherwise: any thread.
+ */
+#ifndef LODGE_MEMORY_MEMORY_H
+#define LODGE_MEMORY_MEMORY_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+enum { PAGE_SHIFT = 12, PAGE_SIZE = 1 << PAGE_SHIFT };
+
+struct memory;
+struct view;
+struct io_region;
+
+int memory_create(struct memory **memory, struct error *err);
+void memory_destroy(struct memory *memory); /* no vCPU or device uses it any more */
+
+/* ---- Regions ---- */
+
+/*
+ * Adds zeroed RAM. gpa and size are multiples of PAGE_SIZE. Host memory is
+ * reserved, not touched. Assembly only. -EEXIST on overlap, -ENOMEM, -EINVAL.
+ */
+int memory_add_ram(struct memory *memory, const char *name, uint64_t gpa, uint64_t size,
+                   struct error *err);
+
+/* Adds read-only memory with the given contents (copied, zero-padded to size). Guest writes are
+ * ignored. Assembly only. */
+int memory_add_rom(struct memory *memory, const char *name, uint64_t gpa, uint64_t size,
+                   const void *contents, size_t length, struct error *err);
+
+/* Total RAM in bytes. */
+uint64_t memory_ram_size(const struct memory *memory);
+
+/*
+ * What answers an I/O region or a port range. offset is relative to the
+ * region; size is 1, 2, 4 or 8 and the access lies inside the region (the
+ * caller splits what straddles an end). Called on the accessing vCPU's
+ * thread with no lock held; the device takes its own. Reads answer
+ * zero-extended.
+ */
+struct io_ops {
+    uint64_t (*read)(void *context, uint64_t offset, unsigned size);
+    void (*write)(void *context, uint64_t offset, uint64_t value, unsigned size);
+};
+
+/*
+ * Adds an I/O region of any address and size. Later regions win over earlier
+ * ones and over RAM where they overlap only if they cover whole pages;
+ * among I/O regions any overlap is allowed and the latest wins (PCI BARs
+ * programmed on top of each other). The region stays owned by the memory
+ * until memory_remove_io. Devices outlive their regions' last access:
+ * they are freed only when no vCPU runs.
+ */
+int memory_add_io(struct memory *memory, const char *name, uint64_t gpa, uint64_t size,
+                  const struct io_ops *ops, void *context, struct io_region **region,
+                  struct error *err);
+void memory_remove_io(struct io_region *region);
+
+/* Moves the region and makes it answer or not: a BAR being programmed. Engines are told. */
+void memory_move_io(struct io_region *region, uint64_t gpa, bool enabled);
+
+/* An access by a vCPU to what is no RAM. Nobody there: reads answer all-ones, writes go nowhere. */
+uint64_t memory_io_read(struct memory *memory, uint64_t gpa, unsigned size);
+void memory_io_write(struct memory *memory, uint64_t gpa, uint64_t value, unsigned size);
+
+/* ---- The gate (default view) ---- */
+
+/* Copies length bytes. All of it or nothing: -EFAULT when any byte is not RAM (reads: or ROM).
+ * A length of 0 succeeds. Writes mark pages dirty and tell engines about changed code. */
+int memory_read(struct memory *memory, uint64_t gpa, void *to, size_t length);
+int memory_write(struct memory *memory, uint64_t gpa, const void *from, size_t length);
+
+/*
+ * A host pointer to guest RAM for bulk data (disk, network). Maps up to
+ * *length bytes and lowers *length to what is contiguous; NULL when gpa is
+ * not RAM. The bytes may change under the caller at any time. With `write`,
+ * the caller calls memory_unmap with what it wrote; without, it need not.
+ * The pointer stays valid until memory_destroy.
+ */
+void *memory_map(struct memory *memory, uint64_t gpa, size_t *length, bool write);
+void memory_unmap(struct memory *memory, uint64_t gpa, size_t written);
+
+/* ---- For engines ---- */
+
+enum {
+    MEM_READ = 1,
+    MEM_WRITE = 2,
+    MEM_EXECUTE = 4,
+    MEM_ALL = 7,
+};
+
+/* Bits of a page's flag byte. */
+enum {
+    MEM_PAGE_DIRTY = 1, /* written since the dirty log was last fetched */
+    MEM_PAGE_CODE = 2,  /* an engine holds decoded or translated code of this page */
+};
+
+/* A page as a view shows it. host is NULL when no memory is there (I/O or nothing). */
+struct mem_page {
+    uint8_t *host;              /* the page's first byte */
+    _Atomic(uint8_t) *flags;    /* its flag byte */
+    uint8_t rights;             /* MEM_* that the view and the region allow */
+    bool rom;                   /* writes are ignored rather than refused */
+    uint64_t region_gpa;        /* where the page lives in the default view: its identity */
+};
+
+/*
+ * Finds the 4 KiB page of a guest-physical address in a view. Wait-free.
+ * An engine that is going to write through `host` sets MEM_PAGE_DIRTY first,
+ * and writes to a page with MEM_PAGE_CODE by way of memory_code_write.
+ */
+void view_page(const struct view *view, uint64_t gpa, struct mem_page *page);
+
+/* Any vCPU wrote to [gpa, gpa+length) of a page marked MEM_PAGE_CODE: listeners are told (on this
+ * thread) after the bytes changed. The page's flag stays until the listener clears it. */
+void memory_code_written(struct memory *memory, uint64_t gpa, size_t length);
+
+/*
+ * What engines are told. Called on the thread that made the change, with the
+ * memory lock not held.
+ */
+struct memory_listener {
+    /* RAM was added (also called for what is there when the listener is added). */
+    void (*ram_added)(void *context, uint64_t gpa, uint64_t size, void *host, bool readonly);
+    /* What view_page answers for this range changed: forget cached translations. */
+    void (*changed)(void *context, const struct view *view, uint64_t gpa, uint64_t size);
+    /* Bytes of a page with MEM_PAGE_CODE changed, by a device or a vCPU. */
+    void (*code_written)(void *context, uint64_t gpa, size_t length);
+    /* Pages' dirty flags were cleared: writes must set them anew. */
+    void (*dirty_cleared)(void *context);
+    void *context;
+};
+int memory_add_listener(struct memory *memory, const struct memory_listener *listener);
+void memory_remove_listener(struct memory *memory, const struct memory_listener *listener);
+
+/* ---- Views ---- */
+
+/* The view that exists from the start. */
+struct view *memory_default_view(struct memory *memory);
+
+/* A further view; starts as a copy of the default one. -ENOMEM. */
+int view_create(struct memory *memory, const char *name, struct view **view, struct error *err);
+void view_destroy(struct view *view); /* no vCPU runs in it; not the default view */
+struct memory *view_memory(const struct view *view);
+const char *view_name(const struct view *view);
+
+/* Sets the rights of whole pages (multiples of PAGE_SIZE). -EINVAL on bad ranges, -ENOMEM. */
+int view_protect(struct view *view, uint64_t gpa, uint64_t size, unsigned rights);
+
+/* Shows the RAM page at target in place of the page at gpa. -EFAULT when target is no RAM. */
+int view_remap(struct view *view, uint64_t gpa, uint64_t target);
+
+/* Undoes view_protect and view_remap. */
+void view_restore(struct view *view, uint64_t gpa, uint64_t size);
+
+/* ---- Dirty log ---- */
+
+/*
+ * Fetches and clears dirty flags: bit n of bitmap is page n of [gpa,
+ * gpa+size). The flags are always kept; the first fetch tells all pages ever
+ * written. Returns the number of dirty pages, or -EFAULT when not all RAM.
+ */
+int64_t memory_fetch_dirty(struct memory *memory, uint64_t gpa, uint64_t size, uint64_t *bitmap);
+
+#endif

@@ -1,0 +1,104 @@
+/*
+ * The PCI bus: a host bridge with configuration mechanism #1 (ports CF8h and
+ * CFCh) and ECAM, functions with their configuration space, BARs, MSI and
+ * MSI-X, INTx.
+ *
+ * Source: PCI Local Bus 3.0 and PCI Express Base 3.0, chapter 7; PCI Firmware
+ * Specification 3.0 for ECAM.
+ *
+ * Configuration and BAR changes come on vCPU threads; pci_msix_notify and
+ * pci_intx_set from any thread.
+ */
+#ifndef LODGE_PCI_PCI_H
+#define LODGE_PCI_PCI_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/state.h"
+#include "device/device.h"
+#include "memory/dma.h"
+
+enum { PCI_BARS = 6, PCI_CONFIG_SIZE = 4096, PCI_SLOTS = 32, PCI_MSIX_MAX = 2048 };
+
+struct pci_bus;
+struct pci_function;
+
+/* Where BARs are placed by lodge itself for direct kernel boot, and ECAM. */
+struct pci_bus_config {
+    uint64_t ecam_base;                    /* 1 MiB a bus, bus 0 only */
+    uint64_t mmio32_base, mmio32_size;
+    uint64_t mmio64_base, mmio64_size;
+    uint16_t io_base, io_size;
+};
+
+int pci_bus_create(struct platform *platform, const struct pci_bus_config *config,
+                   struct pci_bus **bus, struct error *err);
+void pci_bus_destroy(struct pci_bus *bus);
+void pci_bus_reset(struct pci_bus *bus);
+/* Gives every BAR an address and turns decoding on, as firmware would. After all functions are
+ * there, and after each reset. -ENOSPC. */
+int pci_bus_assign(struct pci_bus *bus, struct error *err);
+
+enum pci_bar_kind { PCI_BAR_NONE, PCI_BAR_IO, PCI_BAR_MEM32, PCI_BAR_MEM64 };
+
+struct pci_bar {
+    enum pci_bar_kind kind;
+    uint64_t size;            /* a power of two; at least 16 (memory) or 4 (I/O) */
+    const struct io_ops *ops; /* context is pci_function_config.context */
+};
+
+struct pci_function_config {
+    uint16_t vendor, device, subsystem_vendor, subsystem;
+    uint32_t class_code; /* base << 16 | sub << 8 | interface */
+    uint8_t revision;
+    bool interrupt_pin;  /* INTA# wired */
+    struct pci_bar bars[PCI_BARS];
+    uint16_t msix_vectors; /* 0: no MSI-X capability */
+    uint8_t msix_bar;      /* a BAR of its own (kind MEM32 or MEM64, size and ops filled here) */
+    int slot;              /* -1: the next free one */
+    void *context;         /* for the BARs' ops and the calls below */
+    /* Optional: bytes of config space above the header that were written. */
+    void (*config_written)(void *context, uint16_t offset, unsigned size);
+    /* Optional: MSI-X vector masked or unmasked (routes of irqfds). */
+    void (*msix_changed)(void *context, uint16_t vector);
+};
+
+int pci_function_create(struct pci_bus *bus, const struct pci_function_config *config,
+                        struct pci_function **function, struct error *err);
+void pci_function_destroy(struct pci_function *function);
+void pci_function_reset(struct pci_function *function);
+/* Configuration space, BAR addresses, MSI-X table: nest it in the device's own table. */
+const struct state_table *pci_function_state(void);
+
+uint8_t pci_function_slot(const struct pci_function *function);
+
+/*
+ * Adds a capability of `length` bytes (id and next pointer included, body
+ * after them from `body`); writable: mask of body bytes the guest may write,
+ * or NULL for none. Returns its offset, or -ENOSPC.
+ */
+int pci_add_capability(struct pci_function *function, uint8_t id, const void *body,
+                       const void *writable, unsigned length);
+uint8_t *pci_config_bytes(struct pci_function *function); /* the 4096 bytes, for config_written */
+
+/* The function's DMA context. Valid while the function is; refuses (-EFAULT) while bus mastering is
+ * off. */
+const struct dma_context *pci_dma(const struct pci_function *function);
+
+/* Signals MSI-X vector n if MSI-X is on (pending bit if it is masked). False: MSI-X is off, use INTx. */
+bool pci_msix_notify(struct pci_function *function, uint16_t vector);
+bool pci_msix_enabled(const struct pci_function *function);
+/* Vector n's message; false while masked or off. */
+bool pci_msix_message(const struct pci_function *function, uint16_t vector,
+                      struct msi_message *message);
+
+void pci_intx_set(struct pci_function *function, bool level);
+
+/* INTA# of slot s is wired to this global system interrupt (16 to 23): for the ACPI _PRT. */
+static inline unsigned pci_slot_gsi(unsigned slot) {
+    return 16 + (slot & 7);
+}
+
+#endif
