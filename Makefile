@@ -1,0 +1,73 @@
+# The commands of the README, in front of Meson. `make help` lists them.
+
+BUILD ?= build
+MESON_FLAGS ?=
+JOBS ?= $(shell nproc)
+RESULTS ?= $(BUILD)/results
+
+.PHONY: all build run test check lint clang sanitize bench fuzz silicon install clean help
+
+all: build
+
+help:
+	@sed -n 's/^#: //p' Makefile
+
+#: make build     compile lodge into $(BUILD)/
+build:
+	@scripts/dependencies build
+	@[ -f $(BUILD)/build.ninja ] || meson setup $(BUILD) $(MESON_FLAGS) >$(BUILD).setup.log 2>&1 || \
+	    { cat $(BUILD).setup.log; exit 1; }
+	@rm -f $(BUILD).setup.log
+	@ninja -C $(BUILD) -j $(JOBS) --quiet
+
+#: make run       boot the default guest: a shell on a terminal; ARGS='-- uname -a' passes arguments
+run: build
+	@scripts/dependencies run
+	@$(BUILD)/lodge run $(ARGS)
+
+#: make test      all tests with the gcc build; the last line counts them
+test:
+	@scripts/dependencies build run test
+	@$(MAKE) --no-print-directory build
+	@scripts/run-tests $(BUILD) $(RESULTS)
+
+#: make check     everything that CI does: lint, clang, sanitizers, then make test
+check:
+	@.ci/run
+
+#: make lint      clang-format, clang-tidy, man pages, shell scripts
+lint:
+	@scripts/dependencies build test check
+	@scripts/lint
+
+#: make clang     the second compiler, warnings as errors
+clang:
+	@scripts/dependencies build test check
+	@[ -f build-clang/build.ninja ] || CC=clang-14 meson setup build-clang >/dev/null
+	@ninja -C build-clang -j $(JOBS) --quiet
+
+#: make sanitize  AddressSanitizer and UndefinedBehaviorSanitizer build, and the tests in it
+sanitize:
+	@scripts/dependencies build run test
+	@[ -f build-sanitize/build.ninja ] || meson setup build-sanitize \
+	    -Db_sanitize=address,undefined -Dlodge_debug=true --buildtype=debugoptimized >/dev/null
+	@ninja -C build-sanitize -j $(JOBS) --quiet
+	@scripts/run-tests build-sanitize $(RESULTS) --suite unit --suite guest --suite silicon
+
+#: make bench     speed against QEMU's TCG, side by side, into docs/performance.md
+bench: build
+	@scripts/dependencies run bench
+	@bench/run $(BUILD)
+
+#: make fuzz      every fuzz target for FUZZ_TIME seconds each (60), and a million silicon cases
+fuzz:
+	@scripts/dependencies build test fuzz
+	@scripts/fuzz $${FUZZ_TIME:-60}
+
+#: make install   into DESTDIR/usr/local
+install: build
+	@meson install -C $(BUILD) --quiet
+
+#: make clean     remove build directories (the guest cache in .cache/ stays)
+clean:
+	@rm -rf $(BUILD) build-clang build-sanitize build-fuzz
