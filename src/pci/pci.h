@@ -59,8 +59,12 @@ struct pci_function_config {
     uint8_t msix_bar;      /* a BAR of its own (kind MEM32 or MEM64, size and ops filled here) */
     int slot;              /* -1: the next free one */
     void *context;         /* for the BARs' ops and the calls below */
-    /* Optional: bytes of config space above the header that were written. */
+    /* Optional: bytes of config space above the header that were written. Called on the vCPU's
+     * thread with no lock held, as are the two below. */
     void (*config_written)(void *context, uint16_t offset, unsigned size);
+    /* Optional: bytes above the header that are about to be read; may refresh them through
+     * pci_config_bytes (virtio's window to its BAR, virtio 1.2 section 4.1.4.9). */
+    void (*config_reading)(void *context, uint16_t offset, unsigned size);
     /* Optional: MSI-X vector masked or unmasked (routes of irqfds). */
     void (*msix_changed)(void *context, uint16_t vector);
 };
