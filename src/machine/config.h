@@ -1,0 +1,66 @@
+/*
+ * What a machine is made from. Filled by the command line (or a test), only
+ * read by the machine; strings stay the caller's and must outlive the machine.
+ */
+#ifndef LODGE_MACHINE_CONFIG_H
+#define LODGE_MACHINE_CONFIG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/bytes.h"
+#include "cpu/cpu.h"
+
+enum { MACHINE_DISKS_MAX = 16, MACHINE_PUBLISH_MAX = 32 };
+
+/* RAM a machine may have; above what the host has is refused as well. */
+#define MACHINE_MEMORY_MIN     MIB(2)
+#define MACHINE_MEMORY_DEFAULT MIB(512)
+
+enum disk_device { DISK_VIRTIO, DISK_NVME };
+
+struct disk_config {
+    const char *path; /* a raw file or a block device */
+    enum disk_device device;
+    bool readonly;
+};
+
+/* A TCP port of the host that leads to one of the guest. */
+struct publish_config {
+    uint16_t host_port, guest_port;
+};
+
+enum net_kind { NET_NONE, NET_USER };
+
+/* How a kernel is entered. AUTO takes the quickest that the file offers. */
+enum boot_protocol {
+    BOOT_AUTO,
+    BOOT_BZIMAGE, /* 64-bit entry of a bzImage: the kernel unpacks itself */
+    BOOT_ELF,     /* the ELF file (a bzImage's is unpacked by lodge) at its 64-bit entry */
+    BOOT_PVH,     /* the ELF file at the 32-bit entry that its PVH note names */
+};
+
+/* What becomes of the machine when its guest reboots, and when its kernel crashes. */
+enum reboot_policy { REBOOT_RESTART, REBOOT_STOP };
+enum panic_policy { PANIC_STOP, PANIC_HOLD };
+
+struct machine_config {
+    enum engine_kind engine;
+    uint64_t memory; /* bytes */
+    unsigned vcpus;
+    const char *kernel;
+    const char *initrd; /* NULL: none */
+    const char *cmdline;
+    enum boot_protocol boot;
+    struct disk_config disks[MACHINE_DISKS_MAX];
+    unsigned disk_count;
+    enum net_kind net;
+    struct publish_config publish[MACHINE_PUBLISH_MAX];
+    unsigned publish_count;
+    bool vsock; /* a way to lodge-agent */
+    enum reboot_policy on_reboot;
+    enum panic_policy on_panic;
+};
+
+#endif

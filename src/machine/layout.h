@@ -1,0 +1,67 @@
+/*
+ * Where things are in a machine's physical address space and port space.
+ * ACPI tables, PCI windows, boot protocols and devices all take their
+ * addresses from here.
+ *
+ *     0                  low RAM, up to LAYOUT_LOW_RAM_END
+ *       00500h           what the loader leaves for the kernel (LAYOUT_BOOT_*)
+ *       9fc00h - fffffh  reserved in the memory map, as on a PC
+ *         e0000h         ACPI tables, the RSDP first
+ *     c0000000h          PCI memory window below 4 GiB
+ *     e0000000h          ECAM, bus 0
+ *     fec00000h          I/O APIC, HPET, local APIC
+ *     100000000h         the rest of the RAM
+ *     4000000000h        PCI memory window above 4 GiB
+ */
+#ifndef LODGE_MACHINE_LAYOUT_H
+#define LODGE_MACHINE_LAYOUT_H
+
+#include <stdint.h>
+
+#define LAYOUT_LOW_RAM_END   UINT64_C(0xc0000000)
+#define LAYOUT_HIGH_RAM_BASE UINT64_C(0x100000000)
+
+/* Conventional memory; what lies between its end and 1 MiB is reserved. */
+#define LAYOUT_CONVENTIONAL_END UINT64_C(0x9fc00)
+#define LAYOUT_EXTENDED_BASE    UINT64_C(0x100000)
+
+/* What the loader puts below 1 MiB (machine/boot.h). A kernel may reuse it once it has copied it.
+ */
+#define LAYOUT_BOOT_GDT UINT64_C(0x500)
+#define LAYOUT_BOOT_START_INFO                                                                     \
+    UINT64_C(0x6000) /* PVH: struct hvm_start_info and what it points to */
+#define LAYOUT_BOOT_PARAMS      UINT64_C(0x7000) /* Linux: the "zero page" */
+#define LAYOUT_BOOT_STACK       UINT64_C(0x8ff0)
+#define LAYOUT_BOOT_PAGE_TABLES UINT64_C(0x9000) /* PML4, PDPT, four page directories */
+#define LAYOUT_BOOT_CMDLINE     UINT64_C(0x20000)
+#define LAYOUT_BOOT_CMDLINE_MAX UINT64_C(0x10000)
+
+#define LAYOUT_ACPI_BASE UINT64_C(0xe0000)
+#define LAYOUT_ACPI_SIZE UINT64_C(0x20000)
+#define LAYOUT_RSDP      LAYOUT_ACPI_BASE
+
+#define LAYOUT_MMIO32_BASE UINT64_C(0xc0000000)
+#define LAYOUT_MMIO32_SIZE UINT64_C(0x20000000)
+#define LAYOUT_ECAM_BASE   UINT64_C(0xe0000000)
+#define LAYOUT_ECAM_SIZE   UINT64_C(0x100000)
+#define LAYOUT_MMIO64_BASE UINT64_C(0x4000000000)
+#define LAYOUT_MMIO64_SIZE UINT64_C(0x1000000000)
+#define LAYOUT_HPET_BASE   UINT64_C(0xfed00000)
+
+enum {
+    LAYOUT_PCI_IO_BASE = 0xc000,
+    LAYOUT_PCI_IO_SIZE = 0x2f00,
+
+    LAYOUT_SERIAL_PORT = 0x3f8,
+    LAYOUT_SERIAL_IRQ = 4,
+    LAYOUT_RTC_IRQ = 8,
+    LAYOUT_PVPANIC_PORT = 0x505,
+    LAYOUT_PM1_EVENT_PORT = 0x600,   /* 4 ports */
+    LAYOUT_PM1_CONTROL_PORT = 0x604, /* 2 */
+    LAYOUT_PM_TIMER_PORT = 0x608,    /* 4 */
+    LAYOUT_GPE0_PORT = 0x620,        /* 4 */
+    LAYOUT_RESET_PORT = 0xcf9,
+    LAYOUT_SCI_GSI = 9,
+};
+
+#endif
