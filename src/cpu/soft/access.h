@@ -16,8 +16,8 @@
 
 /* The offset that the memory operand names, wrapped to the address size. */
 static inline uint64_t insn_offset(const struct soft_cpu *cpu, const struct insn *insn) {
-    uint64_t offset = cpu->gpr[insn->base] + (cpu->gpr[insn->index] << insn->scale) +
-                      (uint64_t)insn->disp;
+    uint64_t offset =
+        cpu->gpr[insn->base] + (cpu->gpr[insn->index] << insn->scale) + (uint64_t)insn->disp;
     if (unlikely(insn->address_size != 8))
         offset = insn->address_size == 4 ? (uint32_t)offset : (uint16_t)offset;
     return offset;
@@ -29,20 +29,20 @@ void access_write_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, cons
                        unsigned size);
 
 /*
- * The host address of [offset, offset+size) when the fast path holds, else NULL.
- * A straddling access has its last byte on another page, so its tag differs.
+ * The host address of [offset, offset+size) when the fast path holds, else NULL. size is 1 to 64.
+ * Two compares: `last` is at least 63 wherever the fast path may hold, so the subtraction does not
+ * wrap; a straddling access has its last byte on a page whose entry lies in another slot, so the
+ * tag found cannot match.
  */
 static inline void *access_fast(const struct soft_cpu *cpu, enum tlb_kind kind, unsigned seg,
                                 uint64_t offset, unsigned size) {
-    const struct soft_segment *s = &cpu->seg[seg];
-    uint64_t linear = s->base + offset;
-    const struct tlb_entry *e =
-        &cpu->tlb[kind][(linear >> PAGE_SHIFT) & (TLB_ENTRIES - 1)];
-    if (unlikely(offset + (size - 1) > s->last[kind == TLB_WRITE] || offset + (size - 1) < offset))
-        return NULL;
-    if (unlikely(((linear & ~(uint64_t)(PAGE_SIZE - 1)) | cpu->tlb_context) != e->tag))
-        return NULL;
-    if (unlikely((linear & (PAGE_SIZE - 1)) > PAGE_SIZE - size))
+    bool write = kind == TLB_WRITE;
+    uint64_t base = write ? cpu->seg[seg].write.base : cpu->seg[seg].read.base;
+    uint64_t last = write ? cpu->seg[seg].write.last : cpu->seg[seg].read.last;
+    uint64_t linear = base + offset;
+    const struct tlb_entry *e = &cpu->tlb[kind][(linear >> PAGE_SHIFT) & (TLB_ENTRIES - 1)];
+    uint64_t tag = ((linear + (size - 1)) & ~(uint64_t)(PAGE_SIZE - 1)) | cpu->tlb_context;
+    if (unlikely(offset > last - (size - 1)) || unlikely(tag != e->tag))
         return NULL;
     return (void *)(e->addend + linear);
 }
@@ -120,10 +120,41 @@ void *access_run(struct soft_cpu *cpu, enum tlb_kind kind, unsigned seg, uint64_
 uint64_t system_load(struct soft_cpu *cpu, uint64_t linear, unsigned size);
 void system_store(struct soft_cpu *cpu, uint64_t linear, uint64_t value, unsigned size);
 
-/* The stack in its segment and width (SS.B, or 64-bit mode). push raises before RSP changes. */
-void push(struct soft_cpu *cpu, uint64_t value, unsigned size);
-/* Reads the top without moving RSP; pop_commit moves it. */
-uint64_t stack_peek(struct soft_cpu *cpu, unsigned displacement, unsigned size);
-void stack_move(struct soft_cpu *cpu, int64_t delta);
+/* A little-endian value of 1, 2, 4 or 8 bytes; folds when the size is a constant. */
+static inline uint64_t load_sized(struct soft_cpu *cpu, unsigned seg, uint64_t offset,
+                                  unsigned size) {
+    switch (size) {
+    case 1: return load8(cpu, seg, offset);
+    case 2: return load16(cpu, seg, offset);
+    case 4: return load32(cpu, seg, offset);
+    default: return load64(cpu, seg, offset);
+    }
+}
+
+static inline void store_sized(struct soft_cpu *cpu, unsigned seg, uint64_t offset, uint64_t value,
+                               unsigned size) {
+    switch (size) {
+    case 1: store8(cpu, seg, offset, (uint8_t)value); break;
+    case 2: store16(cpu, seg, offset, (uint16_t)value); break;
+    case 4: store32(cpu, seg, offset, (uint32_t)value); break;
+    default: store64(cpu, seg, offset, value); break;
+    }
+}
+
+/* The stack in its segment and width (cpu->stack_mask). push raises before RSP changes. */
+static inline void stack_move(struct soft_cpu *cpu, int64_t delta) {
+    uint64_t rsp = cpu->gpr[RSP], mask = cpu->stack_mask;
+    cpu->gpr[RSP] = (rsp & ~mask) | ((rsp + (uint64_t)delta) & mask);
+}
+
+static inline void push(struct soft_cpu *cpu, uint64_t value, unsigned size) {
+    store_sized(cpu, SEG_SS, (cpu->gpr[RSP] - size) & cpu->stack_mask, value, size);
+    stack_move(cpu, -(int64_t)size);
+}
+
+/* Reads `displacement` bytes above the top without moving RSP; stack_move moves it. */
+static inline uint64_t stack_peek(struct soft_cpu *cpu, unsigned displacement, unsigned size) {
+    return load_sized(cpu, SEG_SS, (cpu->gpr[RSP] + displacement) & cpu->stack_mask, size);
+}
 
 #endif

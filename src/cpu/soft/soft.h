@@ -27,7 +27,7 @@
 #include "cpu/soft/insn.h"
 #include "cpu/x86.h"
 
-#define likely(x) __builtin_expect(!!(x), 1)
+#define likely(x)   __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
 /* ---- Software TLB ---- */
@@ -57,19 +57,24 @@ enum tlb_index { TLB_USER, TLB_SUPERVISOR, TLB_SUPERVISOR_SMAP, TLB_INDEXES };
 /* ---- Segments, as accesses see them ---- */
 
 /*
- * last[0] / last[1]: the last offset that a read / write may touch without a
- * further check. 64-bit mode: UINT64_MAX. A segment that needs the slow check
- * (null, expand-down, not writable) has 0 there and the slow path decides.
+ * last: the last offset that an access may touch without a further check,
+ * never below 63; 64-bit mode: UINT64_MAX. Where every access needs the slow
+ * check (null, expand-down, tiny or wrapping segments, not readable or not
+ * writable; alignment checking in force), base is SEGMENT_SLOW, which no TLB
+ * entry matches. Effective bases: 0 for ES, CS, SS, DS in 64-bit mode. Code
+ * fetches do not look here: cpu->code_base.
  */
+#define SEGMENT_SLOW (UINT64_C(1) << 62)
 struct soft_segment {
-    uint64_t base; /* effective: 0 for ES, CS, SS, DS in 64-bit mode */
-    uint64_t last[2];
+    struct {
+        uint64_t base, last;
+    } read, write;
 };
 
 /* ---- Lazy flags (flags.h) ---- */
 
 struct soft_flags {
-    uint64_t result; /* sign-extended result: ZF, SF, PF */
+    uint64_t result;  /* sign-extended result: ZF, SF, PF */
     uint64_t carries; /* carry-out vector, see flags.h: CF, OF, AF */
 };
 
@@ -88,22 +93,26 @@ struct soft_cpu {
     struct vcpu vcpu; /* first */
 
     /* -- hot: touched by nearly every instruction -- */
-    uint64_t gpr[32];        /* 0 to 15; [REG_ZERO] stays 0; 17 to 31 scratch for the engine */
-    uint64_t rip;            /* of the running block's first byte; exact only between blocks */
-    const struct insn *insn; /* the instruction that runs now (set before anything that can raise) */
+    uint64_t gpr[32]; /* 0 to 15; [REG_ZERO] stays 0; 17 to 31 scratch for the engine */
+    uint64_t rip;     /* of the running block's first byte; exact only between blocks */
+    const struct insn
+        *insn; /* the instruction that runs now (set before anything that can raise) */
     struct soft_flags flags;
-    uint64_t rflags;         /* without the status bits, FLAGS_FIXED set */
+    uint64_t rflags; /* without the status bits, FLAGS_FIXED set */
     struct soft_segment seg[SEG_COUNT];
-    uint64_t tlb_context;    /* low 12 bits of a matching tag: the address space */
+    uint64_t code_base;   /* linear address of a fetch = code_base + RIP (32 bits outside 64-bit
+                           * mode); CS's limit is checked apart */
+    uint64_t stack_mask;  /* RSP bits that the stack uses: 16, 32 or 64 of them */
+    uint64_t tlb_context; /* low 12 bits of a matching tag: the address space */
     struct tlb_entry (*tlb)[TLB_ENTRIES]; /* the current index's three tables: tlb[kind][entry] */
     atomic_uint request;
-    int32_t budget;          /* instructions until the run loop looks at the clock */
+    int32_t budget; /* instructions until the run loop looks at the clock */
     uint8_t cpl;
-    uint8_t mode;            /* enum insn_mode of the code segment */
-    bool long_mode;          /* EFER.LMA */
+    uint8_t mode;   /* enum insn_mode of the code segment */
+    bool long_mode; /* EFER.LMA */
     bool interrupt_shadow;
-    struct block *block;     /* that runs now */
-    jmp_buf unwind;          /* where raise() goes */
+    struct block *block; /* that runs now */
+    jmp_buf unwind;      /* where raise() goes */
 
     /* -- architectural -- */
     struct x86_segment segment[SEG_COUNT];
@@ -127,17 +136,19 @@ struct soft_cpu {
 
     /* -- the event being raised (event.c) -- */
     struct {
-        bool pending;     /* to deliver before the next instruction */
+        bool pending; /* to deliver before the next instruction */
         uint8_t vector;
         bool has_error;
-        uint8_t kind;     /* enum event_kind */
+        uint8_t kind; /* enum event_kind */
         uint32_t error;
     } event;
+
+    uint64_t debug_hits; /* DR6 bits of data breakpoints that this instruction met (debug.h) */
 
     /* -- a read-modify-write that could not use the page directly (access.h) -- */
     struct {
         uint64_t linear;
-        unsigned size;    /* 0: none open */
+        unsigned size; /* 0: none open */
         uint8_t bytes[16];
     } bounce;
 
@@ -152,8 +163,8 @@ struct soft_cpu {
     struct lock wake_lock; /* LOCK_VCPU */
     pthread_cond_t wake;
     struct tlb_entry tlbs[TLB_INDEXES][TLB_KINDS][TLB_ENTRIES] __attribute__((aligned(64)));
-    void *mmu;             /* mmu.c's own: PCID contexts, listener queue */
-    void *run;             /* run.c's own: breakpoints, single-step */
+    void *mmu; /* mmu.c's own: PCID contexts, listener queue */
+    void *run; /* run.c's own: breakpoints, single-step */
 };
 
 static inline struct soft_cpu *soft_cpu_of(struct vcpu *vcpu) {
@@ -183,11 +194,19 @@ uint64_t insn_next_rip(const struct soft_cpu *cpu, const struct insn *insn);
 
 _Noreturn void raise_exception(struct soft_cpu *cpu, enum exception vector);
 _Noreturn void raise_error(struct soft_cpu *cpu, enum exception vector, uint32_t error);
-_Noreturn void raise_page_fault(struct soft_cpu *cpu, uint64_t linear, uint32_t error); /* sets CR2 */
+_Noreturn void raise_page_fault(struct soft_cpu *cpu, uint64_t linear,
+                                uint32_t error); /* sets CR2 */
 /* Leaves vcpu_run with cpu->exit; the instruction has not run. */
 _Noreturn void raise_exit(struct soft_cpu *cpu);
 
 /* ---- Events (event.c) ---- */
+
+/* After IF was set, the shadow ended or the task priority fell: makes the run loop look if the
+ * local APIC has something. */
+static inline void soft_check_interrupts(struct soft_cpu *cpu) {
+    if (cpu->lapic != NULL && lapic_attention(cpu->lapic))
+        atomic_fetch_or_explicit(&cpu->request, REQUEST_INTERRUPT, memory_order_relaxed);
+}
 
 enum event_kind {
     EVENT_FAULT,     /* RIP of the instruction that faulted; sets RF in the pushed image */
@@ -205,14 +224,25 @@ enum event_kind {
 bool event_deliver(struct soft_cpu *cpu, uint8_t vector, enum event_kind kind, bool has_error,
                    uint32_t error);
 
+/*
+ * INT n, INT3, INTO, from their handlers: delivers with RIP after the
+ * instruction and returns (the handler then returns, too: cpu->rip is set),
+ * or raises the fault that delivery met, with the instruction's own RIP.
+ */
+void event_software(struct soft_cpu *cpu, const struct insn *insn, uint8_t vector);
+
 /* ---- MMU (mmu.c) ---- */
 
 int mmu_init(struct soft_cpu *cpu, struct error *err);
 void mmu_destroy(struct soft_cpu *cpu);
-void mmu_flush_all(struct soft_cpu *cpu);                       /* every context, globals too */
+void mmu_flush_all(struct soft_cpu *cpu); /* every context, globals too */
 /* Forgets write entries for the page that holds host (it has become code). */
 void mmu_watch_code(struct soft_cpu *cpu, const void *host_page);
-/* CPL, AC, CR0/CR4, mode, segments changed: recompute cpu->tlb, seg[], mode, cpl-dependent state. */
+/*
+ * CPL, AC, CR0/CR4, EFER, segments changed: recompute cpu->tlb, seg[], stack_mask, mode, long_mode.
+ * cpu->cpl is an input (it is state: whoever changes it sets it first; loading a whole state takes
+ * it from SS.DPL), but real mode forces 0 and virtual-8086 mode 3.
+ */
 void mmu_mode_changed(struct soft_cpu *cpu);
 /* Serves REQUEST_FLUSH. */
 void mmu_serve_requests(struct soft_cpu *cpu);
