@@ -63,6 +63,7 @@ enum insn_operand {
     OPERAND_Lx,
     OPERAND_Pq, OPERAND_Qq, OPERAND_Qd, OPERAND_Nq,
     OPERAND_ST0, OPERAND_STi, /* x87 */
+    OPERAND_VSIB, /* memory by a vector of indexes: its register in insn.spare, insn.index unused */
 };
 
 /* Properties. */
