@@ -1,0 +1,378 @@
+/* Opens what is to be booted, chooses how, and lays it out in guest memory. */
+#include "machine/boot.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "machine/layout.h"
+
+struct boot {
+    char *kernel_path, *initrd_path, *cmdline;
+    int kernel_fd, initrd_fd;
+    enum boot_protocol protocol;
+    char description[160];
+};
+
+/* What one load puts together. */
+struct load {
+    struct memory *memory;
+    enum boot_protocol protocol;
+    struct boot_bytes kernel;
+    uint8_t *unpacked; /* owned */
+    bool is_bzimage;
+    struct bzimage bzimage;
+    struct elf_image elf;
+    const char *packing;       /* NULL: the file was not packed */
+    uint64_t entry, low, high; /* physical, what the kernel occupies until it has set itself up */
+    uint64_t initrd_limit;     /* its last byte lies below */
+    size_t cmdline_max;
+    struct boot_info info;
+};
+
+/* ---- Files ---- */
+
+static int open_file(const char *path, int *fd, struct error *err) {
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (*fd < 0)
+        return error_set_errno(err, -errno, "%s", path);
+    struct stat status;
+    if (fstat(*fd, &status) < 0)
+        return error_set_errno(err, -errno, "%s", path);
+    if (!S_ISREG(status.st_mode))
+        return error_set(err, -ENOEXEC, "%s: not a regular file", path);
+    return 0;
+}
+
+static int file_size(int fd, const char *path, uint64_t *size, struct error *err) {
+    struct stat status;
+    if (fstat(fd, &status) < 0)
+        return error_set_errno(err, -errno, "%s", path);
+    *size = (uint64_t)status.st_size;
+    return 0;
+}
+
+/* Reads exactly length bytes: a file that shrank meanwhile is an error. */
+static int read_exactly(int fd, const char *path, void *to, size_t length, uint64_t offset,
+                        struct error *err) {
+    uint8_t *p = to;
+    while (length > 0) {
+        ssize_t got = pread(fd, p, length, (off_t)offset);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return error_set_errno(err, -errno, "%s", path);
+        if (got == 0)
+            return error_set(err, -ENOEXEC, "%s: it became shorter while it was read", path);
+        p += got;
+        offset += (uint64_t)got;
+        length -= (size_t)got;
+    }
+    return 0;
+}
+
+static int read_kernel(const struct boot *boot, uint8_t **data, size_t *length, struct error *err) {
+    uint64_t size = 0;
+    int result = file_size(boot->kernel_fd, boot->kernel_path, &size, err);
+    if (result < 0)
+        return result;
+    if (size == 0)
+        return error_set(err, -ENOEXEC, "%s: the file is empty", boot->kernel_path);
+    if (size > BOOT_FILE_MAX)
+        return error_set(err, -E2BIG, "%s: %llu MiB is too large for a kernel", boot->kernel_path,
+                         (unsigned long long)(size >> 20));
+    *data = malloc(size);
+    if (*data == NULL)
+        return error_set(err, -ENOMEM, "%s: out of memory", boot->kernel_path);
+    *length = size;
+    result = read_exactly(boot->kernel_fd, boot->kernel_path, *data, size, 0, err);
+    if (result < 0) {
+        free(*data);
+        *data = NULL;
+    }
+    return result;
+}
+
+int boot_open(const char *kernel, const char *initrd, const char *cmdline,
+              enum boot_protocol protocol, struct boot **boot, struct error *err) {
+    struct boot *b = calloc(1, sizeof *b);
+    if (b == NULL)
+        return error_set(err, -ENOMEM, "out of memory");
+    b->kernel_fd = b->initrd_fd = -1;
+    b->protocol = protocol;
+    b->kernel_path = strdup(kernel);
+    b->initrd_path = initrd != NULL ? strdup(initrd) : NULL;
+    b->cmdline = strdup(cmdline != NULL ? cmdline : "");
+    int result = 0;
+    if (b->kernel_path == NULL || b->cmdline == NULL || (initrd != NULL && b->initrd_path == NULL))
+        result = error_set(err, -ENOMEM, "out of memory");
+    if (result == 0 && (result = open_file(kernel, &b->kernel_fd, err)) < 0)
+        error_prefix(err, "kernel");
+    if (result == 0 && initrd != NULL && (result = open_file(initrd, &b->initrd_fd, err)) < 0)
+        error_prefix(err, "initrd");
+    if (result < 0) {
+        boot_close(b);
+        return result;
+    }
+    *boot = b;
+    return 0;
+}
+
+void boot_close(struct boot *boot) {
+    if (boot == NULL)
+        return;
+    if (boot->kernel_fd >= 0)
+        close(boot->kernel_fd);
+    if (boot->initrd_fd >= 0)
+        close(boot->initrd_fd);
+    free(boot->kernel_path);
+    free(boot->initrd_path);
+    free(boot->cmdline);
+    free(boot);
+}
+
+const char *boot_describe(const struct boot *boot) {
+    return boot->description;
+}
+
+/* ---- The machine's memory ---- */
+
+static uint64_t low_ram_end(const struct memory *memory) {
+    uint64_t size = memory_ram_size(memory);
+    return size < LAYOUT_LOW_RAM_END ? size : LAYOUT_LOW_RAM_END;
+}
+
+unsigned boot_memory_map(const struct memory *memory, struct boot_range map[BOOT_MAP_MAX]) {
+    uint64_t size = memory_ram_size(memory), low = low_ram_end(memory);
+    unsigned n = 0;
+    map[n++] = (struct boot_range){0, LAYOUT_CONVENTIONAL_END, BOOT_RAM};
+    map[n++] = (struct boot_range){LAYOUT_CONVENTIONAL_END,
+                                   LAYOUT_EXTENDED_BASE - LAYOUT_CONVENTIONAL_END, BOOT_RESERVED};
+    map[n++] = (struct boot_range){LAYOUT_EXTENDED_BASE, low - LAYOUT_EXTENDED_BASE, BOOT_RAM};
+    map[n++] = (struct boot_range){LAYOUT_ECAM_BASE, LAYOUT_ECAM_SIZE, BOOT_RESERVED};
+    if (size > low)
+        map[n++] = (struct boot_range){LAYOUT_HIGH_RAM_BASE, size - low, BOOT_RAM};
+    return n;
+}
+
+/* ---- Kernels ---- */
+
+/* Names the memory that is missing, so that the user need not guess. */
+static int check_fits(const struct load *load, struct error *err) {
+    uint64_t end = low_ram_end(load->memory);
+    if (load->low < LAYOUT_EXTENDED_BASE)
+        return error_set(err, -ENOEXEC, "it wants to be loaded at %#llx, below 1 MiB",
+                         (unsigned long long)load->low);
+    if (load->high <= end)
+        return 0;
+    if (load->high > LAYOUT_LOW_RAM_END)
+        return error_set(err, -ENOEXEC, "it wants to be loaded up to %#llx, above 3 GiB",
+                         (unsigned long long)load->high);
+    return error_set(
+        err, -E2BIG,
+        "it needs memory up to %llu MiB and the machine has %llu MiB; use --memory %lluM or more",
+        (unsigned long long)((load->high + MIB(1) - 1) >> 20), (unsigned long long)(end >> 20),
+        (unsigned long long)((load->high + MIB(16)) >> 20));
+}
+
+static int load_bzimage(struct load *load, struct error *err) {
+    enum { ENTRY_64 = 0x200 };
+    const struct bzimage *image = &load->bzimage;
+    if (!image->entry_64)
+        return error_set(err, -ENOEXEC, "it has no 64-bit entry point (a 32-bit kernel?)");
+    load->low = image->preferred;
+    load->high = load->low + image->init_size;
+    if (image->preferred > LAYOUT_LOW_RAM_END)
+        return error_set(err, -ENOEXEC, "its header prefers an address above 3 GiB");
+    uint64_t kernel_size = image->file.length - image->setup_size;
+    if (load->high < load->low + kernel_size)
+        load->high = load->low + kernel_size;
+    int result = check_fits(load, err);
+    if (result < 0)
+        return result;
+    load->entry = load->low + ENTRY_64;
+    if (memory_write(load->memory, load->low, image->file.data + image->setup_size, kernel_size))
+        return error_set(err, -E2BIG, "it does not fit in the machine's memory");
+    return 0;
+}
+
+static int load_elf(struct load *load, struct error *err) {
+    const struct elf_image *elf = &load->elf;
+    bool pvh = load->protocol == BOOT_PVH;
+    if (pvh && !elf->has_pvh)
+        return error_set(err, -ENOEXEC, "it has no PVH entry point");
+    if (!pvh && !elf->is_64)
+        return error_set(err, -ENOEXEC, "a 32-bit ELF file without PVH entry point");
+    load->entry = pvh ? elf->pvh_entry : elf->entry;
+    load->low = elf->low;
+    load->high = elf->high;
+    if (load->entry < load->low || load->entry >= load->high)
+        return error_set(err, -ENOEXEC, "its entry point is outside of what it loads");
+    int result = check_fits(load, err);
+    return result < 0 ? result : elf_load(elf, load->memory, err);
+}
+
+/* Unpacks a bzImage unless it is to do that itself or lodge does not know the format. */
+static int unpack(struct load *load, struct error *err) {
+    load->is_bzimage = true;
+    load->initrd_limit = (uint64_t)load->bzimage.initrd_max + 1;
+    load->cmdline_max = load->bzimage.cmdline_max;
+    if (load->protocol == BOOT_BZIMAGE)
+        return 0;
+    size_t length = 0;
+    int result =
+        payload_unpack(load->bzimage.payload, &load->unpacked, &length, &load->packing, err);
+    if (result == -ENOTSUP && load->protocol == BOOT_AUTO) {
+        load->protocol = BOOT_BZIMAGE;
+        return 0;
+    }
+    if (result < 0)
+        return result;
+    struct boot_bytes bytes = {load->unpacked, length};
+    if (!elf_recognise(bytes))
+        return error_set(err, -ENOEXEC, "what it has packed is no ELF file");
+    if (load->protocol == BOOT_AUTO)
+        load->protocol = BOOT_ELF;
+    return elf_parse(bytes, &load->elf, err);
+}
+
+static int recognise(struct load *load, struct error *err) {
+    load->initrd_limit = INT32_MAX;
+    load->cmdline_max = LAYOUT_BOOT_CMDLINE_MAX - 1;
+    if (bzimage_recognise(load->kernel)) {
+        int result = bzimage_parse(load->kernel, &load->bzimage, err);
+        return result < 0 ? result : unpack(load, err);
+    }
+    if (!elf_recognise(load->kernel))
+        return error_set(err, -ENOEXEC, "neither a Linux bzImage nor an ELF file");
+    if (load->protocol == BOOT_BZIMAGE)
+        return error_set(err, -ENOEXEC, "an ELF file, not a bzImage");
+    int result = elf_parse(load->kernel, &load->elf, err);
+    if (result == 0 && load->protocol == BOOT_AUTO)
+        load->protocol = load->elf.has_pvh ? BOOT_PVH : BOOT_ELF;
+    return result;
+}
+
+static int load_kernel(struct load *load, struct error *err) {
+    int result = recognise(load, err);
+    if (result < 0)
+        return result;
+    return load->protocol == BOOT_BZIMAGE ? load_bzimage(load, err) : load_elf(load, err);
+}
+
+/* ---- Command line and initrd ---- */
+
+static int load_cmdline(struct load *load, const char *cmdline, struct error *err) {
+    size_t length = strlen(cmdline);
+    size_t most = load->cmdline_max < LAYOUT_BOOT_CMDLINE_MAX ? load->cmdline_max
+                                                              : LAYOUT_BOOT_CMDLINE_MAX - 1;
+    if (length > most)
+        return error_set(
+            err, -E2BIG,
+            "the command line has %zu characters, this kernel takes %zu; shorten --append", length,
+            most);
+    load->info.cmdline_size = length;
+    if (memory_write(load->memory, LAYOUT_BOOT_CMDLINE, cmdline, length + 1) < 0)
+        return error_set(err, -E2BIG, "the command line does not fit in the machine's memory");
+    return 0;
+}
+
+/* As high as it may be, so that it is out of the way of an unpacking kernel. */
+static int place_initrd(struct load *load, uint64_t size, struct error *err) {
+    uint64_t end = low_ram_end(load->memory);
+    if (end > load->initrd_limit)
+        end = load->initrd_limit;
+    uint64_t first = round_up(load->high, PAGE_SIZE);
+    if (first > end || size > end - first || round_down(end - size, PAGE_SIZE) < first)
+        return error_set(
+            err, -E2BIG,
+            "initrd: it has %llu KiB, and %llu KiB are free in memory above the kernel; "
+            "use a larger --memory",
+            (unsigned long long)((size + 1023) >> 10),
+            (unsigned long long)(first > end ? 0 : (end - first) >> 10));
+    load->info.initrd = round_down(end - size, PAGE_SIZE);
+    load->info.initrd_size = size;
+    return 0;
+}
+
+static int read_initrd(const struct boot *boot, const struct load *load, struct error *err) {
+    uint64_t done = 0;
+    while (done < load->info.initrd_size) {
+        size_t length = load->info.initrd_size - done;
+        void *to = memory_map(load->memory, load->info.initrd + done, &length, true);
+        if (to == NULL)
+            return error_set(err, -E2BIG, "initrd: it does not fit in the machine's memory");
+        int result = read_exactly(boot->initrd_fd, boot->initrd_path, to, length, done, err);
+        memory_unmap(load->memory, load->info.initrd + done, length);
+        if (result < 0)
+            return result;
+        done += length;
+    }
+    return 0;
+}
+
+static int load_initrd(const struct boot *boot, struct load *load, struct error *err) {
+    if (boot->initrd_fd < 0)
+        return 0;
+    uint64_t size = 0;
+    int result = file_size(boot->initrd_fd, boot->initrd_path, &size, err);
+    if (result == 0 && size == 0)
+        result = error_set(err, -ENOEXEC, "%s: the file is empty", boot->initrd_path);
+    if (result == 0)
+        result = place_initrd(load, size, err);
+    return result < 0 ? result : read_initrd(boot, load, err);
+}
+
+/* ---- Together ---- */
+
+static int prepare(struct load *load, struct x86_state *state, struct error *err) {
+    if (load->protocol == BOOT_PVH)
+        return pvh_prepare(load->memory, &load->info, load->entry, state, err);
+    return linux_prepare(load->memory, load->is_bzimage ? &load->bzimage : NULL, &load->info,
+                         load->entry, state, err);
+}
+
+static void describe(struct boot *boot, const struct load *load) {
+    static const char *const entries[] = {[BOOT_BZIMAGE] = "bzImage, 64-bit entry",
+                                          [BOOT_ELF] = "ELF, 64-bit entry",
+                                          [BOOT_PVH] = "ELF, PVH entry"};
+    int used = snprintf(boot->description, sizeof boot->description, "%s at %#llx",
+                        entries[load->protocol], (unsigned long long)load->entry);
+    if (load->packing != NULL)
+        snprintf(boot->description + used, sizeof boot->description - (size_t)used,
+                 ", unpacked (%s) by lodge", load->packing);
+}
+
+int boot_load(struct boot *boot, struct memory *memory, uint64_t rsdp, struct x86_state *state,
+              struct error *err) {
+    struct load load = {.memory = memory, .protocol = boot->protocol, .info.rsdp = rsdp};
+    uint8_t *data = NULL;
+    int result = read_kernel(boot, &data, &load.kernel.length, err);
+    load.kernel.data = data;
+    if (result < 0)
+        return error_prefix(err, "kernel");
+    if ((result = load_kernel(&load, err)) < 0)
+        error_prefix(err, "kernel: %s", boot->kernel_path);
+    else if ((result = load_cmdline(&load, boot->cmdline, err)) == 0 &&
+             (result = load_initrd(boot, &load, err)) == 0)
+        result = prepare(&load, state, err);
+    if (result == 0)
+        describe(boot, &load);
+    free(load.unpacked);
+    free(data);
+    return result;
+}
+
+int boot_load_bytes(struct boot_bytes kernel, enum boot_protocol protocol, struct memory *memory,
+                    struct x86_state *state, struct error *err) {
+    struct load load = {.memory = memory, .protocol = protocol, .kernel = kernel};
+    int result = load_kernel(&load, err);
+    if (result == 0)
+        result = load_cmdline(&load, "", err);
+    if (result == 0)
+        result = prepare(&load, state, err);
+    free(load.unpacked);
+    return result;
+}
