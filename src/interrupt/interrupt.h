@@ -37,13 +37,15 @@ int irqchip_create(struct memory *memory, struct ports *ports, struct vm_clock *
                    struct irqchip **chip, struct error *err);
 void irqchip_destroy(struct irqchip *chip);
 void irqchip_reset(struct irqchip *chip);
-/* For snapshot and inspection: the chip's table and object. The local APICs' tables are nested. */
+/* For snapshot and inspection: the chip's table and object. Local APICs have their own table
+ * (lapic_state), saved with their vCPUs. */
 const struct state_table *irqchip_state(const struct irqchip *chip, void **object);
 
 /*
  * Sets a line (global system interrupt 0 to 23). Lines 0 to 15 reach the
  * 8259s and the I/O APIC, 16 to 23 the I/O APIC alone. ISA IRQ 0 is wired to
- * I/O APIC pin 2. Lines shared by several devices: use irq_source below.
+ * I/O APIC pin 2. Lines shared by several devices: use struct irq_wire below
+ * (irq_set is its source 0).
  */
 void irq_set(struct irqchip *chip, unsigned gsi, bool level);
 
@@ -60,6 +62,10 @@ void msi_send(struct irqchip *chip, struct msi_message message);
 
 /* ---- For engines with local APICs of their own (KVM) ---- */
 
+/*
+ * message and external are called with the chip's lock held (rank
+ * LOCK_IRQCHIP) and must not call the chip; routes_changed is called without.
+ */
 struct irq_delivery {
     void (*message)(void *context, struct msi_message message);
     /* The 8259's INTR output changed; fetch the vector with irqchip_pic_ack. */
@@ -68,6 +74,7 @@ struct irq_delivery {
     void (*routes_changed)(void *context);
     void *context;
 };
+/* NULL: none any more. */
 void irqchip_set_delivery(struct irqchip *chip, const struct irq_delivery *delivery);
 
 /* Acknowledges the 8259s: the vector to inject, or -1 when INTR is not raised. */
@@ -94,7 +101,8 @@ const struct state_table *lapic_state(void);
 
 /* The vCPU's own thread only, all of these: */
 
-/* Cheap (one or two loads): true when lapic_ack would answer a vector, an NMI/INIT/SIPI/SMI waits. */
+/* Cheap (one or two loads): true when lapic_ack would answer a vector, an NMI/INIT/SIPI/SMI waits.
+ */
 bool lapic_attention(struct lapic *lapic);
 /* The vector to deliver now (taken: IRR to ISR), from the local APIC or the 8259s; -1 for none.
  * Only call with the CPU ready to take an interrupt. */
