@@ -19,6 +19,7 @@ enum lock_rank {
     LOCK_LAPIC,     /* one local APIC's timer and delivery state */
     LOCK_MEMORY,    /* the region table, views */
     LOCK_VCPU,      /* a vCPU's wake-up condition */
+    LOCK_CLOCK,     /* the VM's clock and its list of timers */
     LOCK_LOOP,      /* the event loop's list of posted calls, timers */
     LOCK_LOG,       /* the last: anybody may log */
 };

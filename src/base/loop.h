@@ -47,7 +47,10 @@ int loop_post(struct loop *loop, loop_handler *handler, void *context);
 bool loop_is_here(const struct loop *loop);
 
 /*
- * Watches a file descriptor for the events named (LOOP_READ, LOOP_WRITE).
+ * Watches a file descriptor for the events named. LOOP_HANGUP, if asked for:
+ * the peer stopped sending (what it sent before may still be unread). Asked
+ * for or not, an error on the descriptor ends the watch and is told once as
+ * LOOP_HANGUP|LOOP_READ; reading tells which error.
  * The caller keeps ownership of fd and must remove the watch before closing it.
  */
 int loop_fd_add(struct loop *loop, int fd, unsigned events, loop_fd_handler *handler, void *context,
