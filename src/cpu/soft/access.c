@@ -1,0 +1,364 @@
+/*
+ * Accesses that the inlined fast path of access.h leaves: page straddling,
+ * I/O, watched code, breakpoints, faults, and segments that need a look.
+ */
+#include "cpu/soft/access.h"
+
+#include "base/bytes.h"
+#include "cpu/soft/debug.h"
+#include "cpu/soft/mmu.h"
+
+void raise_fault(struct soft_cpu *cpu, const struct fault *fault) {
+    if (fault->vector == FAULT_STOP)
+        raise_exit(cpu);
+    if (fault->vector == EXC_PF)
+        raise_page_fault(cpu, fault->address, fault->error);
+    if (fault->has_error)
+        raise_error(cpu, fault->vector, fault->error);
+    raise_exception(cpu, fault->vector);
+}
+
+/* ---- Segments ---- */
+
+static bool limit_check(const struct x86_segment *s, uint64_t offset, unsigned size) {
+    uint64_t last = offset + (size - 1);
+    if ((s->attributes & 0xc) != 4 || !(s->attributes & SEG_S))
+        return last <= s->limit;
+    return offset > s->limit && last <= (s->attributes & SEG_DB ? UINT32_MAX : UINT16_MAX);
+}
+
+static bool type_check(const struct soft_cpu *cpu, const struct x86_segment *s, bool write) {
+    if (!(cpu->cr0 & CR0_PE) || cpu->rflags & FLAG_VM)
+        return true;
+    if (!(s->attributes & SEG_P))
+        return false;
+    bool code = s->attributes & 8, second = s->attributes & 2;
+    return write ? !code && second : !code || second;
+}
+
+bool segment_check(struct soft_cpu *cpu, unsigned seg, uint64_t offset, unsigned size, bool write,
+                   uint64_t *linear, struct fault *fault) {
+    enum exception vector = seg == SEG_SS ? EXC_SS : EXC_GP;
+    const struct x86_segment *s = &cpu->segment[seg];
+    if (cpu->mode == INSN_MODE_64) {
+        *linear = (seg >= SEG_FS ? s->base : 0) + offset;
+        if (linear_canonical(*linear) && linear_canonical(*linear + (size - 1)))
+            return true;
+        return fault_set(fault, vector, 0);
+    }
+    *linear = (uint32_t)(s->base + offset);
+    if (!type_check(cpu, s, write) || !limit_check(s, offset, size))
+        return fault_set(fault, vector, 0);
+    return true;
+}
+
+/* ---- Pages ---- */
+
+/* An access over at most two pages. */
+struct span {
+    struct mmu_page *page[2]; /* the second is NULL when there is just one */
+    uint64_t linear;
+    unsigned first; /* bytes on the first page */
+    unsigned size;
+};
+
+static bool span_translate(struct soft_cpu *cpu, uint64_t linear, unsigned size, unsigned access,
+                           struct span *span, struct fault *fault) {
+    unsigned room = PAGE_SIZE - (linear & (PAGE_SIZE - 1));
+    bool wide = cpu->mode == INSN_MODE_64 || (cpu->long_mode && access & ACCESS_IMPLICIT);
+    if (wide && !(linear_canonical(linear) && linear_canonical(linear + (size - 1))))
+        return fault_set(fault, EXC_GP, 0);
+    *span = (struct span){.linear = linear, .size = size, .first = size < room ? size : room};
+    span->page[0] = mmu_translate(cpu, linear, access, fault);
+    if (span->page[0] == NULL)
+        return false;
+    if (span->first == size)
+        return true;
+    uint64_t second = linear + room;
+    span->page[1] = mmu_translate(cpu, wide ? second : (uint32_t)second, access, fault);
+    return span->page[1] != NULL;
+}
+
+static void note_breakpoints(struct soft_cpu *cpu, const struct span *span, unsigned access) {
+    bool watched = span->page[0]->breakpoint || (span->page[1] && span->page[1]->breakpoint);
+    if (unlikely(watched) && !(access & ACCESS_IMPLICIT))
+        debug_note_access(cpu, span->linear, span->size, access & ACCESS_WRITE);
+}
+
+/* Plain copies of the sizes that must not tear. */
+static void copy_bytes(void *to, const void *from, unsigned size) {
+    switch (size) {
+    case 1:
+        memcpy(to, from, 1);
+        break;
+    case 2:
+        memcpy(to, from, 2);
+        break;
+    case 4:
+        memcpy(to, from, 4);
+        break;
+    case 8:
+        memcpy(to, from, 8);
+        break;
+    case 16:
+        memcpy(to, from, 16);
+        break;
+    default:
+        memcpy(to, from, size);
+        break;
+    }
+}
+
+/* The largest naturally aligned piece of at most 8 bytes that starts at gpa. */
+static unsigned piece_of(uint64_t gpa, unsigned size) {
+    unsigned piece = 8;
+    while (piece > size || gpa & (piece - 1))
+        piece /= 2;
+    return piece;
+}
+
+/* The local APIC's registers are 32 bits wide on 16-byte boundaries; other sizes read a part. */
+static uint64_t lapic_read_piece(struct soft_cpu *cpu, unsigned offset, unsigned size) {
+    uint64_t value = lapic_mmio_read(cpu->lapic, offset & ~3u);
+    return value >> 8 * (offset & 3) & bytes_mask(size);
+}
+
+static void io_read(struct soft_cpu *cpu, const struct mmu_page *page, unsigned offset, void *to,
+                    unsigned size) {
+    cpu->counters.exits++;
+    while (size != 0) {
+        unsigned piece = piece_of(page->gpa + offset, size);
+        uint64_t value = page->lapic ? lapic_read_piece(cpu, offset, piece)
+                                     : memory_io_read(cpu->memory, page->gpa + offset, piece);
+        store_le(to, value, piece);
+        to = (uint8_t *)to + piece;
+        offset += piece;
+        size -= piece;
+    }
+}
+
+static void io_write(struct soft_cpu *cpu, const struct mmu_page *page, unsigned offset,
+                     const void *from, unsigned size) {
+    cpu->counters.exits++;
+    uint64_t base = page->gpa;
+    bool lapic = page->lapic; /* a write may flush the entry */
+    while (size != 0) {
+        unsigned piece = piece_of(base + offset, size);
+        uint64_t value = load_le(from, piece);
+        if (!lapic)
+            memory_io_write(cpu->memory, base + offset, value, piece);
+        else if (piece >= 4)
+            lapic_mmio_write(cpu->lapic, offset, (uint32_t)value);
+        from = (const uint8_t *)from + piece;
+        offset += piece;
+        size -= piece;
+    }
+}
+
+static void page_read(struct soft_cpu *cpu, const struct mmu_page *page, uint64_t linear, void *to,
+                      unsigned size) {
+    unsigned offset = linear & (PAGE_SIZE - 1);
+    if (likely(page->host != NULL))
+        copy_bytes(to, page->host + offset, size);
+    else
+        io_read(cpu, page, offset, to, size);
+}
+
+static void mark_dirty(const struct mmu_page *page) {
+    if (!(atomic_load_explicit(page->flags, memory_order_relaxed) & MEM_PAGE_DIRTY))
+        atomic_fetch_or(page->flags, MEM_PAGE_DIRTY);
+}
+
+static bool is_watched_code(const struct mmu_page *page) {
+    return atomic_load_explicit(page->flags, memory_order_relaxed) & MEM_PAGE_CODE;
+}
+
+static void page_write(struct soft_cpu *cpu, const struct mmu_page *page, uint64_t linear,
+                       const void *from, unsigned size) {
+    unsigned offset = linear & (PAGE_SIZE - 1);
+    if (unlikely(page->host == NULL)) {
+        io_write(cpu, page, offset, from, size);
+        return;
+    }
+    if (page->rom)
+        return;
+    mark_dirty(page);
+    copy_bytes(page->host + offset, from, size);
+    if (unlikely(is_watched_code(page)))
+        mmu_code_written(cpu, page->gpa + offset, size);
+}
+
+static void span_read(struct soft_cpu *cpu, const struct span *span, void *to) {
+    page_read(cpu, span->page[0], span->linear, to, span->first);
+    if (span->page[1] != NULL)
+        page_read(cpu, span->page[1], 0, (uint8_t *)to + span->first, span->size - span->first);
+}
+
+static void span_write(struct soft_cpu *cpu, const struct span *span, const void *from) {
+    /* Copies: what an I/O write does to the translations must not reach the second part. */
+    struct mmu_page second = span->page[1] != NULL ? *span->page[1] : (struct mmu_page){0};
+    page_write(cpu, span->page[0], span->linear, from, span->first);
+    if (span->page[1] != NULL)
+        page_write(cpu, &second, 0, (const uint8_t *)from + span->first,
+                   span->size - span->first);
+}
+
+bool linear_read(struct soft_cpu *cpu, uint64_t linear, void *to, unsigned size, unsigned access,
+                 struct fault *fault) {
+    struct span span;
+    if (!span_translate(cpu, linear, size, access, &span, fault))
+        return false;
+    note_breakpoints(cpu, &span, access);
+    span_read(cpu, &span, to);
+    return true;
+}
+
+bool linear_write(struct soft_cpu *cpu, uint64_t linear, const void *from, unsigned size,
+                  unsigned access, struct fault *fault) {
+    struct span span;
+    if (!span_translate(cpu, linear, size, access | ACCESS_WRITE, &span, fault))
+        return false;
+    note_breakpoints(cpu, &span, access | ACCESS_WRITE);
+    span_write(cpu, &span, from);
+    return true;
+}
+
+/* ---- By segment and offset ---- */
+
+/* #AC comes after everything else (APM vol. 2, 8.2.18). x87's ten bytes count as eight. */
+static bool alignment_check(const struct soft_cpu *cpu, uint64_t linear, unsigned size,
+                            struct fault *fault) {
+    if (likely(!(cpu->rflags & FLAG_AC)) || !(cpu->cr0 & CR0_AM) || cpu->cpl != 3)
+        return true;
+    unsigned natural = size == 10 ? 8 : size;
+    if (natural > 1 && is_power_of_two(natural) && linear & (natural - 1))
+        return fault_set(fault, EXC_AC, 0);
+    return true;
+}
+
+static bool operand_translate(struct soft_cpu *cpu, unsigned seg, uint64_t offset, unsigned size,
+                              unsigned access, struct span *span, struct fault *fault) {
+    uint64_t linear;
+    access |= access_by_cpl(cpu);
+    if (!segment_check(cpu, seg, offset, size, access & ACCESS_WRITE, &linear, fault) ||
+        !span_translate(cpu, linear, size, access, span, fault) ||
+        !alignment_check(cpu, linear, size, fault))
+        return false;
+    note_breakpoints(cpu, span, access);
+    return true;
+}
+
+void access_read_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, void *to,
+                      unsigned size) {
+    struct fault fault;
+    struct span span;
+    if (!operand_translate(cpu, seg, offset, size, 0, &span, &fault))
+        raise_fault(cpu, &fault);
+    if (span.page[1] == NULL)
+        mmu_enter(cpu, span.linear, span.page[0], TLB_READ);
+    span_read(cpu, &span, to);
+}
+
+void access_write_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, const void *from,
+                       unsigned size) {
+    struct fault fault;
+    struct span span;
+    if (!operand_translate(cpu, seg, offset, size, ACCESS_WRITE, &span, &fault))
+        raise_fault(cpu, &fault);
+    if (span.page[1] == NULL)
+        mmu_enter(cpu, span.linear, span.page[0], TLB_WRITE);
+    span_write(cpu, &span, from);
+}
+
+/* ---- Read-modify-write ---- */
+
+/* Straddling operands of all processors take turns. */
+static pthread_mutex_t split_mutex = PTHREAD_MUTEX_INITIALIZER;
+
+void *rmw_begin_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, unsigned size) {
+    struct fault fault;
+    struct span span;
+    struct mmu *mmu = mmu_of(cpu);
+    if (!operand_translate(cpu, seg, offset, size, ACCESS_WRITE, &span, &fault))
+        raise_fault(cpu, &fault);
+    struct mmu_page *page = span.page[0];
+    bool single = span.page[1] == NULL, plain = single && page->host != NULL && !page->rom;
+    cpu->bounce.linear = span.linear;
+    mmu->rmw.page[0] = page;
+    mmu->rmw.page[1] = span.page[1];
+    mmu->rmw.first = span.first;
+    mmu->rmw.direct = plain;
+    mmu->rmw.locked = !single;
+    if (plain) {
+        mark_dirty(page);
+        mmu_enter(cpu, span.linear, page, TLB_WRITE);
+        if (is_watched_code(page))
+            cpu->bounce.size = size;
+        return page->host + (span.linear & (PAGE_SIZE - 1));
+    }
+    if (!single)
+        pthread_mutex_lock(&split_mutex);
+    cpu->bounce.size = size;
+    span_read(cpu, &span, cpu->bounce.bytes);
+    return cpu->bounce.bytes;
+}
+
+void rmw_end_slow(struct soft_cpu *cpu) {
+    struct mmu *mmu = mmu_of(cpu);
+    struct span span = {.page = {mmu->rmw.page[0], mmu->rmw.page[1]},
+                        .linear = cpu->bounce.linear,
+                        .first = mmu->rmw.first,
+                        .size = cpu->bounce.size};
+    cpu->bounce.size = 0;
+    if (mmu->rmw.direct) {
+        mmu_code_written(cpu, span.page[0]->gpa + (span.linear & (PAGE_SIZE - 1)), span.size);
+        return;
+    }
+    span_write(cpu, &span, cpu->bounce.bytes);
+    if (mmu->rmw.locked)
+        pthread_mutex_unlock(&split_mutex);
+}
+
+/* ---- Runs ---- */
+
+void *access_run(struct soft_cpu *cpu, enum tlb_kind kind, unsigned seg, uint64_t offset,
+                 size_t *length) {
+    void *host = access_fast(cpu, kind, seg, offset, 1);
+    uint64_t linear;
+    struct fault fault;
+    if (!segment_check(cpu, seg, offset, 1, kind == TLB_WRITE, &linear, &fault))
+        return NULL;
+    if (host == NULL) {
+        unsigned access = (kind == TLB_WRITE ? ACCESS_WRITE : 0) | access_by_cpl(cpu);
+        struct mmu_page *page = mmu_translate(cpu, linear, access, &fault);
+        if (page == NULL)
+            return NULL;
+        mmu_enter(cpu, linear, page, kind);
+        host = access_fast(cpu, kind, seg, offset, 1);
+        if (host == NULL)
+            return NULL;
+    }
+    size_t room = PAGE_SIZE - (linear & (PAGE_SIZE - 1));
+    uint64_t last = kind == TLB_WRITE ? cpu->seg[seg].write.last : cpu->seg[seg].read.last;
+    if (last - offset < room)
+        room = last - offset + 1;
+    if (*length > room)
+        *length = room;
+    return host;
+}
+
+/* ---- The processor's own accesses ---- */
+
+uint64_t system_load(struct soft_cpu *cpu, uint64_t linear, unsigned size) {
+    struct fault fault;
+    uint64_t value = 0;
+    if (!linear_read(cpu, linear, &value, size, ACCESS_IMPLICIT, &fault))
+        raise_fault(cpu, &fault);
+    return value;
+}
+
+void system_store(struct soft_cpu *cpu, uint64_t linear, uint64_t value, unsigned size) {
+    struct fault fault;
+    if (!linear_write(cpu, linear, &value, size, ACCESS_IMPLICIT, &fault))
+        raise_fault(cpu, &fault);
+}

@@ -1,0 +1,482 @@
+/*
+ * The software TLB: filling, flushing, contexts, what memory tells
+ * (listeners), and what follows from a change of mode.
+ *
+ * Page table changes by other processors need nothing here: as on hardware,
+ * the guest sends an interrupt and flushes.
+ */
+#include "cpu/soft/mmu.h"
+
+#include <stdlib.h>
+
+#include "base/bytes.h"
+#include "base/log.h"
+#include "cpu/soft/debug.h"
+
+/* ---- Contexts and flushes ---- */
+
+static void level1_clear(struct soft_cpu *cpu) {
+    memset(cpu->tlbs, 0xff, sizeof cpu->tlbs); /* TLB_EMPTY */
+}
+
+/* Numbers have run out: nothing cached survives, and counting starts anew. */
+static void contexts_restart(struct soft_cpu *cpu) {
+    struct mmu *mmu = mmu_of(cpu);
+    level1_clear(cpu);
+    memset(mmu->pages, 0xff, sizeof mmu->pages);
+    memset(mmu->directories, 0xff, sizeof mmu->directories);
+    memset(mmu->large, 0, sizeof mmu->large);
+    memset(mmu->huge, 0, sizeof mmu->huge);
+    memset(mmu->context_of, 0, sizeof mmu->context_of);
+    mmu->generation = 1;
+    mmu->global_context = 0;
+    mmu->next_context = 1;
+}
+
+static unsigned present_pcid(const struct soft_cpu *cpu) {
+    return cpu->cr4 & CR4_PCIDE ? cpu->cr3 & (PCID_COUNT - 1) : 0;
+}
+
+static void context_assign(struct soft_cpu *cpu, unsigned pcid, unsigned context) {
+    struct mmu *mmu = mmu_of(cpu);
+    mmu->context_of[pcid] = mmu->generation << 12 | context;
+    cpu->tlb_context = context;
+}
+
+/* The present address space starts with nothing cached. */
+static void context_renew(struct soft_cpu *cpu, unsigned pcid) {
+    struct mmu *mmu = mmu_of(cpu);
+    if (mmu->next_context > MMU_LAST_CONTEXT)
+        contexts_restart(cpu);
+    context_assign(cpu, pcid, mmu->next_context++);
+}
+
+void mmu_set_space(struct soft_cpu *cpu, unsigned pcid, bool keep) {
+    struct mmu *mmu = mmu_of(cpu);
+    uint32_t held = mmu->context_of[pcid];
+    if (keep && held >> 12 == mmu->generation)
+        cpu->tlb_context = held & 0xfff;
+    else
+        context_renew(cpu, pcid);
+}
+
+void mmu_flush_space(struct soft_cpu *cpu, unsigned pcid) {
+    if (pcid == present_pcid(cpu))
+        context_renew(cpu, pcid);
+    else
+        mmu_of(cpu)->context_of[pcid] = 0;
+}
+
+void mmu_flush_spaces(struct soft_cpu *cpu) {
+    mmu_of(cpu)->generation++;
+    context_renew(cpu, present_pcid(cpu));
+}
+
+void mmu_flush_all(struct soft_cpu *cpu) {
+    struct mmu *mmu = mmu_of(cpu);
+    /* Two numbers are needed; a restart between them would clear the first. */
+    if (mmu->next_context + 1 > MMU_LAST_CONTEXT)
+        contexts_restart(cpu);
+    mmu->global_context = mmu->next_context++;
+    mmu_flush_spaces(cpu);
+}
+
+static void level1_drop_page(struct soft_cpu *cpu, uint64_t page) {
+    unsigned slot = (page >> PAGE_SHIFT) & (TLB_ENTRIES - 1);
+    for (unsigned index = 0; index < TLB_INDEXES; index++)
+        for (unsigned kind = 0; kind < TLB_KINDS; kind++)
+            if ((cpu->tlbs[index][kind][slot].tag & PAGE_MASK) == page)
+                cpu->tlbs[index][kind][slot].tag = TLB_EMPTY;
+}
+
+static bool bit_test(const uint64_t *bits, uint64_t n) {
+    return bits[n / 64 % (MMU_LARGE_BITS / 64)] >> (n % 64) & 1;
+}
+
+static void bit_set(uint64_t *bits, uint64_t n) {
+    bits[n / 64 % (MMU_LARGE_BITS / 64)] |= UINT64_C(1) << (n % 64);
+}
+
+/* Forgets every context's entry of the page: also right for global ones, which are in none. */
+void mmu_flush_page(struct soft_cpu *cpu, uint64_t linear) {
+    struct mmu *mmu = mmu_of(cpu);
+    uint64_t page = linear & PAGE_MASK;
+    if (bit_test(mmu->huge, linear >> 30)) {
+        mmu_flush_all(cpu);
+        return;
+    }
+    /* INVLPG also forgets what upper levels said (APM vol. 2, 5.5.2); ours are few. */
+    mmu->directories[(linear >> 21) % MMU_DIRECTORIES].tag = TLB_EMPTY;
+    uint64_t count = 1;
+    if (bit_test(mmu->large, linear >> 21)) {
+        page = linear & ~(MIB(2) - 1);
+        count = MIB(2) / PAGE_SIZE;
+    }
+    for (; count != 0; count--, page += PAGE_SIZE) {
+        level1_drop_page(cpu, page);
+        struct mmu_page *entry = &mmu->pages[(page >> PAGE_SHIFT) & (MMU_PAGES - 1)];
+        if ((entry->tag & PAGE_MASK) == page)
+            entry->tag = TLB_EMPTY;
+    }
+}
+
+void mmu_drop_writes(struct soft_cpu *cpu) {
+    for (unsigned index = 0; index < TLB_INDEXES; index++)
+        memset(cpu->tlbs[index][TLB_WRITE], 0xff, sizeof cpu->tlbs[index][TLB_WRITE]);
+}
+
+/* ---- Filling ---- */
+
+static bool is_lapic_page(const struct soft_cpu *cpu, uint64_t gpa) {
+    enum { APIC_X2 = 1 << 10, APIC_ENABLED = 1 << 11 };
+    if (cpu->lapic == NULL)
+        return false;
+    uint64_t base = lapic_base(cpu->lapic);
+    return (base & (APIC_ENABLED | APIC_X2)) == APIC_ENABLED &&
+           ((base ^ gpa) & ((UINT64_C(1) << 48) - 1) & PAGE_MASK) == 0;
+}
+
+/* 4 MiB pages of the 32-bit format are two of 2 MiB. */
+static void remember_large(struct mmu *mmu, uint64_t linear, uint64_t size) {
+    if (size == GIB(1))
+        bit_set(mmu->huge, linear >> 30);
+    else if (size == MIB(4)) {
+        bit_set(mmu->large, linear >> 22 << 1);
+        bit_set(mmu->large, linear >> 22 << 1 | 1);
+    } else if (size == MIB(2))
+        bit_set(mmu->large, linear >> 21);
+}
+
+static struct mmu_page *page_fill(struct soft_cpu *cpu, struct mmu_page *entry, uint64_t linear,
+                                  const struct walk *walk) {
+    struct mmu *mmu = mmu_of(cpu);
+    struct mem_page page;
+    view_page(cpu->view, walk->gpa, &page);
+    *entry = (struct mmu_page){
+        .tag = (linear & PAGE_MASK) | (walk->global ? mmu->global_context : cpu->tlb_context),
+        .gpa = walk->gpa,
+        .host = page.host,
+        .flags = page.flags,
+        .rights = walk->rights,
+        .view_rights = page.rights,
+        .rom = page.rom,
+        .breakpoint = debug_watches_page(cpu, linear & PAGE_MASK),
+    };
+    if (is_lapic_page(cpu, walk->gpa)) {
+        entry->host = NULL;
+        entry->lapic = true;
+    } else if (page.host != NULL) {
+        entry->gpa = page.region_gpa;
+    }
+    remember_large(mmu, linear, walk->size);
+    return entry;
+}
+
+/* What the view refuses ends the run: the machine decides (introspection, code integrity). */
+static bool view_allows(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *page,
+                        unsigned access, struct fault *fault) {
+    unsigned wanted = access & ACCESS_FETCH ? MEM_EXECUTE
+                      : access & ACCESS_WRITE ? MEM_WRITE
+                                              : MEM_READ;
+    if (likely(page->view_rights & wanted) || page->host == NULL || (page->rom && wanted == MEM_WRITE))
+        return true;
+    cpu->exit = (struct vcpu_exit){.stop = VCPU_TRAP,
+                                   .gpa = page->gpa | (linear & (PAGE_SIZE - 1)),
+                                   .gva = linear,
+                                   .access = wanted};
+    fault->vector = FAULT_STOP;
+    return false;
+}
+
+struct mmu_page *mmu_translate(struct soft_cpu *cpu, uint64_t linear, unsigned access,
+                               struct fault *fault) {
+    struct mmu *mmu = mmu_of(cpu);
+    struct mmu_page *entry = &mmu->pages[(linear >> PAGE_SHIFT) & (MMU_PAGES - 1)];
+    uint64_t page = linear & PAGE_MASK;
+    if ((entry->tag != (page | cpu->tlb_context) && entry->tag != (page | mmu->global_context)) ||
+        !mmu_allows(cpu, entry->rights, access)) {
+        struct walk walk;
+        if (!mmu_walk(cpu, linear, access, &walk, fault)) {
+            if ((entry->tag & PAGE_MASK) == page)
+                mmu_flush_page(cpu, linear);
+            return NULL;
+        }
+        page_fill(cpu, entry, linear, &walk);
+    }
+    return view_allows(cpu, linear, entry, access, fault) ? entry : NULL;
+}
+
+static void level1_enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *page,
+                         enum tlb_kind kind) {
+    struct tlb_entry *entry = &cpu->tlb[kind][(linear >> PAGE_SHIFT) & (TLB_ENTRIES - 1)];
+    entry->tag = (linear & PAGE_MASK) | cpu->tlb_context;
+    entry->addend = (uintptr_t)page->host - (uintptr_t)(linear & PAGE_MASK);
+}
+
+void mmu_enter(struct soft_cpu *cpu, uint64_t linear, struct mmu_page *page, enum tlb_kind kind) {
+    if (page->host == NULL || page->breakpoint)
+        return;
+    if (kind != TLB_WRITE) {
+        level1_enter(cpu, linear, page, kind);
+        return;
+    }
+    if (page->rom)
+        return;
+    /* First the entry, then the look at the flag: whoever marks the page as code after that finds
+     * the entry, or asks us to drop it (mmu_watch_code). */
+    atomic_fetch_or(page->flags, MEM_PAGE_DIRTY);
+    level1_enter(cpu, linear, page, kind);
+    if (atomic_load(page->flags) & MEM_PAGE_CODE)
+        cpu->tlb[TLB_WRITE][(linear >> PAGE_SHIFT) & (TLB_ENTRIES - 1)].tag = TLB_EMPTY;
+}
+
+bool mmu_fetch(struct soft_cpu *cpu, uint64_t linear, struct code_page *code) {
+    struct fault fault;
+    if (!(cpu->mode == INSN_MODE_64)) {
+        linear = (uint32_t)linear;
+    } else if (unlikely(!linear_canonical(linear))) {
+        fault_set(&fault, EXC_GP, 0);
+        raise_fault(cpu, &fault);
+    }
+    struct mmu_page *page =
+        mmu_translate(cpu, linear, ACCESS_FETCH | access_by_cpl(cpu), &fault);
+    if (unlikely(page == NULL))
+        raise_fault(cpu, &fault);
+    if (page->host == NULL)
+        return false;
+    mmu_enter(cpu, linear, page, TLB_FETCH);
+    unsigned offset = linear & (PAGE_SIZE - 1);
+    *code = (struct code_page){.host = page->host + offset,
+                               .gpa = page->gpa + offset,
+                               .available = PAGE_SIZE - offset,
+                               .flags = page->flags};
+    return true;
+}
+
+/* ---- Watched code ---- */
+
+/* Which MMU the present thread is in, while it tells listeners of a change of its own. */
+static _Thread_local struct mmu *mmu_here;
+
+static pthread_mutex_t all_mutex = PTHREAD_MUTEX_INITIALIZER;
+static struct mmu *all_mmus;
+
+static void want(struct mmu *mmu, unsigned what) {
+    atomic_fetch_or(&mmu->wanted, what);
+    atomic_fetch_or(&mmu->cpu->request, REQUEST_FLUSH);
+}
+
+void mmu_code_written(struct soft_cpu *cpu, uint64_t gpa, size_t length) {
+    struct mmu *before = mmu_here;
+    mmu_here = mmu_of(cpu);
+    memory_code_written(cpu->memory, gpa, length);
+    mmu_here = before;
+}
+
+void mmu_watch_code(struct soft_cpu *cpu, const void *host_page) {
+    for (unsigned index = 0; index < TLB_INDEXES; index++) {
+        for (unsigned i = 0; i < TLB_ENTRIES; i++) {
+            struct tlb_entry *entry = &cpu->tlbs[index][TLB_WRITE][i];
+            if (entry->addend + (entry->tag & PAGE_MASK) == (uintptr_t)host_page)
+                entry->tag = TLB_EMPTY;
+        }
+    }
+    if (cpu->vcpu.engine == NULL || cpu->vcpu.engine->config.vcpus <= 1)
+        return;
+    /* Other processors drop theirs at their next block's end. What they wrote in between they
+     * report then, as if written just now: cross-modified code needs their synchronisation
+     * anyway. */
+    pthread_mutex_lock(&all_mutex);
+    for (struct mmu *mmu = all_mmus; mmu != NULL; mmu = mmu->next)
+        if (mmu->cpu != cpu && mmu->cpu->memory == cpu->memory)
+            want(mmu, WANT_DROP_WRITES);
+    pthread_mutex_unlock(&all_mutex);
+}
+
+/* ---- What memory tells ---- */
+
+static void listen_changed(void *context, const struct view *view, uint64_t gpa, uint64_t size) {
+    struct mmu *mmu = context;
+    if (mmu == mmu_here)
+        mmu_flush_all(mmu->cpu);
+    else
+        want(mmu, WANT_FLUSH);
+}
+
+static void listen_code_written(void *context, uint64_t gpa, size_t length) {
+    struct mmu *mmu = context;
+    if (mmu == mmu_here) {
+        block_invalidate(mmu->cpu, gpa, length);
+        return;
+    }
+    lock_take(&mmu->lock);
+    if (mmu->change_count < MMU_CODE_QUEUE)
+        mmu->changes[mmu->change_count++] = (struct code_change){gpa, length};
+    else
+        mmu->changes_lost = true;
+    lock_release(&mmu->lock);
+    want(mmu, WANT_CODE);
+}
+
+static void listen_dirty_cleared(void *context) {
+    want(context, WANT_DROP_WRITES);
+}
+
+static struct memory_listener listener_of(struct mmu *mmu) {
+    return (struct memory_listener){
+        .changed = listen_changed,
+        .code_written = listen_code_written,
+        .dirty_cleared = listen_dirty_cleared,
+        .context = mmu,
+    };
+}
+
+static void serve_code_changes(struct mmu *mmu) {
+    struct code_change changes[MMU_CODE_QUEUE];
+    lock_take(&mmu->lock);
+    unsigned count = mmu->change_count;
+    bool lost = mmu->changes_lost;
+    memcpy(changes, mmu->changes, count * sizeof changes[0]);
+    mmu->change_count = 0;
+    mmu->changes_lost = false;
+    lock_release(&mmu->lock);
+    if (lost)
+        block_invalidate_all(mmu->cpu);
+    else
+        for (unsigned i = 0; i < count; i++)
+            block_invalidate(mmu->cpu, changes[i].gpa, changes[i].length);
+}
+
+/* Pages that others watch as code by now may have been written through entries of ours. */
+static void report_code_behind_writes(struct soft_cpu *cpu) {
+    struct mmu *mmu = mmu_of(cpu);
+    for (unsigned i = 0; i < MMU_PAGES; i++) {
+        const struct mmu_page *page = &mmu->pages[i];
+        if (page->tag != TLB_EMPTY && page->host != NULL && page->rights & PAGE_DIRTY &&
+            atomic_load_explicit(page->flags, memory_order_relaxed) & MEM_PAGE_CODE)
+            mmu_code_written(cpu, page->gpa, PAGE_SIZE);
+    }
+}
+
+void mmu_serve_requests(struct soft_cpu *cpu) {
+    struct mmu *mmu = mmu_of(cpu);
+    atomic_fetch_and(&cpu->request, ~(unsigned)REQUEST_FLUSH);
+    unsigned wanted = atomic_exchange(&mmu->wanted, 0);
+    if (wanted & WANT_CODE)
+        serve_code_changes(mmu);
+    if (wanted & WANT_DROP_WRITES) {
+        mmu_drop_writes(cpu);
+        if (cpu->vcpu.engine != NULL && cpu->vcpu.engine->config.vcpus > 1)
+            report_code_behind_writes(cpu);
+    }
+    if (wanted & WANT_FLUSH)
+        mmu_flush_all(cpu);
+}
+
+/* ---- Life ---- */
+
+int mmu_init(struct soft_cpu *cpu, struct error *err) {
+    struct mmu *mmu = calloc(1, sizeof *mmu);
+    if (mmu == NULL)
+        return error_set_errno(err, -ENOMEM, "no memory for a vCPU's translations");
+    mmu->cpu = cpu;
+    cpu->mmu = mmu;
+    cpu->tlb = cpu->tlbs[TLB_SUPERVISOR];
+    lock_init(&mmu->lock, LOCK_VCPU, "soft mmu");
+    contexts_restart(cpu);
+    mmu_flush_all(cpu);
+    struct memory_listener listener = listener_of(mmu);
+    int r = memory_add_listener(cpu->memory, &listener);
+    if (r < 0) {
+        lock_destroy(&mmu->lock);
+        free(mmu);
+        cpu->mmu = NULL;
+        return error_set_errno(err, r, "cannot watch guest memory");
+    }
+    pthread_mutex_lock(&all_mutex);
+    mmu->next = all_mmus;
+    all_mmus = mmu;
+    pthread_mutex_unlock(&all_mutex);
+    return 0;
+}
+
+void mmu_destroy(struct soft_cpu *cpu) {
+    struct mmu *mmu = mmu_of(cpu);
+    if (mmu == NULL)
+        return;
+    pthread_mutex_lock(&all_mutex);
+    struct mmu **link = &all_mmus;
+    while (*link != mmu)
+        link = &(*link)->next;
+    *link = mmu->next;
+    pthread_mutex_unlock(&all_mutex);
+    struct memory_listener listener = listener_of(mmu);
+    memory_remove_listener(cpu->memory, &listener);
+    lock_destroy(&mmu->lock);
+    free(mmu);
+    cpu->mmu = NULL;
+}
+
+/* ---- Mode ---- */
+
+static const struct soft_segment segment_flat = {{0, UINT64_MAX}, {0, UINT64_MAX}};
+static const struct soft_segment segment_slow = {{SEGMENT_SLOW, UINT64_MAX},
+                                                 {SEGMENT_SLOW, UINT64_MAX}};
+
+static void effective_legacy(const struct soft_cpu *cpu, unsigned seg, struct soft_segment *out) {
+    const struct x86_segment *s = &cpu->segment[seg];
+    uint64_t base = (uint32_t)s->base;
+    *out = segment_slow;
+    bool expand_down = (s->attributes & 0xc) == 4;
+    if (!(s->attributes & SEG_P) || s->limit < 63 || base + s->limit > UINT32_MAX || expand_down)
+        return;
+    bool code = s->attributes & 8, second = s->attributes & 2;
+    if (!code || second)
+        out->read.base = base, out->read.last = s->limit;
+    /* In real mode all segments may be written, whatever a far jump left in CS's attributes. */
+    bool real = !(cpu->cr0 & CR0_PE) || cpu->rflags & FLAG_VM;
+    if (real || (!code && second))
+        out->write.base = base, out->write.last = s->limit;
+}
+
+static void segments_changed(struct soft_cpu *cpu) {
+    if (cpu->cr0 & CR0_AM && cpu->rflags & FLAG_AC && cpu->cpl == 3) {
+        for (unsigned i = 0; i < SEG_COUNT; i++)
+            cpu->seg[i] = segment_slow;
+        return;
+    }
+    if (cpu->mode != INSN_MODE_64) {
+        for (unsigned i = 0; i < SEG_COUNT; i++)
+            effective_legacy(cpu, i, &cpu->seg[i]);
+        return;
+    }
+    for (unsigned i = SEG_ES; i <= SEG_DS; i++)
+        cpu->seg[i] = segment_flat;
+    for (unsigned i = SEG_FS; i <= SEG_GS; i++) {
+        cpu->seg[i] = segment_flat;
+        cpu->seg[i].read.base = cpu->seg[i].write.base = cpu->segment[i].base;
+    }
+}
+
+void mmu_mode_changed(struct soft_cpu *cpu) {
+    unsigned cs = cpu->segment[SEG_CS].attributes, ss = cpu->segment[SEG_SS].attributes;
+    if (!(cpu->cr0 & CR0_PE))
+        cpu->cpl = 0;
+    else if (cpu->rflags & FLAG_VM)
+        cpu->cpl = 3;
+    cpu->long_mode = cpu->efer & EFER_LMA;
+    if (cpu->long_mode && cs & SEG_L) {
+        cpu->mode = INSN_MODE_64;
+        cpu->stack_mask = UINT64_MAX;
+        cpu->code_base = 0;
+    } else {
+        cpu->mode = cs & SEG_DB ? INSN_MODE_32 : INSN_MODE_16;
+        cpu->stack_mask = ss & SEG_DB ? UINT32_MAX : UINT16_MAX;
+        cpu->code_base = (uint32_t)cpu->segment[SEG_CS].base;
+    }
+    enum tlb_index index = cpu->cpl == 3                                             ? TLB_USER
+                           : cpu->cr4 & CR4_SMAP && !(cpu->rflags & FLAG_AC) ? TLB_SUPERVISOR_SMAP
+                                                                                     : TLB_SUPERVISOR;
+    cpu->tlb = cpu->tlbs[index];
+    segments_changed(cpu);
+}

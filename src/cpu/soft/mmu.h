@@ -1,0 +1,188 @@
+/*
+ * What the files of the MMU share, and accesses that report a fault instead
+ * of raising it: event delivery and segment loading look before they leap.
+ *
+ * Translations are held twice. The software TLB of soft.h (level 1) is what
+ * inlined accesses check. Behind it, mmu_page entries (level 2) hold a
+ * page's translation with its rights, whoever may use it; a level 1 miss that
+ * hits there costs no walk. Both carry a context number in their tags: a
+ * PCID's entries are forgotten by giving it a fresh number, so that every
+ * flush and every CR3 write is O(1). When numbers run out, all is cleared.
+ *
+ * All on the vCPU's thread, except the listener's queue (mmu.c).
+ */
+#ifndef LODGE_CPU_SOFT_MMU_H
+#define LODGE_CPU_SOFT_MMU_H
+
+#include "cpu/soft/soft.h"
+
+#define PAGE_MASK (~(uint64_t)(PAGE_SIZE - 1))
+
+/* A fault that did not happen yet. FAULT_STOP: cpu->exit is filled, the guest stops here. */
+enum { FAULT_STOP = 255 };
+struct fault {
+    uint8_t vector;
+    bool has_error;
+    uint32_t error;
+    uint64_t address; /* #PF: CR2 */
+};
+
+_Noreturn void raise_fault(struct soft_cpu *cpu, const struct fault *fault);
+
+/* Fills *fault and returns false, so that checks can `return fault_set(...)`. */
+static inline bool fault_set(struct fault *fault, enum exception vector, uint32_t error) {
+    *fault = (struct fault){.vector = vector, .has_error = true, .error = error};
+    return false;
+}
+
+/* How an access is checked. USER: by the rights of CPL 3. IMPLICIT: by the processor itself
+ * (descriptor tables, TSS): a supervisor access that SMAP never lets through to user pages. */
+enum {
+    ACCESS_WRITE = 1,
+    ACCESS_FETCH = 2,
+    ACCESS_USER = 4,
+    ACCESS_IMPLICIT = 8,
+    ACCESS_PROBE = 16, /* no side effects: no accessed bits, nothing cached, no rights checked */
+};
+
+/* Rights by the page tables. DIRTY: the leaf's dirty bit is set. */
+enum { PAGE_USER = 1, PAGE_WRITE = 2, PAGE_EXECUTE = 4, PAGE_DIRTY = 8 };
+
+/* A level 2 entry: one 4 KiB page. */
+struct mmu_page {
+    uint64_t tag; /* linear page | context, or TLB_EMPTY */
+    uint64_t gpa; /* of the page */
+    uint8_t *host; /* NULL: I/O, or nothing there */
+    _Atomic(uint8_t) *flags;
+    uint8_t rights;      /* PAGE_* */
+    uint8_t view_rights; /* MEM_* */
+    bool rom;
+    bool lapic;      /* the local APIC's page */
+    bool breakpoint; /* holds bytes that a data breakpoint watches */
+};
+
+/* A page table found before: skips the upper levels for 2 MiB of linear addresses. */
+struct mmu_directory {
+    uint64_t tag; /* linear address >> 21 << 12 | context, or TLB_EMPTY */
+    uint64_t table; /* gpa of the page table */
+    uint8_t rights; /* what the upper levels allow */
+};
+
+enum {
+    MMU_PAGE_BITS = 12,
+    MMU_PAGES = 1 << MMU_PAGE_BITS,
+    MMU_DIRECTORIES = 256,
+    MMU_LARGE_BITS = 4096,
+    MMU_CODE_QUEUE = 64,
+    MMU_LAST_CONTEXT = 0xffe, /* 0xfff would let a tag equal TLB_EMPTY */
+    PCID_COUNT = 4096,
+};
+
+struct code_change {
+    uint64_t gpa;
+    size_t length;
+};
+
+struct mmu {
+    struct soft_cpu *cpu;
+    struct mmu *next; /* all MMUs of the process: for mmu_watch_code */
+    uint64_t global_context;
+    unsigned next_context;
+    uint32_t generation; /* of context_of: entries of older generations are void */
+    uint32_t context_of[PCID_COUNT]; /* generation << 12 | context */
+    struct mmu_page pages[MMU_PAGES];
+    struct mmu_directory directories[MMU_DIRECTORIES];
+    /* Which 2 MiB / 1 GiB of linear addresses (hashed) hold fragments of large pages. */
+    uint64_t large[MMU_LARGE_BITS / 64], huge[MMU_LARGE_BITS / 64];
+
+    /* A read-modify-write in progress. */
+    struct {
+        struct mmu_page *page[2];
+        unsigned first; /* bytes on the first page */
+        bool direct;    /* on the page itself, which is watched code */
+        bool locked;    /* holds the split lock */
+    } rmw;
+
+    /* From other threads. */
+    struct lock lock; /* LOCK_VCPU */
+    struct code_change changes[MMU_CODE_QUEUE];
+    unsigned change_count;
+    bool changes_lost;
+    atomic_uint wanted; /* WANT_* */
+};
+
+enum { WANT_FLUSH = 1, WANT_DROP_WRITES = 2, WANT_CODE = 4 };
+
+static inline struct mmu *mmu_of(const struct soft_cpu *cpu) {
+    return cpu->mmu;
+}
+
+static inline bool linear_canonical(uint64_t linear) {
+    return (uint64_t)((int64_t)(linear << 16) >> 16) == linear;
+}
+
+/* ---- walk.c ---- */
+
+struct walk {
+    uint64_t gpa; /* of the 4 KiB page */
+    uint8_t rights;
+    bool global;
+    uint64_t size; /* of the page that maps it */
+};
+
+/*
+ * Walks the page tables for a canonical (or 32-bit) linear address, sets
+ * accessed and dirty bits, checks the access. False: *fault is set.
+ */
+bool mmu_walk(struct soft_cpu *cpu, uint64_t linear, unsigned access, struct walk *walk,
+              struct fault *fault);
+
+/* Whether rights allow the access, by CPL (in access), CR0.WP, SMEP, SMAP and AC. */
+bool mmu_allows(const struct soft_cpu *cpu, unsigned rights, unsigned access);
+
+/* ---- mmu.c ---- */
+
+/*
+ * The level 2 entry for a linear address, checked for the access; NULL with
+ * *fault set. Stays valid until another address of the same slot is
+ * translated (neighbouring pages do not collide).
+ */
+struct mmu_page *mmu_translate(struct soft_cpu *cpu, uint64_t linear, unsigned access,
+                               struct fault *fault);
+
+/* Enters a page for fast accesses of this kind by the present CPL, where that is allowed. */
+void mmu_enter(struct soft_cpu *cpu, uint64_t linear, struct mmu_page *page, enum tlb_kind kind);
+
+/* CR3 was loaded: pcid is 0 without CR4.PCIDE. keep: bit 63 was set. */
+void mmu_set_space(struct soft_cpu *cpu, unsigned pcid, bool keep);
+void mmu_flush_space(struct soft_cpu *cpu, unsigned pcid); /* all but global pages */
+void mmu_flush_spaces(struct soft_cpu *cpu);               /* of every PCID, all but global pages */
+void mmu_flush_page(struct soft_cpu *cpu, uint64_t linear); /* INVLPG */
+
+/* Tells of writes to [gpa, gpa+length), which is watched code: listeners run at once. */
+void mmu_code_written(struct soft_cpu *cpu, uint64_t gpa, size_t length);
+
+/* Forgets write entries of a page; then what it held is void for every block of it. */
+void mmu_drop_writes(struct soft_cpu *cpu);
+
+/* ---- access.c ---- */
+
+/*
+ * Reads or writes 1 to 64 bytes at a linear address, with the rights that
+ * `access` names; all or nothing. False: *fault is set.
+ */
+bool linear_read(struct soft_cpu *cpu, uint64_t linear, void *to, unsigned size, unsigned access,
+                 struct fault *fault);
+bool linear_write(struct soft_cpu *cpu, uint64_t linear, const void *from, unsigned size,
+                  unsigned access, struct fault *fault);
+
+/* ACCESS_USER at CPL 3, else 0. */
+static inline unsigned access_by_cpl(const struct soft_cpu *cpu) {
+    return cpu->cpl == 3 ? ACCESS_USER : 0;
+}
+
+/* The segment's part of a check: type, limit, canonical form. False: #GP or #SS in *fault. */
+bool segment_check(struct soft_cpu *cpu, unsigned seg, uint64_t offset, unsigned size, bool write,
+                   uint64_t *linear, struct fault *fault);
+
+#endif
