@@ -1,0 +1,232 @@
+#include "agent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <linux/vm_sockets.h>
+
+static struct {
+    int signals, listener;
+    struct channel control;
+    struct session *sessions[SESSIONS_MAX];
+    unsigned session_count;
+} agent;
+
+void say(const char *format, ...) {
+    char line[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    dprintf(STDERR_FILENO, "lodge-agent: %s\n", line);
+}
+
+/* ---- vsock ---- */
+
+static int open_listener(void) {
+    struct sockaddr_vm address = {
+        .svm_family = AF_VSOCK, .svm_port = AGENT_PORT, .svm_cid = VMADDR_CID_ANY};
+    int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return -1;
+    if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, SESSIONS_MAX) < 0) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+static int connect_host(void) {
+    struct sockaddr_vm address = {
+        .svm_family = AF_VSOCK, .svm_port = AGENT_PORT, .svm_cid = VMADDR_CID_HOST};
+    int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -1;
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+static void send_hello(void) {
+    struct {
+        uint32_t version;
+        char release[65];
+    } hello = {.version = AGENT_VERSION};
+    struct utsname name;
+    if (uname(&name) == 0)
+        snprintf(hello.release, sizeof hello.release, "%s", name.release);
+    channel_send(&agent.control, AGENT_HELLO, 0, &hello,
+                 sizeof hello.version + strlen(hello.release));
+}
+
+/* ---- A console instead of a host: --console serial ---- */
+
+/* The device behind /dev/console can be a controlling terminal, /dev/console itself cannot. */
+static int open_console(void) {
+    char active[128] = "", path[160];
+    int fd = open("/sys/class/tty/console/active", O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        ssize_t length = read(fd, active, sizeof active - 1);
+        active[length > 0 ? length : 0] = 0;
+        close(fd);
+    }
+    active[strcspn(active, "\n")] = 0;
+    const char *last = strrchr(active, ' ');
+    snprintf(path, sizeof path, "/dev/%s", last != NULL ? last + 1 : active);
+    fd = open(path, O_RDWR | O_CLOEXEC);
+    return fd >= 0 ? fd : open("/dev/console", O_RDWR | O_CLOEXEC);
+}
+
+static void run_shell(void) {
+    pid_t pid = fork();
+    if (pid == 0) {
+        sigset_t none;
+        sigemptyset(&none);
+        sigprocmask(SIG_SETMASK, &none, NULL);
+        setsid();
+        int fd = open_console();
+        ioctl(fd, TIOCSCTTY, 1);
+        for (int i = 0; i < 3; i++)
+            dup2(fd, i);
+        if (chdir("/root") < 0 && chdir("/") < 0)
+            _exit(1);
+        execle("/bin/sh", "-sh", (char *)NULL, default_environment);
+        _exit(127);
+    }
+    pid_t ended;
+    do
+        ended = wait(NULL);
+    while (pid > 0 && ended != pid && (ended > 0 || errno == EINTR));
+}
+
+/* ---- The loop ---- */
+
+static bool handle_control(void *context, const struct agent_header *header,
+                           const uint8_t *payload) {
+    if (header->type != AGENT_SHUTDOWN)
+        return false;
+    power_off();
+    return true;
+}
+
+static void reap(void) {
+    struct signalfd_siginfo info;
+    while (read(agent.signals, &info, sizeof info) == sizeof info)
+        if (info.ssi_signo == SIGTERM || info.ssi_signo == SIGPWR)
+            power_off();
+    int status;
+    pid_t pid;
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+        for (unsigned i = 0; i < agent.session_count; i++)
+            if (session_reaped(agent.sessions[i], pid, status))
+                break;
+}
+
+static void accept_sessions(void) {
+    while (agent.session_count < SESSIONS_MAX) {
+        struct sockaddr_vm peer;
+        socklen_t size = sizeof peer;
+        int fd =
+            accept4(agent.listener, (struct sockaddr *)&peer, &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        if (fd < 0)
+            return;
+        /* Only the host may run programs, no guest and no local process. */
+        if (peer.svm_cid != VMADDR_CID_HOST) {
+            close(fd);
+            continue;
+        }
+        struct session *session = session_create(fd);
+        if (session != NULL)
+            agent.sessions[agent.session_count++] = session;
+    }
+}
+
+static void work_sessions(void) {
+    for (unsigned i = 0; i < agent.session_count;) {
+        if (session_work(agent.sessions[i])) {
+            i++;
+            continue;
+        }
+        session_destroy(agent.sessions[i]);
+        agent.sessions[i] = agent.sessions[--agent.session_count];
+    }
+}
+
+static void work_control(void) {
+    if (agent.control.fd < 0)
+        return;
+    channel_receive(&agent.control, handle_control, NULL);
+    channel_flush(&agent.control);
+    if (agent.control.failed) {
+        close(agent.control.fd);
+        agent.control.fd = -1;
+    }
+}
+
+static void serve(void) {
+    for (;;) {
+        struct pollfd fds[3 + SESSIONS_MAX * SESSION_FDS];
+        unsigned n = 0;
+        fds[n++] = (struct pollfd){agent.signals, POLLIN, 0};
+        fds[n++] =
+            (struct pollfd){agent.session_count < SESSIONS_MAX ? agent.listener : -1, POLLIN, 0};
+        fds[n++] = (struct pollfd){
+            agent.control.fd, agent.control.fd < 0 ? (short)0 : channel_events(&agent.control), 0};
+        for (unsigned i = 0; i < agent.session_count; i++)
+            n += session_poll(agent.sessions[i], fds + n);
+        if (poll(fds, n, -1) < 0 && errno != EINTR)
+            say("poll: %s", strerror(errno));
+        reap();
+        accept_sessions();
+        work_control();
+        work_sessions();
+    }
+}
+
+static int open_signals(void) {
+    sigset_t mask;
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGCHLD);
+    sigaddset(&mask, SIGTERM);
+    sigaddset(&mask, SIGPWR);
+    sigprocmask(SIG_BLOCK, &mask, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    return signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
+}
+
+int main(void) {
+    bool is_init = getpid() == 1;
+    if (is_init) {
+        setup_mounts();
+        setup_modules();
+        setup_network();
+    }
+    agent.signals = open_signals();
+    agent.listener = open_listener();
+    int control = agent.listener < 0 ? -1 : connect_host();
+    if (control < 0 && is_init) {
+        run_shell();
+        power_off();
+        return 1;
+    }
+    if (control < 0) {
+        say("no vsock to the host: %s", strerror(errno));
+        return 1;
+    }
+    channel_init(&agent.control, control);
+    send_hello();
+    channel_flush(&agent.control);
+    serve();
+}

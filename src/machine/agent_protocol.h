@@ -1,0 +1,97 @@
+/*
+ * What lodge and lodge-agent say to each other over virtio-vsock. Shared by
+ * both sides; each checks what it receives, neither trusts the other.
+ *
+ * Two kinds of connection, both byte streams of frames:
+ *
+ *   control   the agent connects to the host's port AGENT_PORT when the guest
+ *             is up, sends HELLO and keeps the connection. The host sends
+ *             SHUTDOWN on it.
+ *   session   the host connects to the guest's port AGENT_PORT, sends EXEC and
+ *             then data. The agent ends it with EXIT. One program a session;
+ *             when the connection is lost, the agent hangs the program up.
+ *
+ * A frame is a header of 8 bytes and at most AGENT_PAYLOAD_MAX bytes:
+ *
+ *     u32 length of the payload   u8 type   u8 stream   u16 zero
+ *
+ * Numbers are little-endian. A frame that breaks a rule ends the connection.
+ *
+ * Flow: DATA on a stream may only be sent within the receiver's credit for
+ * it, which begins with AGENT_WINDOW bytes and grows by CREDIT frames. So a
+ * reader of standard output that is slow holds up neither standard error nor
+ * the exit code.
+ */
+#ifndef LODGE_MACHINE_AGENT_PROTOCOL_H
+#define LODGE_MACHINE_AGENT_PROTOCOL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+enum {
+    AGENT_VERSION = 1,
+    AGENT_PORT = 1024,
+    AGENT_HEADER_SIZE = 8,
+    AGENT_PAYLOAD_MAX = 64 << 10,
+    AGENT_WINDOW = 256 << 10, /* bytes of credit a stream begins with */
+    AGENT_STRINGS_MAX = 1024, /* arguments and environment together */
+};
+
+enum agent_frame {
+    AGENT_HELLO = 1, /* agent: u32 AGENT_VERSION, then the kernel's release as text */
+    AGENT_SHUTDOWN,  /* host, control: power the guest off */
+
+    AGENT_EXEC = 16,   /* host: struct agent_exec and its strings, see below */
+    AGENT_DATA,        /* either: bytes of `stream` */
+    AGENT_CREDIT,      /* either: u32 bytes more that may be sent on `stream` */
+    AGENT_END,         /* either: no more DATA on `stream` */
+    AGENT_SIGNAL,      /* host: u32 signal number (Linux), for the program's process group */
+    AGENT_WINDOW_SIZE, /* host: u16 rows, u16 columns */
+    AGENT_EXIT,        /* agent: u32 exit code, 0 to 255; nothing follows */
+};
+
+enum agent_stream { AGENT_STDIN, AGENT_STDOUT, AGENT_STDERR, AGENT_STREAMS };
+
+enum { AGENT_EXEC_TTY = 1 }; /* flags: a pseudo-terminal; everything comes on AGENT_STDOUT */
+
+/*
+ * EXEC's payload: this, then argument_count + environment_count strings and
+ * the working directory (empty: the agent's default), each ended by a zero.
+ * "NAME=VALUE" strings add to or replace the agent's default environment.
+ */
+struct agent_exec {
+    uint32_t flags;
+    uint16_t rows, columns;
+    uint16_t argument_count, environment_count;
+};
+_Static_assert(sizeof(struct agent_exec) == 12, "as on the wire");
+
+/* A frame's header, read. */
+struct agent_header {
+    uint32_t length;
+    uint8_t type, stream;
+};
+
+static inline void agent_put_header(uint8_t out[AGENT_HEADER_SIZE], uint8_t type, uint8_t stream,
+                                    uint32_t length) {
+    memset(out, 0, AGENT_HEADER_SIZE);
+    memcpy(out, &length, sizeof length);
+    out[4] = type;
+    out[5] = stream;
+}
+
+/* False: no frame of this protocol. */
+static inline bool agent_get_header(const uint8_t in[AGENT_HEADER_SIZE],
+                                    struct agent_header *header) {
+    memcpy(&header->length, in, sizeof header->length);
+    header->type = in[4];
+    header->stream = in[5];
+    return header->length <= AGENT_PAYLOAD_MAX && header->stream < AGENT_STREAMS && in[6] == 0 &&
+           in[7] == 0;
+}
+
+/* Exit codes that the agent gives on its own, as shells do. */
+enum { AGENT_NOT_EXECUTABLE = 126, AGENT_NOT_FOUND = 127, AGENT_BY_SIGNAL = 128 };
+
+#endif
