@@ -39,6 +39,7 @@ struct state_field {
     uint64_t reset;  /* every element's value after reset (integers only) */
     const struct state_table *nested; /* elements are objects of this table */
     uint8_t keep;    /* true: reset leaves it alone (contents of flash, say) */
+    uint8_t boolean; /* elements are bool: loading refuses other values than 0 and 1 */
 };
 
 struct state_table {
@@ -52,16 +53,18 @@ struct state_table {
     void (*before_save)(void *object);
 };
 
+#define STATE_IS_BOOL(lvalue) __builtin_types_compatible_p(__typeof__(lvalue), _Bool)
 #define STATE_FIELD(type, member, version, ...)                                                    \
     {                                                                                              \
         .name = #member, .offset = offsetof(type, member), .size = sizeof(((type *)0)->member),    \
-        .count = 1, .since = (version), ##__VA_ARGS__                                              \
+        .count = 1, .since = (version), .boolean = STATE_IS_BOOL(((type *)0)->member),             \
+        ##__VA_ARGS__                                                                              \
     }
 #define STATE_ARRAY(type, member, version, ...)                                                    \
     {                                                                                              \
         .name = #member, .offset = offsetof(type, member),                                         \
         .size = sizeof(((type *)0)->member[0]), .count = ARRAY_SIZE(((type *)0)->member),          \
-        .since = (version), ##__VA_ARGS__                                                          \
+        .since = (version), .boolean = STATE_IS_BOOL(((type *)0)->member[0]), ##__VA_ARGS__        \
     }
 #define STATE_NESTED(type, member, table, version)                                                 \
     {                                                                                              \

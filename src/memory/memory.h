@@ -128,7 +128,7 @@ struct mem_page {
 /*
  * Finds the 4 KiB page of a guest-physical address in a view. Wait-free.
  * An engine that is going to write through `host` sets MEM_PAGE_DIRTY first,
- * and writes to a page with MEM_PAGE_CODE by way of memory_code_write.
+ * and calls memory_code_written after it wrote to a page with MEM_PAGE_CODE.
  */
 void view_page(const struct view *view, uint64_t gpa, struct mem_page *page);
 
@@ -156,16 +156,17 @@ void memory_remove_listener(struct memory *memory, const struct memory_listener 
 
 /* ---- Views ---- */
 
-/* The view that exists from the start. */
+/* The view that exists from the start. It stays the identity: the calls below refuse it. */
 struct view *memory_default_view(struct memory *memory);
 
-/* A further view; starts as a copy of the default one. -ENOMEM. */
+/* A further view; starts as the identity too. -ENOMEM. */
 int view_create(struct memory *memory, const char *name, struct view **view, struct error *err);
 void view_destroy(struct view *view); /* no vCPU runs in it; not the default view */
 struct memory *view_memory(const struct view *view);
 const char *view_name(const struct view *view);
 
-/* Sets the rights of whole pages (multiples of PAGE_SIZE). -EINVAL on bad ranges, -ENOMEM. */
+/* Sets the rights of whole pages (multiples of PAGE_SIZE, at most 1 TiB a call). -EINVAL on bad
+ * ranges, -ENOMEM; then nothing has changed. */
 int view_protect(struct view *view, uint64_t gpa, uint64_t size, unsigned rights);
 
 /* Shows the RAM page at target in place of the page at gpa. -EFAULT when target is no RAM. */

@@ -1,7 +1,8 @@
 /*
  * The I/O port space of a VM (64 Ki ports). Ranges come and go like I/O
- * regions; the latest one wins. An access that no range holds whole is split
- * into bytes. Nobody there: reads answer all-ones, writes go nowhere.
+ * regions; of those that hold an access whole the latest wins. An access that
+ * no range holds whole is split into bytes. Nobody there: reads answer
+ * all-ones, writes go nowhere.
  *
  * port_read and port_write: any vCPU thread, no lock held on the call.
  */

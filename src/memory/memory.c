@@ -1,0 +1,581 @@
+/*
+ * Regions, the gate, I/O dispatch, listeners and the dirty log. See memory.h.
+ */
+#include "memory/memory.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/bytes.h"
+#include "memory/private.h"
+
+enum { HUGE_PAGE = 2 << 20 };
+
+/* ---- Making and unmaking ---- */
+
+int memory_create(struct memory **memory, struct error *err) {
+    struct memory *made = calloc(1, sizeof *made);
+    if (made == NULL)
+        return error_set_errno(err, -ENOMEM, "cannot make guest memory");
+    lock_init(&made->lock, LOCK_MEMORY, "memory");
+    pthread_rwlock_init(&made->listeners_lock, NULL);
+    made->default_view.memory = made;
+    snprintf(made->default_view.name, sizeof made->default_view.name, "default");
+    made->views = &made->default_view;
+    *memory = made;
+    return 0;
+}
+
+static void free_ram(struct ram_region *region) {
+    free((void *)region->flags);
+    munmap(region->mapping, region->mapping_size);
+}
+
+void memory_destroy(struct memory *memory) {
+    if (memory == NULL)
+        return;
+    while (memory->views != &memory->default_view)
+        view_destroy(memory->views);
+    for (struct io_region *io = memory->io, *next; io != NULL; io = next) {
+        next = io->next;
+        free(io);
+    }
+    for (unsigned i = 0; i < memory->ram_count; i++)
+        free_ram(&memory->ram[i]);
+    free(memory->listeners);
+    pthread_rwlock_destroy(&memory->listeners_lock);
+    lock_destroy(&memory->lock);
+    free(memory);
+}
+
+/* ---- RAM and ROM ---- */
+
+const struct ram_region *memory_region(const struct memory *memory, uint64_t gpa) {
+    for (unsigned i = 0; i < memory->ram_count; i++) {
+        const struct ram_region *region = &memory->ram[i];
+        if (gpa >= region->gpa && gpa - region->gpa < region->size)
+            return region;
+    }
+    return NULL;
+}
+
+static bool overlaps(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size) {
+    return a < b ? b - a < a_size : a - b < b_size;
+}
+
+/*
+ * Reserves address space with a guard page at either end. The host address is
+ * congruent to the guest's modulo 2 MiB, so that huge pages serve both.
+ */
+static int map_region(struct ram_region *region) {
+    size_t length = region->size + 2 * (size_t)PAGE_SIZE + HUGE_PAGE;
+    uint8_t *mapping =
+        mmap(NULL, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapping == MAP_FAILED)
+        return -errno;
+    uintptr_t first = (uintptr_t)mapping + PAGE_SIZE;
+    size_t shift = (size_t)((region->gpa - first) & (HUGE_PAGE - 1));
+    region->mapping = mapping;
+    region->mapping_size = length;
+    region->host = mapping + PAGE_SIZE + shift;
+    if (mprotect(region->host, region->size, PROT_READ | PROT_WRITE) < 0) {
+        int rc = -errno;
+        munmap(mapping, length);
+        return rc;
+    }
+    /* Advice: a host without huge pages, or one that keeps no dump of them, runs as well. */
+    madvise(region->host, region->size, MADV_HUGEPAGE);
+    madvise(region->host, region->size, MADV_DONTDUMP);
+    return 0;
+}
+
+static int check_region(const struct memory *memory, const char *name, uint64_t gpa, uint64_t size,
+                        struct error *err) {
+    if (size == 0 || ((gpa | size) & (PAGE_SIZE - 1)) || !range_within(gpa, size, MEMORY_GPA_LIMIT))
+        return error_set(err, -EINVAL, "memory %s: bad range %#jx+%#jx", name, (uintmax_t)gpa,
+                         (uintmax_t)size);
+    for (unsigned i = 0; i < memory->ram_count; i++) {
+        if (overlaps(gpa, size, memory->ram[i].gpa, memory->ram[i].size))
+            return error_set(err, -EEXIST, "memory %s overlaps %s", name, memory->ram[i].name);
+    }
+    if (memory->ram_count == MEMORY_RAM_REGIONS)
+        return error_set(err, -ENOMEM, "memory %s: too many regions", name);
+    return 0;
+}
+
+static struct ram_region *insert_region(struct memory *memory, const struct ram_region *region) {
+    unsigned at = memory->ram_count;
+    while (at > 0 && memory->ram[at - 1].gpa > region->gpa) {
+        memory->ram[at] = memory->ram[at - 1];
+        at--;
+    }
+    memory->ram[at] = *region;
+    memory->ram_count++;
+    return &memory->ram[at];
+}
+
+static void update_hidden(struct memory *memory, uint64_t gpa, uint64_t size);
+
+static int add_region(struct memory *memory, struct ram_region *region, const void *contents,
+                      size_t length, struct error *err) {
+    int rc = check_region(memory, region->name, region->gpa, region->size, err);
+    if (rc < 0)
+        return rc;
+    region->flags = calloc(region->size >> PAGE_SHIFT, 1);
+    if (region->flags == NULL)
+        return error_set_errno(err, -ENOMEM, "memory %s", region->name);
+    rc = map_region(region);
+    if (rc < 0) {
+        free((void *)region->flags);
+        return error_set_errno(err, rc, "memory %s: cannot reserve %ju MiB", region->name,
+                               (uintmax_t)(region->size >> 20));
+    }
+    if (length > 0)
+        memcpy(region->host, contents, length);
+    if (region->rom)
+        mprotect(region->host, region->size, PROT_READ);
+    struct ram_region placed = *insert_region(memory, region);
+    lock_take(&memory->lock);
+    update_hidden(memory, placed.gpa, placed.size);
+    lock_release(&memory->lock);
+
+    pthread_rwlock_rdlock(&memory->listeners_lock);
+    for (size_t i = 0; i < memory->listener_count; i++) {
+        const struct memory_listener *l = &memory->listeners[i];
+        if (l->ram_added != NULL)
+            l->ram_added(l->context, placed.gpa, placed.size, placed.host, placed.rom);
+    }
+    pthread_rwlock_unlock(&memory->listeners_lock);
+    memory_tell_changed(memory, NULL, placed.gpa, placed.size);
+    return 0;
+}
+
+int memory_add_ram(struct memory *memory, const char *name, uint64_t gpa, uint64_t size,
+                   struct error *err) {
+    struct ram_region region = {.gpa = gpa, .size = size};
+    snprintf(region.name, sizeof region.name, "%s", name);
+    return add_region(memory, &region, NULL, 0, err);
+}
+
+int memory_add_rom(struct memory *memory, const char *name, uint64_t gpa, uint64_t size,
+                   const void *contents, size_t length, struct error *err) {
+    struct ram_region region = {.gpa = gpa, .size = size, .rom = true};
+    snprintf(region.name, sizeof region.name, "%s", name);
+    if (length > size)
+        return error_set(err, -EINVAL, "memory %s: contents are larger than the region", name);
+    return add_region(memory, &region, contents, length, err);
+}
+
+uint64_t memory_ram_size(const struct memory *memory) {
+    uint64_t total = 0;
+    for (unsigned i = 0; i < memory->ram_count; i++)
+        total += memory->ram[i].rom ? 0 : memory->ram[i].size;
+    return total;
+}
+
+/* ---- The gate ---- */
+
+static _Atomic(uint8_t) *page_flags(const struct ram_region *region, uint64_t gpa) {
+    return &region->flags[(gpa - region->gpa) >> PAGE_SHIFT];
+}
+
+/*
+ * What is contiguous and reachable from gpa, at most length bytes. 0: nothing.
+ * Hidden pages end it: there an I/O region answers, which is no RAM.
+ */
+static size_t reach(const struct memory *memory, uint64_t gpa, size_t length, bool write,
+                    const struct ram_region **region) {
+    const struct ram_region *r = memory_region(memory, gpa);
+    if (r == NULL || (write && r->rom))
+        return 0;
+    uint64_t left = r->size - (gpa - r->gpa);
+    if (length > left)
+        length = (size_t)left;
+    size_t done = 0;
+    while (done < length) {
+        uint64_t at = gpa + done;
+        if (atomic_load_explicit(page_flags(r, at), memory_order_relaxed) & MEM_PAGE_HIDDEN)
+            break;
+        done += PAGE_SIZE - (at & (PAGE_SIZE - 1));
+    }
+    *region = r;
+    return done < length ? done : length;
+}
+
+static bool reach_all(const struct memory *memory, uint64_t gpa, size_t length, bool write) {
+    while (length > 0) {
+        const struct ram_region *region;
+        size_t n = reach(memory, gpa, length, write, &region);
+        if (n == 0)
+            return false;
+        gpa += n;
+        length -= n;
+    }
+    return true;
+}
+
+static uint8_t *host_at(const struct ram_region *region, uint64_t gpa) {
+    return region->host + (gpa - region->gpa);
+}
+
+/*
+ * Naturally aligned words move by one load or store: the two sides share ring
+ * indices and flags with each other through the gate.
+ */
+static bool is_word(const void *shared, size_t length) {
+    return length <= 8 && is_power_of_two(length) && ((uintptr_t)shared & (length - 1)) == 0;
+}
+
+static void copy_in(void *to, const uint8_t *shared, size_t length) {
+    uint64_t word;
+    if (!is_word(shared, length)) {
+        memcpy(to, shared, length);
+        return;
+    }
+    switch (length) {
+    case 1: word = __atomic_load_n(shared, __ATOMIC_ACQUIRE); break;
+    case 2: word = __atomic_load_n((const uint16_t *)shared, __ATOMIC_ACQUIRE); break;
+    case 4: word = __atomic_load_n((const uint32_t *)shared, __ATOMIC_ACQUIRE); break;
+    default: word = __atomic_load_n((const uint64_t *)shared, __ATOMIC_ACQUIRE); break;
+    }
+    store_le(to, word, (unsigned)length);
+}
+
+static void copy_out(uint8_t *shared, const void *from, size_t length) {
+    if (!is_word(shared, length)) {
+        memcpy(shared, from, length);
+        return;
+    }
+    uint64_t word = load_le(from, (unsigned)length);
+    switch (length) {
+    case 1: __atomic_store_n(shared, (uint8_t)word, __ATOMIC_RELEASE); break;
+    case 2: __atomic_store_n((uint16_t *)shared, (uint16_t)word, __ATOMIC_RELEASE); break;
+    case 4: __atomic_store_n((uint32_t *)shared, (uint32_t)word, __ATOMIC_RELEASE); break;
+    default: __atomic_store_n((uint64_t *)shared, word, __ATOMIC_RELEASE); break;
+    }
+}
+
+int memory_read(struct memory *memory, uint64_t gpa, void *to, size_t length) {
+    if (!reach_all(memory, gpa, length, false))
+        return -EFAULT;
+    uint8_t *out = to;
+    while (length > 0) {
+        const struct ram_region *region;
+        size_t n = reach(memory, gpa, length, false, &region);
+        if (n == 0)
+            return -EFAULT; /* a BAR moved here in between */
+        copy_in(out, host_at(region, gpa), n);
+        out += n;
+        gpa += n;
+        length -= n;
+    }
+    return 0;
+}
+
+void memory_code_written(struct memory *memory, uint64_t gpa, size_t length) {
+    pthread_rwlock_rdlock(&memory->listeners_lock);
+    for (size_t i = 0; i < memory->listener_count; i++) {
+        const struct memory_listener *l = &memory->listeners[i];
+        if (l->code_written != NULL)
+            l->code_written(l->context, gpa, length);
+    }
+    pthread_rwlock_unlock(&memory->listeners_lock);
+}
+
+/*
+ * After bytes changed. The read-modify-write is a full barrier: an engine that
+ * sets MEM_PAGE_CODE and then reads the bytes either sees the new ones or is
+ * seen here.
+ */
+static void mark_written(struct memory *memory, const struct ram_region *region, uint64_t gpa,
+                         size_t length) {
+    while (length > 0) {
+        size_t n = PAGE_SIZE - (gpa & (PAGE_SIZE - 1));
+        if (n > length)
+            n = length;
+        uint8_t old = atomic_fetch_or(page_flags(region, gpa), MEM_PAGE_DIRTY);
+        if (old & MEM_PAGE_CODE)
+            memory_code_written(memory, gpa, n);
+        gpa += n;
+        length -= n;
+    }
+}
+
+int memory_write(struct memory *memory, uint64_t gpa, const void *from, size_t length) {
+    if (!reach_all(memory, gpa, length, true))
+        return -EFAULT;
+    const uint8_t *in = from;
+    while (length > 0) {
+        const struct ram_region *region;
+        size_t n = reach(memory, gpa, length, true, &region);
+        if (n == 0)
+            return -EFAULT;
+        copy_out(host_at(region, gpa), in, n);
+        mark_written(memory, region, gpa, n);
+        in += n;
+        gpa += n;
+        length -= n;
+    }
+    return 0;
+}
+
+void *memory_map(struct memory *memory, uint64_t gpa, size_t *length, bool write) {
+    const struct ram_region *region;
+    size_t n = *length == 0 ? 0 : reach(memory, gpa, *length, write, &region);
+    if (n == 0 || region->rom)
+        return NULL;
+    *length = n;
+    return host_at(region, gpa);
+}
+
+void memory_unmap(struct memory *memory, uint64_t gpa, size_t written) {
+    const struct ram_region *region = memory_region(memory, gpa);
+    if (region != NULL && range_within(gpa - region->gpa, written, region->size))
+        mark_written(memory, region, gpa, written);
+}
+
+/* ---- I/O regions ---- */
+
+/* Lock held. True when an enabled I/O region covers the whole page. */
+static bool page_covered(const struct memory *memory, uint64_t page) {
+    for (const struct io_region *io = memory->io; io != NULL; io = io->next) {
+        if (io->enabled && page >= io->gpa && range_within(page - io->gpa, PAGE_SIZE, io->size))
+            return true;
+    }
+    return false;
+}
+
+/* Lock held. Works out anew which RAM pages of [gpa, gpa+size) lie under I/O regions. */
+static void update_hidden(struct memory *memory, uint64_t gpa, uint64_t size) {
+    for (unsigned i = 0; i < memory->ram_count; i++) {
+        const struct ram_region *region = &memory->ram[i];
+        if (size == 0 || !overlaps(gpa, size, region->gpa, region->size))
+            continue;
+        uint64_t io_last = gpa + (size - 1), ram_last = region->gpa + (region->size - 1);
+        uint64_t first = gpa > region->gpa ? round_down(gpa, PAGE_SIZE) : region->gpa;
+        uint64_t last = io_last < ram_last ? io_last : ram_last;
+        for (uint64_t page = first; page <= last; page += PAGE_SIZE) {
+            if (page_covered(memory, page))
+                atomic_fetch_or(page_flags(region, page), MEM_PAGE_HIDDEN);
+            else
+                atomic_fetch_and(page_flags(region, page), (uint8_t)~MEM_PAGE_HIDDEN);
+        }
+    }
+}
+
+/* A region that would run past 2^64 ends there. */
+static uint64_t clip(uint64_t gpa, uint64_t size) {
+    return gpa != 0 && size > UINT64_MAX - gpa ? UINT64_MAX - gpa + 1 : size;
+}
+
+int memory_add_io(struct memory *memory, const char *name, uint64_t gpa, uint64_t size,
+                  const struct io_ops *ops, void *context, struct io_region **region,
+                  struct error *err) {
+    if (size == 0 || clip(gpa, size) != size)
+        return error_set(err, -EINVAL, "I/O region %s: bad range %#jx+%#jx", name, (uintmax_t)gpa,
+                         (uintmax_t)size);
+    struct io_region *made = calloc(1, sizeof *made);
+    if (made == NULL)
+        return error_set_errno(err, -ENOMEM, "I/O region %s", name);
+    *made = (struct io_region){.memory = memory,
+                               .gpa = gpa,
+                               .size = size,
+                               .enabled = true,
+                               .ops = *ops,
+                               .context = context};
+    snprintf(made->name, sizeof made->name, "%s", name);
+    lock_take(&memory->lock);
+    made->next = memory->io;
+    memory->io = made;
+    update_hidden(memory, gpa, size);
+    lock_release(&memory->lock);
+    memory_tell_changed(memory, NULL, gpa, size);
+    if (region != NULL)
+        *region = made;
+    return 0;
+}
+
+void memory_remove_io(struct io_region *region) {
+    if (region == NULL)
+        return;
+    struct memory *memory = region->memory;
+    lock_take(&memory->lock);
+    struct io_region **at = &memory->io;
+    while (*at != region)
+        at = &(*at)->next;
+    *at = region->next;
+    if (region->enabled)
+        update_hidden(memory, region->gpa, clip(region->gpa, region->size));
+    lock_release(&memory->lock);
+    memory_tell_changed(memory, NULL, region->gpa, clip(region->gpa, region->size));
+    free(region);
+}
+
+void memory_move_io(struct io_region *region, uint64_t gpa, bool enabled) {
+    struct memory *memory = region->memory;
+    lock_take(&memory->lock);
+    uint64_t old = region->gpa;
+    bool was = region->enabled;
+    region->gpa = gpa;
+    region->enabled = enabled;
+    if (was)
+        update_hidden(memory, old, clip(old, region->size));
+    if (enabled)
+        update_hidden(memory, gpa, clip(gpa, region->size));
+    lock_release(&memory->lock);
+    if (was)
+        memory_tell_changed(memory, NULL, old, clip(old, region->size));
+    if (enabled)
+        memory_tell_changed(memory, NULL, gpa, clip(gpa, region->size));
+}
+
+/* Copies what a call needs, so that it can be made without the lock. */
+static bool find_io(struct memory *memory, uint64_t gpa, struct io_region *found) {
+    lock_take(&memory->lock);
+    const struct io_region *io = memory->io;
+    while (io != NULL && !(io->enabled && gpa >= io->gpa && gpa - io->gpa < io->size))
+        io = io->next;
+    if (io != NULL)
+        *found = *io;
+    lock_release(&memory->lock);
+    return io != NULL;
+}
+
+uint64_t memory_io_read(struct memory *memory, uint64_t gpa, unsigned size) {
+    struct io_region io;
+    bool found = find_io(memory, gpa, &io);
+    if (found && range_within(gpa - io.gpa, size, io.size))
+        return io.ops.read(io.context, gpa - io.gpa, size) & bytes_mask(size);
+    if (size <= 1)
+        return 0xff;
+    /* Nobody here, or it straddles an end: byte by byte. */
+    uint64_t value = 0;
+    for (unsigned i = 0; i < size && i < 8; i++)
+        value |= memory_io_read(memory, gpa + i, 1) << (8 * i);
+    return value;
+}
+
+void memory_io_write(struct memory *memory, uint64_t gpa, uint64_t value, unsigned size) {
+    struct io_region io;
+    bool found = find_io(memory, gpa, &io);
+    if (found && range_within(gpa - io.gpa, size, io.size)) {
+        io.ops.write(io.context, gpa - io.gpa, value & bytes_mask(size), size);
+        return;
+    }
+    for (unsigned i = 0; size > 1 && i < size && i < 8; i++)
+        memory_io_write(memory, gpa + i, value >> (8 * i) & 0xff, 1);
+}
+
+/* ---- Listeners ---- */
+
+int memory_add_listener(struct memory *memory, const struct memory_listener *listener) {
+    pthread_rwlock_wrlock(&memory->listeners_lock);
+    struct memory_listener *grown =
+        realloc(memory->listeners, (memory->listener_count + 1) * sizeof *grown);
+    if (grown != NULL) {
+        memory->listeners = grown;
+        grown[memory->listener_count++] = *listener;
+    }
+    pthread_rwlock_unlock(&memory->listeners_lock);
+    if (grown == NULL)
+        return -ENOMEM;
+    for (unsigned i = 0; listener->ram_added != NULL && i < memory->ram_count; i++) {
+        const struct ram_region *region = &memory->ram[i];
+        listener->ram_added(listener->context, region->gpa, region->size, region->host,
+                            region->rom);
+    }
+    return 0;
+}
+
+static bool same_listener(const struct memory_listener *a, const struct memory_listener *b) {
+    return a->context == b->context && a->changed == b->changed && a->ram_added == b->ram_added &&
+           a->code_written == b->code_written && a->dirty_cleared == b->dirty_cleared;
+}
+
+void memory_remove_listener(struct memory *memory, const struct memory_listener *listener) {
+    pthread_rwlock_wrlock(&memory->listeners_lock);
+    for (size_t i = 0; i < memory->listener_count; i++) {
+        if (!same_listener(&memory->listeners[i], listener))
+            continue;
+        memory->listeners[i] = memory->listeners[--memory->listener_count];
+        break;
+    }
+    pthread_rwlock_unlock(&memory->listeners_lock);
+}
+
+static void tell_changed_one(struct memory *memory, const struct view *view, uint64_t gpa,
+                             uint64_t size) {
+    for (size_t i = 0; i < memory->listener_count; i++) {
+        const struct memory_listener *l = &memory->listeners[i];
+        if (l->changed != NULL)
+            l->changed(l->context, view, gpa, size);
+    }
+}
+
+static const struct view *next_view(struct memory *memory, const struct view *view) {
+    lock_take(&memory->lock);
+    const struct view *next = view == NULL ? memory->views : view->next;
+    lock_release(&memory->lock);
+    return next;
+}
+
+/* Views are made and unmade by the control thread while nothing changes regions. */
+void memory_tell_changed(struct memory *memory, const struct view *view, uint64_t gpa,
+                         uint64_t size) {
+    pthread_rwlock_rdlock(&memory->listeners_lock);
+    if (view != NULL) {
+        tell_changed_one(memory, view, gpa, size);
+    } else {
+        for (view = next_view(memory, NULL); view != NULL; view = next_view(memory, view))
+            tell_changed_one(memory, view, gpa, size);
+    }
+    pthread_rwlock_unlock(&memory->listeners_lock);
+}
+
+/* ---- Dirty log ---- */
+
+static void tell_dirty_cleared(struct memory *memory) {
+    pthread_rwlock_rdlock(&memory->listeners_lock);
+    for (size_t i = 0; i < memory->listener_count; i++) {
+        const struct memory_listener *l = &memory->listeners[i];
+        if (l->dirty_cleared != NULL)
+            l->dirty_cleared(l->context);
+    }
+    pthread_rwlock_unlock(&memory->listeners_lock);
+}
+
+static bool all_ram(const struct memory *memory, uint64_t gpa, uint64_t size) {
+    while (size > 0) {
+        const struct ram_region *region = memory_region(memory, gpa);
+        if (region == NULL)
+            return false;
+        uint64_t n = region->size - (gpa - region->gpa);
+        if (n >= size)
+            return true;
+        gpa += n;
+        size -= n;
+    }
+    return true;
+}
+
+int64_t memory_fetch_dirty(struct memory *memory, uint64_t gpa, uint64_t size, uint64_t *bitmap) {
+    if (((gpa | size) & (PAGE_SIZE - 1)) || !all_ram(memory, gpa, size))
+        return -EFAULT;
+    int64_t dirty = 0;
+    uint64_t pages = size >> PAGE_SHIFT;
+    memset(bitmap, 0, (pages + 63) / 64 * 8);
+    for (uint64_t n = 0; n < pages; n++, gpa += PAGE_SIZE) {
+        const struct ram_region *region = memory_region(memory, gpa);
+        _Atomic(uint8_t) *flags = page_flags(region, gpa);
+        if (!(atomic_load_explicit(flags, memory_order_relaxed) & MEM_PAGE_DIRTY))
+            continue;
+        atomic_fetch_and(flags, (uint8_t)~MEM_PAGE_DIRTY);
+        bitmap[n / 64] |= UINT64_C(1) << (n % 64);
+        dirty++;
+    }
+    if (dirty > 0)
+        tell_dirty_cleared(memory);
+    return dirty;
+}

@@ -1,0 +1,71 @@
+/*
+ * What memory.c and view.c share. Nobody else includes this.
+ *
+ * Locks: memory->lock guards the I/O regions, the list of views and changes of
+ * views. RAM regions change only during assembly and are read without a lock.
+ * listeners_lock is held for reading while listeners are told, so that
+ * removing one waits for calls in flight.
+ */
+#ifndef LODGE_MEMORY_PRIVATE_H
+#define LODGE_MEMORY_PRIVATE_H
+
+#include <pthread.h>
+
+#include "base/lock.h"
+#include "memory/memory.h"
+
+enum { MEMORY_RAM_REGIONS = 32, REGION_NAME = 32 };
+
+/* The architecture's widest physical address (APM vol. 2, 5.3). */
+#define MEMORY_GPA_LIMIT (UINT64_C(1) << 52)
+
+/* A further bit of a page's flag byte: an enabled I/O region covers this whole page of RAM. */
+enum { MEM_PAGE_HIDDEN = 0x80 };
+
+struct ram_region {
+    char name[REGION_NAME];
+    uint64_t gpa, size;
+    uint8_t *host;
+    _Atomic(uint8_t) *flags; /* one byte a page */
+    bool rom;
+    void *mapping; /* with its guard pages */
+    size_t mapping_size;
+};
+
+struct io_region {
+    struct memory *memory;
+    struct io_region *next; /* latest first */
+    char name[REGION_NAME];
+    uint64_t gpa, size;
+    bool enabled;
+    struct io_ops ops;
+    void *context;
+};
+
+struct view {
+    struct memory *memory;
+    struct view *next;
+    char name[REGION_NAME];
+    struct override_node *root; /* NULL: the default view, which has no overrides */
+};
+
+struct memory {
+    struct ram_region ram[MEMORY_RAM_REGIONS]; /* by address */
+    unsigned ram_count;
+    struct lock lock;
+    struct io_region *io;
+    struct view default_view;
+    struct view *views; /* the default view and all others */
+    pthread_rwlock_t listeners_lock;
+    struct memory_listener *listeners;
+    size_t listener_count;
+};
+
+/* The region that holds gpa, or NULL. */
+const struct ram_region *memory_region(const struct memory *memory, uint64_t gpa);
+
+/* Tells all listeners; view NULL: for every view. No lock held. */
+void memory_tell_changed(struct memory *memory, const struct view *view, uint64_t gpa,
+                         uint64_t size);
+
+#endif
