@@ -53,9 +53,11 @@ struct device_class {
     const char *name;
     size_t size;                     /* of the object that begins with struct device */
     const struct state_table *state; /* NULL: has none */
-    /* config is the class's own struct, named in the device's header. */
+    /* config is the class's own struct, named in the device's header. On failure init has undone
+     * what it did: destroy is not called. */
     int (*init)(struct device *device, const void *config, struct error *err);
-    /* After state_reset: what a table cannot say (lower a line, stop a timer). Optional. */
+    /* After state_reset: what a table cannot say (lower a line, stop a timer). Called without the
+     * device's lock. Optional. */
     void (*reset)(struct device *device);
     void (*destroy)(struct device *device);
 };

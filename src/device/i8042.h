@@ -1,0 +1,13 @@
+/*
+ * i8042 controller without a keyboard: enough for probes, and for the reset
+ * through port 64h; also system control port A (92h), which has the fast
+ * reset and the A20 gate. config: none (NULL).
+ */
+#ifndef LODGE_DEVICE_I8042_H
+#define LODGE_DEVICE_I8042_H
+
+#include "device/device.h"
+
+extern const struct device_class i8042_class;
+
+#endif
