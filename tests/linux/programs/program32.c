@@ -64,7 +64,7 @@ static int check_signal(void) {
 }
 
 void _start(void);
-void _start(void) {
+__attribute__((force_align_arg_pointer)) void _start(void) {
     int ok = check_arithmetic() && check_strings() && check_vectors() && check_segments() &&
              check_signal();
     if (ok)
