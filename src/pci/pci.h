@@ -20,14 +20,14 @@
 #include "device/device.h"
 #include "memory/dma.h"
 
-enum { PCI_BARS = 6, PCI_CONFIG_SIZE = 4096, PCI_SLOTS = 32, PCI_MSIX_MAX = 2048 };
+enum { PCI_BARS = 6, PCI_CONFIG_SIZE = 4096, PCI_SLOTS = 32, PCI_MSIX_MAX = 256 };
 
 struct pci_bus;
 struct pci_function;
 
 /* Where BARs are placed by lodge itself for direct kernel boot, and ECAM. */
 struct pci_bus_config {
-    uint64_t ecam_base;                    /* 1 MiB a bus, bus 0 only */
+    uint64_t ecam_base; /* 1 MiB a bus, bus 0 only */
     uint64_t mmio32_base, mmio32_size;
     uint64_t mmio64_base, mmio64_size;
     uint16_t io_base, io_size;
@@ -35,8 +35,12 @@ struct pci_bus_config {
 
 int pci_bus_create(struct platform *platform, const struct pci_bus_config *config,
                    struct pci_bus **bus, struct error *err);
-void pci_bus_destroy(struct pci_bus *bus);
-void pci_bus_reset(struct pci_bus *bus);
+void pci_bus_destroy(struct pci_bus *bus); /* after its functions */
+void pci_bus_reset(struct pci_bus *bus);   /* its functions, too */
+/* The bus's own registers. Functions: walk them with pci_bus_next (NULL: the first), the host
+ * bridge included, and use pci_function_state on each. */
+const struct state_table *pci_bus_state(void);
+struct pci_function *pci_bus_next(struct pci_bus *bus, const struct pci_function *function);
 /* Gives every BAR an address and turns decoding on, as firmware would. After all functions are
  * there, and after each reset. -ENOSPC. */
 int pci_bus_assign(struct pci_bus *bus, struct error *err);
@@ -53,7 +57,7 @@ struct pci_function_config {
     uint16_t vendor, device, subsystem_vendor, subsystem;
     uint32_t class_code; /* base << 16 | sub << 8 | interface */
     uint8_t revision;
-    bool interrupt_pin;  /* INTA# wired */
+    bool interrupt_pin; /* INTA# wired */
     struct pci_bar bars[PCI_BARS];
     uint16_t msix_vectors; /* 0: no MSI-X capability */
     uint8_t msix_bar;      /* a BAR of its own (kind MEM32 or MEM64, size and ops filled here) */
@@ -73,15 +77,16 @@ int pci_function_create(struct pci_bus *bus, const struct pci_function_config *c
                         struct pci_function **function, struct error *err);
 void pci_function_destroy(struct pci_function *function);
 void pci_function_reset(struct pci_function *function);
-/* Configuration space, BAR addresses, MSI-X table: nest it in the device's own table. */
+/* Configuration space, BAR addresses, MSI-X table. Saved by walking the bus. */
 const struct state_table *pci_function_state(void);
 
 uint8_t pci_function_slot(const struct pci_function *function);
 
 /*
  * Adds a capability of `length` bytes (id and next pointer included, body
- * after them from `body`); writable: mask of body bytes the guest may write,
- * or NULL for none. Returns its offset, or -ENOSPC.
+ * after them from `body`); writable: mask of body bits the guest may write,
+ * or NULL for none. A reset clears the writable bits. Returns its offset, or
+ * -ENOSPC.
  */
 int pci_add_capability(struct pci_function *function, uint8_t id, const void *body,
                        const void *writable, unsigned length);
@@ -91,7 +96,8 @@ uint8_t *pci_config_bytes(struct pci_function *function); /* the 4096 bytes, for
  * off. */
 const struct dma_context *pci_dma(const struct pci_function *function);
 
-/* Signals MSI-X vector n if MSI-X is on (pending bit if it is masked). False: MSI-X is off, use INTx. */
+/* Signals MSI-X vector n if MSI-X is on (pending bit if it is masked). False: MSI-X is off, use
+ * INTx. */
 bool pci_msix_notify(struct pci_function *function, uint16_t vector);
 bool pci_msix_enabled(const struct pci_function *function);
 /* Vector n's message; false while masked or off. */
