@@ -41,4 +41,10 @@ extern const struct engine_ops kvm_engine_ops;
 /* The power-on (or INIT) state that both engines start from. */
 void x86_reset_state(struct x86_state *state, unsigned id, bool init);
 
+/*
+ * Measures both engines and answers the faster one; auto.c. Takes a tenth of
+ * a second or two, also when /dev/kvm hangs. *why becomes static text.
+ */
+enum engine_kind engine_choose(const char **why);
+
 #endif
