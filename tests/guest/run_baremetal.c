@@ -38,7 +38,11 @@ struct exemption {
 };
 
 static const struct exemption exemptions[] = {
-    {"none", "none", "none", "none"},
+    {"kvm", "smap.elf", "the program did not end: failed KVM cannot emulate",
+     "hosts that emulate kernel mode lack STAC and CLAC"},
+    {"kvm", "gates.elf", "", "KVM's emulator has no INT in protected mode (#UD)"},
+    {"kvm", "paging.elf", "across_pages: ", "KVM's emulator writes the first page before it faults"},
+    {"kvm", "faults.elf", "segments_on_return: ", "hosts that emulate kernel mode lose DS and ES"},
 };
 
 struct harness {
@@ -367,11 +371,13 @@ static void print_line(void *context, const char *text) {
 }
 
 static void report_stop(struct harness *h, const struct vcpu_exit *exit) {
+    static const char *const stops[] = {"timed out", "shutdown", "breakpoint", "trap", "failed"};
     if (h->line_length != 0)
         end_line(h);
-    static const char *const stops[] = {"timed out (or kicked)", "shutdown", "breakpoint", "trap",
-                                        "failed"};
-    printf("FAIL the program did not end: %s %s\n", stops[exit->stop], exit->text);
+    snprintf(h->line, sizeof h->line, "FAIL the program did not end: %s %s", stops[exit->stop],
+             exit->text);
+    h->line_length = strlen(h->line);
+    end_line(h);
     vcpu_dump(h->vcpu, print_line, NULL);
 }
 
@@ -391,7 +397,6 @@ static bool run_round(struct harness *h) {
         return true;
     }
     report_stop(h, &exit);
-    h->failed_lines++;
     return false;
 }
 
