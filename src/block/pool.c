@@ -1,0 +1,126 @@
+#include "block/pool.h"
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+#include "base/lock.h"
+#include "block/block.h"
+
+enum { THREADS_MAX = 16, STACK_SIZE = 256 << 10 };
+
+struct pool {
+    struct lock lock;
+    pthread_cond_t work_cond; /* work came, or the pool stops */
+    pthread_cond_t idle_cond; /* nothing is outstanding */
+    pool_work *work;
+    void *context;
+    struct block_request *first, *last;
+    unsigned waiting;     /* requests in the list */
+    unsigned outstanding; /* with those being worked on */
+    unsigned threads_max, threads, sleeping;
+    bool stopping;
+    pthread_t thread[THREADS_MAX];
+};
+
+static struct block_request *take(struct pool *pool) {
+    while (pool->first == NULL && !pool->stopping) {
+        pool->sleeping++;
+        pthread_cond_wait(&pool->work_cond, &pool->lock.mutex);
+        pool->sleeping--;
+    }
+    struct block_request *request = pool->first;
+    if (request != NULL) {
+        pool->first = request->next;
+        pool->waiting--;
+    }
+    return request;
+}
+
+static void *worker(void *argument) {
+    struct pool *pool = argument;
+    struct block_request *request;
+    lock_take(&pool->lock);
+    while ((request = take(pool)) != NULL) {
+        lock_release(&pool->lock);
+        pool->work(pool->context, request);
+        lock_take(&pool->lock);
+        if (--pool->outstanding == 0)
+            pthread_cond_broadcast(&pool->idle_cond);
+    }
+    lock_release(&pool->lock);
+    return NULL;
+}
+
+/* Signals are for the main thread. */
+static int start_thread(struct pool *pool) {
+    pthread_attr_t attributes;
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK_SIZE);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int rc = pthread_create(&pool->thread[pool->threads], &attributes, worker, pool);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_attr_destroy(&attributes);
+    if (rc == 0)
+        pool->threads++;
+    return -rc;
+}
+
+int pool_create(unsigned threads, pool_work *work, void *context, struct pool **pool,
+                struct error *err) {
+    struct pool *made = calloc(1, sizeof *made);
+    if (made == NULL)
+        return error_set(err, -ENOMEM, "no memory for a thread pool");
+    lock_init(&made->lock, LOCK_BACKEND, "block pool");
+    pthread_cond_init(&made->work_cond, NULL);
+    pthread_cond_init(&made->idle_cond, NULL);
+    made->work = work;
+    made->context = context;
+    made->threads_max = threads < THREADS_MAX ? threads : THREADS_MAX;
+    *pool = made;
+    return 0;
+}
+
+int pool_submit(struct pool *pool, struct block_request *request) {
+    int rc = 0;
+    lock_take(&pool->lock);
+    if (pool->waiting >= pool->sleeping && pool->threads < pool->threads_max)
+        rc = start_thread(pool);
+    if (pool->threads > 0) {
+        rc = 0;
+        request->next = NULL;
+        if (pool->first == NULL)
+            pool->first = request;
+        else
+            pool->last->next = request;
+        pool->last = request;
+        pool->waiting++;
+        pool->outstanding++;
+        pthread_cond_signal(&pool->work_cond);
+    }
+    lock_release(&pool->lock);
+    return rc;
+}
+
+void pool_drain(struct pool *pool) {
+    lock_take(&pool->lock);
+    while (pool->outstanding > 0)
+        pthread_cond_wait(&pool->idle_cond, &pool->lock.mutex);
+    lock_release(&pool->lock);
+}
+
+void pool_destroy(struct pool *pool) {
+    pool_drain(pool);
+    lock_take(&pool->lock);
+    pool->stopping = true;
+    pthread_cond_broadcast(&pool->work_cond);
+    lock_release(&pool->lock);
+    for (unsigned i = 0; i < pool->threads; i++)
+        pthread_join(pool->thread[i], NULL);
+    pthread_cond_destroy(&pool->work_cond);
+    pthread_cond_destroy(&pool->idle_cond);
+    lock_destroy(&pool->lock);
+    free(pool);
+}

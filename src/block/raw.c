@@ -1,0 +1,294 @@
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/log.h"
+#include "block/block.h"
+#include "block/pool.h"
+
+/* How many system calls may block at a time, and the piece in which zeroes are written. */
+enum { RAW_THREADS = 4, ZERO_PIECE = 64 << 10 };
+
+struct raw {
+    struct block block;
+    int fd;
+    char *path;
+    struct pool *pool;
+    atomic_bool no_nowait;  /* reads that never block are not supported here */
+    atomic_uint complained; /* errors logged so far */
+};
+
+static struct raw *raw_of(struct block *block) {
+    return container_of(block, struct raw, block);
+}
+
+/* ---- System calls, whole or not at all ---- */
+
+/* Moves the vectors past `done` bytes. */
+static void advance(struct block_request *request, size_t done) {
+    request->offset += done;
+    request->length -= done;
+    while (request->vector_count > 0 && done >= request->vectors->iov_len) {
+        done -= request->vectors->iov_len;
+        request->vectors++;
+        request->vector_count--;
+    }
+    if (request->vector_count > 0) {
+        request->vectors->iov_base = (uint8_t *)request->vectors->iov_base + done;
+        request->vectors->iov_len -= done;
+    }
+}
+
+/* A file whose size is no multiple of a sector reads as zeroes behind its end. */
+static void zero_rest(struct block_request *request) {
+    for (unsigned i = 0; i < request->vector_count; i++)
+        memset(request->vectors[i].iov_base, 0, request->vectors[i].iov_len);
+    request->length = 0;
+}
+
+/* Transfers until done; -EAGAIN when RWF_NOWAIT is among the flags and it would wait. */
+static int transfer(struct raw *raw, struct block_request *request, int flags) {
+    while (request->length > 0) {
+        bool reading = request->operation == BLOCK_READ;
+        ssize_t done = reading ? preadv2(raw->fd, request->vectors, (int)request->vector_count,
+                                         (off_t)request->offset, flags)
+                               : pwritev2(raw->fd, request->vectors, (int)request->vector_count,
+                                          (off_t)request->offset, flags);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done < 0)
+            return -errno;
+        if (done == 0 && !reading)
+            return -ENOSPC;
+        if (done == 0)
+            zero_rest(request);
+        else
+            advance(request, (size_t)done);
+    }
+    return 0;
+}
+
+static int write_zero_bytes(struct raw *raw, uint64_t offset, uint64_t length) {
+    static const uint8_t zeroes[ZERO_PIECE];
+    while (length > 0) {
+        size_t piece = length < sizeof zeroes ? (size_t)length : sizeof zeroes;
+        ssize_t done = pwrite(raw->fd, zeroes, piece, (off_t)offset);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0)
+            return done == 0 ? -ENOSPC : -errno;
+        offset += (uint64_t)done;
+        length -= (uint64_t)done;
+    }
+    return 0;
+}
+
+static bool unsupported(int error) {
+    return error == EOPNOTSUPP || error == ENOSYS || error == ENOTTY || error == EINVAL;
+}
+
+static int allocate(struct raw *raw, int mode, const struct block_request *request) {
+    int rc;
+    do
+        rc = fallocate(raw->fd, mode | FALLOC_FL_KEEP_SIZE, (off_t)request->offset,
+                       (off_t)request->length);
+    while (rc != 0 && errno == EINTR);
+    return rc == 0 ? 0 : errno;
+}
+
+static int write_zeroes(struct raw *raw, const struct block_request *request) {
+    int error = EOPNOTSUPP;
+    if (request->may_unmap)
+        error = allocate(raw, FALLOC_FL_PUNCH_HOLE, request);
+    if (unsupported(error))
+        error = allocate(raw, FALLOC_FL_ZERO_RANGE, request);
+    if (unsupported(error))
+        return write_zero_bytes(raw, request->offset, request->length);
+    return -error;
+}
+
+static int discard(struct raw *raw, const struct block_request *request) {
+    int error = allocate(raw, FALLOC_FL_PUNCH_HOLE, request);
+    return unsupported(error) ? 0 : -error;
+}
+
+static int flush(struct raw *raw) {
+    int rc;
+    do
+        rc = fdatasync(raw->fd);
+    while (rc != 0 && errno == EINTR);
+    return rc == 0 ? 0 : -errno;
+}
+
+/* ---- Requests ---- */
+
+static int perform(struct raw *raw, struct block_request *request) {
+    switch (request->operation) {
+    case BLOCK_READ: return transfer(raw, request, 0);
+    case BLOCK_WRITE: return transfer(raw, request, request->durable ? RWF_DSYNC : 0);
+    case BLOCK_FLUSH: return flush(raw);
+    case BLOCK_DISCARD: return discard(raw, request);
+    case BLOCK_WRITE_ZEROES: return write_zeroes(raw, request);
+    }
+    return -EINVAL;
+}
+
+/* The guest sees an I/O error; the user learns here what happened. Once in full, a few times. */
+static void complain(struct raw *raw, const struct block_request *request) {
+    static const char *const names[] = {"read", "write", "flush", "discard", "write zeroes"};
+    if (atomic_fetch_add(&raw->complained, 1) < LOG_LIMIT_BURST)
+        log_warning("disk %s: %s at byte %llu failed: %s; the guest gets an I/O error", raw->path,
+                    names[request->operation], (unsigned long long)request->offset,
+                    strerror(-request->result));
+}
+
+static void raw_work(void *context, struct block_request *request) {
+    struct raw *raw = context;
+    request->result = perform(raw, request);
+    if (request->result != 0)
+        complain(raw, request);
+    request->done(request);
+}
+
+/* What the page cache holds is read here and now: no thread has to wake up. */
+static bool read_cached(struct raw *raw, struct block_request *request) {
+    if (request->operation != BLOCK_READ || atomic_load(&raw->no_nowait))
+        return false;
+    int rc = transfer(raw, request, RWF_NOWAIT);
+    if (rc == -EOPNOTSUPP || rc == -ENOSYS)
+        atomic_store(&raw->no_nowait, true);
+    if (rc != 0)
+        return false;
+    request->result = 0;
+    return true;
+}
+
+static int raw_submit(struct block *block, struct block_request *request) {
+    struct raw *raw = raw_of(block);
+    if (read_cached(raw, request))
+        return 1;
+    int rc = pool_submit(raw->pool, request);
+    if (rc == 0)
+        return 0;
+    request->result = rc;
+    complain(raw, request);
+    return 1;
+}
+
+static void raw_drain(struct block *block) {
+    pool_drain(raw_of(block)->pool);
+}
+
+static void raw_free(struct raw *raw) {
+    if (raw->pool != NULL)
+        pool_destroy(raw->pool);
+    if (raw->fd >= 0)
+        close(raw->fd);
+    free(raw->path);
+    free(raw);
+}
+
+static void raw_close(struct block *block) {
+    raw_free(raw_of(block));
+}
+
+static const struct block_class raw_class = {
+    .name = "raw",
+    .submit = raw_submit,
+    .drain = raw_drain,
+    .close = raw_close,
+};
+
+/* ---- Opening ---- */
+
+static int lock_image(struct raw *raw, bool readonly, struct error *err) {
+    struct flock whole = {.l_type = readonly ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET};
+    if (fcntl(raw->fd, F_OFD_SETLK, &whole) == 0)
+        return 0;
+    if (errno == EAGAIN || errno == EACCES)
+        return error_set(err, -EBUSY,
+                         "disk %s is in use by another VM; stop it, or attach the disk "
+                         "readonly to both",
+                         raw->path);
+    if (errno == EINVAL || errno == ENOLCK || errno == EOPNOTSUPP) {
+        log_warning("disk %s: its file system has no locks; it is not protected against double use",
+                    raw->path);
+        return 0;
+    }
+    return error_set_errno(err, -errno, "cannot lock disk %s", raw->path);
+}
+
+static int measure_device(struct raw *raw, struct error *err) {
+    struct block_info *info = &raw->block.info;
+    int logical = BLOCK_SECTOR;
+    unsigned physical = BLOCK_SECTOR;
+    if (ioctl(raw->fd, BLKGETSIZE64, &info->size) != 0)
+        return error_set_errno(err, -errno, "cannot tell the size of disk %s", raw->path);
+    if (ioctl(raw->fd, BLKSSZGET, &logical) == 0)
+        info->logical_block = (uint32_t)logical;
+    if (ioctl(raw->fd, BLKPBSZGET, &physical) == 0)
+        info->physical_block = physical;
+    return 0;
+}
+
+static int measure(struct raw *raw, bool readonly, struct error *err) {
+    struct block_info *info = &raw->block.info;
+    struct stat status;
+    if (fstat(raw->fd, &status) != 0)
+        return error_set_errno(err, -errno, "cannot examine disk %s", raw->path);
+    *info = (struct block_info){
+        .size = round_up((uint64_t)status.st_size, BLOCK_SECTOR),
+        .logical_block = BLOCK_SECTOR,
+        .physical_block = 4096,
+        .readonly = readonly,
+        .discard = !readonly,
+        .name = raw->path,
+    };
+    if (S_ISBLK(status.st_mode))
+        return measure_device(raw, err);
+    if (!S_ISREG(status.st_mode))
+        return error_set(err, -EINVAL, "disk %s is neither a file nor a block device", raw->path);
+    if (info->size == 0)
+        return error_set(err, -EINVAL,
+                         "disk %s is empty; give it a size, for example with "
+                         "truncate -s 1G",
+                         raw->path);
+    return 0;
+}
+
+static int open_image(struct raw *raw, bool readonly, struct error *err) {
+    raw->fd = open(raw->path, (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    if (raw->fd < 0)
+        return error_set_errno(err, -errno, "cannot open disk %s%s", raw->path,
+                               readonly ? "" : " for writing");
+    int rc = measure(raw, readonly, err);
+    if (rc == 0)
+        rc = lock_image(raw, readonly, err);
+    return rc != 0 ? rc : pool_create(RAW_THREADS, raw_work, raw, &raw->pool, err);
+}
+
+int block_open_raw(const char *path, bool readonly, struct block **block, struct error *err) {
+    struct raw *raw = calloc(1, sizeof *raw);
+    char *copy = strdup(path);
+    if (raw == NULL || copy == NULL) {
+        free(raw);
+        free(copy);
+        return error_set(err, -ENOMEM, "no memory for disk %s", path);
+    }
+    raw->block.class = &raw_class;
+    raw->fd = -1;
+    raw->path = copy;
+    int rc = open_image(raw, readonly, err);
+    if (rc != 0) {
+        raw_free(raw);
+        return rc;
+    }
+    *block = &raw->block;
+    return 0;
+}
