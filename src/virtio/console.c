@@ -176,7 +176,6 @@ void virtio_console_resize(struct device *device, uint16_t columns, uint16_t row
 
 static void console_forget(struct virtio_device *device) {
     console_of(device)->sent = 0;
-    console_of(device)->refused = false;
 }
 
 static const struct virtio_class console_virtio_class = {

@@ -251,18 +251,20 @@ static void queue_write(struct virtio_device *device, unsigned offset, uint64_t 
     }
     if (queue->ready)
         return;
-    unsigned half = offset & 4;
-    switch (offset & ~4u) {
-    case VIRTIO_COMMON_QUEUE_SIZE: queue->size = (uint16_t)value; return;
+    unsigned half = offset >= VIRTIO_COMMON_QUEUE_DESCRIPTORS ? offset & 4 : 0;
+    switch (offset - half) {
+    case VIRTIO_COMMON_QUEUE_SIZE: queue->size = (uint16_t)value; break;
+    case VIRTIO_COMMON_QUEUE_ENABLE:
+        if (value == 1)
+            enable_queue(device, queue);
+        break;
     case VIRTIO_COMMON_QUEUE_DESCRIPTORS:
         write_address(&queue->descriptors, half, value, size);
-        return;
-    case VIRTIO_COMMON_QUEUE_DRIVER: write_address(&queue->driver, half, value, size); return;
-    case VIRTIO_COMMON_QUEUE_DEVICE: write_address(&queue->device, half, value, size); return;
+        break;
+    case VIRTIO_COMMON_QUEUE_DRIVER: write_address(&queue->driver, half, value, size); break;
+    case VIRTIO_COMMON_QUEUE_DEVICE: write_address(&queue->device, half, value, size); break;
     default: break;
     }
-    if (offset == VIRTIO_COMMON_QUEUE_ENABLE && value == 1)
-        enable_queue(device, queue);
 }
 
 /* The width of the field at offset; 0: no field starts there, or it is not writable. */
