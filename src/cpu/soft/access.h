@@ -65,15 +65,27 @@ static inline void access_write(struct soft_cpu *cpu, unsigned seg, uint64_t off
         access_write_slow(cpu, seg, offset, from, size);
 }
 
+/*
+ * The slow paths by value: the fast paths below take no local's address, so that handlers can end in
+ * tail calls.
+ */
+uint64_t access_load_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, unsigned size);
+void access_store_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, uint64_t value,
+                       unsigned size);
+
 #define ACCESS_SIZED(bits)                                                                         \
     static inline uint##bits##_t load##bits(struct soft_cpu *cpu, unsigned seg, uint64_t offset) { \
-        uint##bits##_t value;                                                                      \
-        access_read(cpu, seg, offset, &value, bits / 8);                                           \
-        return value;                                                                              \
+        const uint##bits##_t *host = access_fast(cpu, TLB_READ, seg, offset, bits / 8);            \
+        return likely(host != NULL) ? *host                                                        \
+                                    : (uint##bits##_t)access_load_slow(cpu, seg, offset, bits / 8); \
     }                                                                                              \
     static inline void store##bits(struct soft_cpu *cpu, unsigned seg, uint64_t offset,            \
                                    uint##bits##_t value) {                                         \
-        access_write(cpu, seg, offset, &value, bits / 8);                                          \
+        uint##bits##_t *host = access_fast(cpu, TLB_WRITE, seg, offset, bits / 8);                 \
+        if (likely(host != NULL))                                                                  \
+            *host = value;                                                                         \
+        else                                                                                       \
+            access_store_slow(cpu, seg, offset, value, bits / 8);                                  \
     }
 ACCESS_SIZED(8)
 ACCESS_SIZED(16)

@@ -1,0 +1,526 @@
+#include "cpu/soft/block.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+
+enum {
+    HASH_BITS = 14,
+    PAGE_HASH_BITS = 12,
+    SEGMENTS = 8,
+    BLOCK_ALIGN = 16,
+    BREAKPOINTS_MAX = 32,
+    INSN_BYTES_MAX = 15,
+};
+
+struct segment {
+    size_t used; /* bytes */
+};
+
+struct block_store {
+    uint8_t *arena;
+    size_t segment_size;
+    unsigned current; /* the segment that is being filled */
+    struct segment segments[SEGMENTS];
+    struct block *hash[1 << HASH_BITS];
+    struct block *pages[1 << PAGE_HASH_BITS];
+    uint64_t breakpoints[BREAKPOINTS_MAX];
+    unsigned breakpoint_count;
+    bool drop_all; /* at the next safe point */
+};
+
+static unsigned hash_of(uint64_t gpa, uint64_t rip, uint64_t key) {
+    uint64_t mixed = (gpa ^ rip << 7 ^ key << 3) * UINT64_C(0x9e3779b97f4a7c15);
+    return (unsigned)(mixed >> (64 - HASH_BITS));
+}
+
+static unsigned page_hash(uint64_t gpa) {
+    return (unsigned)(((gpa >> PAGE_SHIFT) * UINT64_C(0x9e3779b97f4a7c15)) >>
+                      (64 - PAGE_HASH_BITS));
+}
+
+/* ---- Pseudo-instructions ---- */
+
+/* Ends a block that has no branch. */
+static void block_fall(struct soft_cpu *cpu, const struct insn *insn) {
+    BLOCK_CHAIN(0, insn_rip(cpu, insn));
+}
+
+/* In place of the instructions of a running block that was dropped. */
+static void block_leave(struct soft_cpu *cpu, const struct insn *insn) {
+    cpu->rip = insn_rip(cpu, insn);
+}
+
+static void refuse_ud(struct soft_cpu *cpu, const struct insn *insn) {
+    cpu->insn = insn;
+    raise_exception(cpu, EXC_UD);
+}
+
+static void refuse_gp(struct soft_cpu *cpu, const struct insn *insn) {
+    cpu->insn = insn;
+    raise_error(cpu, EXC_GP, 0);
+}
+
+static void stop_at_breakpoint(struct soft_cpu *cpu, const struct insn *insn) {
+    cpu->insn = insn;
+    cpu->exit = (struct vcpu_exit){.stop = VCPU_BREAKPOINT, .gva = block_linear(cpu, cpu->rip)};
+    raise_exit(cpu);
+}
+
+/* ---- Links between blocks ---- */
+
+static struct block *link_block(uintptr_t link) {
+    return (struct block *)(link & ~(uintptr_t)1);
+}
+
+void block_link(struct block *from, unsigned slot, struct block *to) {
+    bool one_page = from->gpa[0] >> PAGE_SHIFT == to->gpa[0] >> PAGE_SHIFT &&
+                    to->gpa[0] - from->gpa[0] == to->rip - from->rip;
+    if (!one_page || to->straddles || from->dead || to->dead || from->key != to->key ||
+        from->link[slot] != NULL)
+        return;
+    from->link[slot] = to;
+    from->incoming_next[slot] = to->incoming;
+    to->incoming = (uintptr_t)from | slot;
+}
+
+static void unlink_outgoing(struct block *from, unsigned slot) {
+    struct block *to = from->link[slot];
+    uintptr_t *at, wanted = (uintptr_t)from | slot;
+    if (to == NULL)
+        return;
+    at = &to->incoming;
+    while (*at != wanted)
+        at = &link_block(*at)->incoming_next[*at & 1];
+    *at = from->incoming_next[slot];
+    from->link[slot] = NULL;
+}
+
+static void unlink_incoming(struct block *to) {
+    while (to->incoming != 0) {
+        struct block *from = link_block(to->incoming);
+        unsigned slot = to->incoming & 1;
+        to->incoming = from->incoming_next[slot];
+        from->link[slot] = NULL;
+    }
+}
+
+void block_chain_slow(struct soft_cpu *cpu, unsigned slot) {
+    struct block *next = block_jump(cpu, cpu->block->key);
+    if (next == NULL)
+        return;
+    block_link(cpu->block, slot, next);
+    if (block_may_enter(cpu, next))
+        BLOCK_ENTER(next);
+}
+
+/* ---- Lists of a page's blocks ---- */
+
+static void list_on_page(struct block_store *store, struct block *block, unsigned n) {
+    struct block **head = &store->pages[page_hash(block->gpa[n])];
+    block->page_next[n] = *head;
+    block->page_at[n] = head;
+    *head = block;
+    /* The former head may be listed here by its first or its second page. */
+    if (block->page_next[n] != NULL) {
+        struct block *next = block->page_next[n];
+        next->page_at[next->page_at[0] == head ? 0 : 1] = &block->page_next[n];
+    }
+}
+
+static void unlist_from_page(struct block *block, unsigned n) {
+    struct block *next = block->page_next[n], **at = block->page_at[n];
+    *at = next;
+    if (next != NULL)
+        next->page_at[next->page_at[0] == &block->page_next[n] ? 0 : 1] = at;
+}
+
+/* Where both pages fall into one bucket, the block is listed there once. */
+static unsigned lists_of(const struct block *block) {
+    return block->straddles && page_hash(block->gpa[0]) != page_hash(block->gpa[1]) ? 2 : 1;
+}
+
+/* By which of its pages a block is listed in a bucket. */
+static unsigned page_index(const struct block *block, unsigned bucket) {
+    return !block->straddles || page_hash(block->gpa[0]) == bucket ? 0 : 1;
+}
+
+static bool on_page(const struct block *block, uint64_t page) {
+    return block->gpa[0] >> PAGE_SHIFT == page ||
+           (block->straddles && block->gpa[1] >> PAGE_SHIFT == page);
+}
+
+static bool page_has_blocks(const struct block_store *store, uint64_t gpa) {
+    unsigned bucket = page_hash(gpa);
+    const struct block *block = store->pages[bucket];
+    for (; block != NULL; block = block->page_next[page_index(block, bucket)]) {
+        if (on_page(block, gpa >> PAGE_SHIFT))
+            return true;
+    }
+    return false;
+}
+
+/* ---- Dropping ---- */
+
+static void unhash(struct block_store *store, struct block *block) {
+    struct block **at = &store->hash[hash_of(block->gpa[0], block->rip, block->key)];
+    while (*at != block)
+        at = &(*at)->hash_next;
+    *at = block->hash_next;
+}
+
+/* With one vCPU, a page without blocks need not be watched any more. */
+static void unwatch_empty(struct soft_cpu *cpu, const struct block *block, unsigned n) {
+    struct engine *engine = cpu->vcpu.engine;
+    if (engine == NULL || engine->config.vcpus > 1 || block->flags[n] == NULL ||
+        page_has_blocks(cpu->blocks->store, block->gpa[n]))
+        return;
+    atomic_fetch_and(block->flags[n], (uint8_t)~MEM_PAGE_CODE);
+}
+
+static void drop(struct soft_cpu *cpu, struct block *block) {
+    struct block_cache *cache = cpu->blocks;
+    block->dead = true;
+    unhash(cache->store, block);
+    unlink_incoming(block);
+    unlink_outgoing(block, 0);
+    unlink_outgoing(block, 1);
+    if (cache->jump[jump_hash(block->rip)] == block)
+        cache->jump[jump_hash(block->rip)] = NULL;
+    for (unsigned n = 0; n < lists_of(block); n++)
+        unlist_from_page(block, n);
+    for (unsigned n = 0; n < (block->straddles ? 2 : 1); n++)
+        unwatch_empty(cpu, block, n);
+}
+
+/* The instruction that runs now completes; all others of its block leave it. */
+static void poison_running(struct soft_cpu *cpu) {
+    if (cpu->block == NULL)
+        return;
+    for (unsigned i = 0; i <= cpu->block->count; i++)
+        cpu->block->insns[i].exec = block_leave;
+}
+
+static bool overlaps(const struct block *block, uint64_t gpa, size_t length) {
+    uint64_t first = block->gpa[0], room = PAGE_SIZE - (first & (PAGE_SIZE - 1));
+    uint64_t end = first + (block->straddles ? room : block->length);
+    if (gpa < end && first - gpa < length)
+        return true;
+    if (first <= gpa && gpa < end)
+        return true;
+    if (!block->straddles)
+        return false;
+    first = block->gpa[1];
+    end = first + (block->length - room);
+    return gpa < end && (gpa >= first || first - gpa < length);
+}
+
+static void invalidate_page_part(struct soft_cpu *cpu, uint64_t gpa, size_t length) {
+    struct block_store *store = cpu->blocks->store;
+    unsigned bucket = page_hash(gpa);
+    struct block *block = store->pages[bucket], *next;
+    for (; block != NULL; block = next) {
+        next = block->page_next[page_index(block, bucket)];
+        if (!overlaps(block, gpa, length))
+            continue;
+        if (block == cpu->block)
+            poison_running(cpu);
+        drop(cpu, block);
+    }
+}
+
+void block_invalidate(struct soft_cpu *cpu, uint64_t gpa, size_t length) {
+    if (cpu->blocks == NULL)
+        return;
+    while (length != 0) {
+        size_t part = PAGE_SIZE - (gpa & (PAGE_SIZE - 1));
+        if (part > length)
+            part = length;
+        invalidate_page_part(cpu, gpa, part);
+        gpa += part;
+        length -= part;
+    }
+}
+
+void block_invalidate_all(struct soft_cpu *cpu) {
+    if (cpu->blocks == NULL)
+        return;
+    cpu->blocks->store->drop_all = true;
+    poison_running(cpu);
+    atomic_fetch_or(&cpu->request, REQUEST_BLOCKS);
+}
+
+static size_t block_size(unsigned count) {
+    return round_up(sizeof(struct block) + (count + 1) * sizeof(struct insn), BLOCK_ALIGN);
+}
+
+/* Drops the blocks of a segment, which are laid out one after another. */
+static void empty_segment(struct soft_cpu *cpu, unsigned n) {
+    struct block_store *store = cpu->blocks->store;
+    uint8_t *start = store->arena + n * store->segment_size;
+    size_t at = 0;
+    while (at < store->segments[n].used) {
+        struct block *block = (struct block *)(void *)(start + at);
+        at += block_size(block->count);
+        if (!block->dead)
+            drop(cpu, block);
+    }
+    store->segments[n].used = 0;
+}
+
+void block_safe_point(struct soft_cpu *cpu) {
+    struct block_store *store = cpu->blocks->store;
+    atomic_fetch_and(&cpu->request, ~(unsigned)REQUEST_BLOCKS);
+    if (!store->drop_all)
+        return;
+    store->drop_all = false;
+    cpu->block = NULL;
+    for (unsigned n = 0; n < SEGMENTS; n++)
+        empty_segment(cpu, n);
+}
+
+/* ---- Decoding ---- */
+
+/* Room for a block of the largest size, at the end of the current segment. */
+static struct block *reserve(struct soft_cpu *cpu) {
+    struct block_store *store = cpu->blocks->store;
+    if (store->segment_size - store->segments[store->current].used < block_size(BLOCK_INSNS_MAX)) {
+        store->current = (store->current + 1) % SEGMENTS;
+        cpu->block = NULL;
+        empty_segment(cpu, store->current);
+    }
+    return (struct block *)(void *)(store->arena + store->current * store->segment_size +
+                                    store->segments[store->current].used);
+}
+
+static void commit(struct soft_cpu *cpu, struct block *block) {
+    struct block_store *store = cpu->blocks->store;
+    struct block **head = &store->hash[hash_of(block->gpa[0], block->rip, block->key)];
+    store->segments[store->current].used += block_size(block->count);
+    block->hash_next = *head;
+    *head = block;
+    for (unsigned n = 0; n < lists_of(block); n++)
+        list_on_page(store, block, n);
+}
+
+/* From here on writes to the page are told: before its bytes are read. */
+static void watch(struct soft_cpu *cpu, const struct code_page *page) {
+    if (page->flags == NULL ||
+        (atomic_load_explicit(page->flags, memory_order_relaxed) & MEM_PAGE_CODE &&
+         page_has_blocks(cpu->blocks->store, page->gpa)))
+        return;
+    atomic_fetch_or(page->flags, MEM_PAGE_CODE);
+    mmu_watch_code(cpu, page->host - (page->gpa & (PAGE_SIZE - 1)));
+}
+
+static bool is_breakpoint(const struct soft_cpu *cpu, uint64_t linear) {
+    const struct block_store *store = cpu->blocks->store;
+    for (unsigned i = 0; i < store->breakpoint_count; i++) {
+        if (store->breakpoints[i] == linear)
+            return true;
+    }
+    return false;
+}
+
+/* What the row alone does not say: privilege and mode. */
+static insn_exec *checked_exec(const struct insn *insn, uint64_t key) {
+    const struct insn_row *row = insn_row_of(insn);
+    if (!(key & KEY_PROTECTED) && ((row->properties & INSN_PROTECTED) || row->encoding == ENC_VEX))
+        return refuse_ud;
+    if ((row->properties & INSN_CPL0) && (key & KEY_CPL))
+        return refuse_gp;
+    return insn->exec;
+}
+
+/*
+ * Adds the instruction that `bytes` hold. True: the block goes on behind it. A length of 0 (more
+ * bytes are needed) adds nothing.
+ */
+static bool add_insn(struct soft_cpu *cpu, struct block *block, const uint8_t *bytes,
+                     size_t available, int *length) {
+    struct insn *insn = &block->insns[block->count];
+    enum { ENDS = INSN_BRANCH | INSN_END };
+    *length = insn_decode(insn, bytes, available, block->rip + block->length,
+                          (enum insn_mode)(block->key & KEY_MODE), cpu->features);
+    if (*length == 0)
+        return false;
+    insn->offset = block->length;
+    block->count++;
+    if (*length < 0) {
+        insn->exec = *length == -EXC_GP ? refuse_gp : refuse_ud;
+        block->length += insn->length;
+        return false;
+    }
+    insn->exec = checked_exec(insn, block->key);
+    block->length += insn->length;
+    return !(insn_row_of(insn)->properties & ENDS);
+}
+
+/* The pseudo-instruction behind the last. */
+static void seal(struct block *block) {
+    struct insn *end = &block->insns[block->count];
+    memset(end, 0, sizeof *end);
+    end->exec = block_fall;
+    end->offset = block->length;
+}
+
+/* The one instruction that begins on `page` and ends on the next. False: no RAM there. */
+static bool decode_straddling(struct soft_cpu *cpu, struct block *block,
+                              const struct code_page *page, uint64_t linear, uint64_t limit) {
+    uint8_t bytes[INSN_BYTES_MAX];
+    struct code_page second;
+    size_t first = page->available, rest = INSN_BYTES_MAX - first;
+    int length;
+    if (limit < first)
+        raise_error(cpu, EXC_GP, 0);
+    if (!mmu_fetch(cpu, linear + first, &second))
+        return false;
+    watch(cpu, &second);
+    if (rest > limit - first + 1)
+        rest = limit - first + 1;
+    memcpy(bytes, page->host, first);
+    memcpy(bytes + first, second.host, rest);
+    block->straddles = true;
+    block->gpa[1] = second.gpa;
+    block->flags[1] = second.flags;
+    add_insn(cpu, block, bytes, first + rest, &length);
+    if (length == 0) /* the segment ends within the instruction */
+        raise_error(cpu, EXC_GP, 0);
+    return true;
+}
+
+/* limit: the last byte, counted from the first, that the code segment lets be fetched. */
+static bool decode_block(struct soft_cpu *cpu, struct block *block, const struct code_page *page,
+                         uint64_t linear, uint64_t limit) {
+    size_t available = page->available - 1 < limit ? page->available : limit + 1;
+    unsigned most = block->key & KEY_STEP ? 1 : BLOCK_INSNS_MAX;
+    bool breaks = !(block->key & KEY_NO_BREAK);
+    int length = 1;
+    while (block->count < most && available > block->length &&
+           add_insn(cpu, block, page->host + block->length, available - block->length, &length)) {
+        if (breaks && is_breakpoint(cpu, linear + block->length))
+            break;
+    }
+    if (block->count != 0)
+        return true;
+    if (available < page->available)
+        raise_error(cpu, EXC_GP, 0);
+    return decode_straddling(cpu, block, page, linear, limit);
+}
+
+static struct block *make(struct soft_cpu *cpu, uint64_t key, const struct code_page *page,
+                          uint64_t linear, uint64_t limit) {
+    struct block *block;
+    watch(cpu, page);
+    block = reserve(cpu);
+    memset(block, 0, sizeof *block);
+    block->rip = cpu->rip;
+    block->key = key;
+    block->host = page->host;
+    block->gpa[0] = page->gpa;
+    block->flags[0] = page->flags;
+    if (!decode_block(cpu, block, page, linear, limit))
+        return NULL;
+    seal(block);
+    if (!(key & KEY_NO_BREAK) && is_breakpoint(cpu, linear))
+        block->insns[0].exec = stop_at_breakpoint;
+    commit(cpu, block);
+    return block;
+}
+
+/* ---- Finding ---- */
+
+static struct block *no_memory(struct soft_cpu *cpu, uint64_t linear) {
+    cpu->exit = (struct vcpu_exit){.stop = VCPU_FAILED, .gva = linear};
+    snprintf(cpu->exit.text, sizeof cpu->exit.text,
+             "instruction fetch at %#llx, where there is no memory", (unsigned long long)linear);
+    return NULL;
+}
+
+/* A straddling block holds as long as its second page is where it was. */
+static bool second_page_holds(struct soft_cpu *cpu, const struct block *block, uint64_t linear,
+                              unsigned first) {
+    struct code_page second;
+    return mmu_fetch(cpu, linear + first, &second) && second.gpa == block->gpa[1];
+}
+
+static struct block *hashed(struct soft_cpu *cpu, uint64_t key, const struct code_page *page,
+                            uint64_t linear) {
+    struct block *block = cpu->blocks->store->hash[hash_of(page->gpa, cpu->rip, key)];
+    for (; block != NULL; block = block->hash_next) {
+        if (block->gpa[0] == page->gpa && block->rip == cpu->rip && block->key == key &&
+            block->host == page->host &&
+            (!block->straddles || second_page_holds(cpu, block, linear, page->available)))
+            return block;
+    }
+    return NULL;
+}
+
+struct block *block_find(struct soft_cpu *cpu, uint64_t key) {
+    uint64_t linear = block_linear(cpu, cpu->rip), limit = UINT64_MAX - 1;
+    struct code_page page;
+    struct block *block;
+    if (cpu->mode != INSN_MODE_64) {
+        if (cpu->rip > cpu->segment[SEG_CS].limit)
+            raise_error(cpu, EXC_GP, 0);
+        limit = cpu->segment[SEG_CS].limit - cpu->rip;
+    }
+    if (!mmu_fetch(cpu, linear, &page))
+        return no_memory(cpu, linear);
+    block = hashed(cpu, key, &page, linear);
+    if (block == NULL)
+        block = make(cpu, key, &page, linear, limit);
+    if (block == NULL)
+        return no_memory(cpu, linear);
+    if (!block->straddles)
+        cpu->blocks->jump[jump_hash(cpu->rip)] = block;
+    return block;
+}
+
+/* ---- Life ---- */
+
+int block_cache_create(struct soft_cpu *cpu, size_t budget, struct error *err) {
+    struct block_cache *cache = calloc(1, sizeof *cache);
+    struct block_store *store = calloc(1, sizeof *store);
+    uint8_t *arena = aligned_alloc(BLOCK_ALIGN, round_up(budget, BLOCK_ALIGN));
+    if (cache == NULL || store == NULL || arena == NULL) {
+        free(cache);
+        free(store);
+        free(arena);
+        return error_set_errno(err, -ENOMEM, "no memory for decoded instructions");
+    }
+    store->arena = arena;
+    store->segment_size = round_down(budget / SEGMENTS, BLOCK_ALIGN);
+    cache->store = store;
+    cpu->blocks = cache;
+    return 0;
+}
+
+void block_cache_destroy(struct soft_cpu *cpu) {
+    if (cpu->blocks == NULL)
+        return;
+    free(cpu->blocks->store->arena);
+    free(cpu->blocks->store);
+    free(cpu->blocks);
+    cpu->blocks = NULL;
+}
+
+int block_set_breakpoint(struct soft_cpu *cpu, uint64_t linear, bool on) {
+    struct block_store *store = cpu->blocks->store;
+    unsigned i = 0;
+    while (i < store->breakpoint_count && store->breakpoints[i] != linear)
+        i++;
+    if (on && i == BREAKPOINTS_MAX)
+        return -ENOSPC;
+    if (on)
+        store->breakpoints[i] = linear;
+    else if (i < store->breakpoint_count)
+        store->breakpoints[i] = store->breakpoints[store->breakpoint_count - 1];
+    else
+        return 0;
+    store->breakpoint_count = on ? (i == store->breakpoint_count ? i + 1 : store->breakpoint_count)
+                                 : store->breakpoint_count - 1;
+    block_invalidate_all(cpu);
+    return 0;
+}

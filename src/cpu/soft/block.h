@@ -1,0 +1,145 @@
+/*
+ * Blocks: runs of decoded instructions that end with a branch, a change of
+ * processor state, their page's end or BLOCK_INSNS_MAX. An instruction that
+ * straddles a page is the only one of its block, which is then listed on both
+ * pages and looked up afresh each time (the second page may be remapped).
+ *
+ * Life: block_find decodes on demand; blocks are found again through links,
+ * the jump cache (by rip) and a hash (by guest-physical address, rip and
+ * key). Memory is one arena of a fixed size, filled in segments: when the
+ * last is full, the oldest segment is emptied with all its blocks. A dropped
+ * block's memory stays as it is until then, so whoever runs it may finish;
+ * segments are only emptied in block_find, that is between blocks.
+ *
+ * The vCPU's own thread.
+ */
+#ifndef LODGE_CPU_SOFT_BLOCK_H
+#define LODGE_CPU_SOFT_BLOCK_H
+
+#include "cpu/soft/soft.h"
+
+enum { BLOCK_INSNS_MAX = 48, JUMP_BITS = 11, JUMP_ENTRIES = 1 << JUMP_BITS };
+
+/* cpu->request, beside those of soft.h: blocks were dropped, no chaining until the safe point. */
+enum { REQUEST_BLOCKS = 16 };
+
+/* What a block's decoding depends on besides its bytes and rip. Bits of block.key. */
+enum {
+    KEY_MODE = 3 << 0, /* enum insn_mode */
+    KEY_CPL = 3 << 2,
+    KEY_PROTECTED = 1 << 4,
+    KEY_STEP = 1 << 5,     /* one instruction only */
+    KEY_NO_BREAK = 1 << 6, /* without breakpoints: passing one */
+    KEY_LIMIT = 32,        /* the shift of the code segment's limit, outside 64-bit mode */
+};
+
+struct block {
+    uint64_t rip; /* offset in CS of the first byte */
+    uint64_t key;
+    const uint8_t *host;   /* of the first byte: what the fetch TLB must answer */
+    struct block *link[2]; /* same-page successors: [0] in sequence, [1] by branch; NULL: look up */
+    uint16_t count;        /* instructions, without the ending pseudo-instruction */
+    uint16_t length;       /* bytes */
+    bool dead;
+    bool straddles;
+    /* -- cold -- */
+    uint64_t gpa[2]; /* of the first byte; straddling: of the second page */
+    _Atomic(uint8_t) *flags[2];
+    struct block *hash_next;
+    struct block *page_next[2], **page_at[2]; /* lists of blocks on a page */
+    uintptr_t incoming;                       /* who links here: a list of block | slot */
+    uintptr_t incoming_next[2];               /* the list that link[slot] is in */
+    struct insn insns[];
+};
+
+struct block_cache {
+    struct block *jump[JUMP_ENTRIES];
+    struct block_store *store;
+};
+
+static inline unsigned jump_hash(uint64_t rip) {
+    return (unsigned)(rip ^ rip >> JUMP_BITS) & (JUMP_ENTRIES - 1);
+}
+
+/* budget: bytes of decoded instructions to keep. */
+int block_cache_create(struct soft_cpu *cpu, size_t budget, struct error *err);
+void block_cache_destroy(struct soft_cpu *cpu);
+
+/*
+ * The block at cpu->rip under `key`. Raises what the fetch raises, with
+ * cpu->insn set so that the fault's rip is cpu->rip. NULL: no RAM there;
+ * cpu->exit says so.
+ */
+struct block *block_find(struct soft_cpu *cpu, uint64_t key);
+
+/* Links the block that just ended to its successor, when both are on one page. */
+void block_link(struct block *from, unsigned slot, struct block *to);
+
+/* Serves REQUEST_BLOCKS. Only between blocks. */
+void block_safe_point(struct soft_cpu *cpu);
+
+/* Breakpoints of the engine, by linear address: blocks end before one and stop on it. -ENOSPC. */
+int block_set_breakpoint(struct soft_cpu *cpu, uint64_t linear, bool on);
+
+/* ---- Chaining, for the handlers that end blocks ---- */
+
+/* True when control may pass to the next block without a look by the run loop. */
+static inline bool block_may_enter(struct soft_cpu *cpu, const struct block *next) {
+    if (unlikely(cpu->budget < next->count) ||
+        unlikely(atomic_load_explicit(&cpu->request, memory_order_relaxed) != 0))
+        return false;
+    cpu->budget -= next->count;
+    return true;
+}
+
+static inline uint64_t block_linear(const struct soft_cpu *cpu, uint64_t rip) {
+    uint64_t linear = cpu->code_base + rip;
+    return likely(cpu->mode == INSN_MODE_64) ? linear : (uint32_t)linear;
+}
+
+/* The block at cpu->rip when the jump cache has it and the present translation agrees, or NULL. */
+static inline struct block *block_jump(struct soft_cpu *cpu, uint64_t key) {
+    struct block *next = cpu->blocks->jump[jump_hash(cpu->rip)];
+    uint64_t linear = block_linear(cpu, cpu->rip);
+    const struct tlb_entry *e = &cpu->tlb[TLB_FETCH][(linear >> PAGE_SHIFT) & (TLB_ENTRIES - 1)];
+    if (likely(next != NULL && next->rip == cpu->rip && next->key == key &&
+               ((linear & ~(uint64_t)(PAGE_SIZE - 1)) | cpu->tlb_context) == e->tag &&
+               (uintptr_t)next->host == e->addend + linear))
+        return next;
+    return NULL;
+}
+
+#define BLOCK_ENTER(next)                                                                          \
+    do {                                                                                           \
+        cpu->block = (next);                                                                       \
+        return (next)->insns[0].exec(cpu, (next)->insns);                                          \
+    } while (0)
+
+/* Ends the block at `target`, which a direct branch names (slot 1) or the sequence (slot 0). */
+#define BLOCK_CHAIN(slot, target)                                                                  \
+    do {                                                                                           \
+        struct block *next_ = cpu->block->link[slot];                                              \
+        cpu->rip = (target);                                                                       \
+        if (likely(next_ != NULL)) {                                                               \
+            if (likely(block_may_enter(cpu, next_)))                                               \
+                BLOCK_ENTER(next_);                                                                \
+            return;                                                                                \
+        }                                                                                          \
+        return block_chain_slow(cpu, slot);                                                        \
+    } while (0)
+
+/* Ends the block at a computed target. */
+#define BLOCK_JUMP(target)                                                                         \
+    do {                                                                                           \
+        struct block *next_;                                                                       \
+        cpu->rip = (target);                                                                       \
+        next_ = block_jump(cpu, cpu->block->key);                                                  \
+        if (likely(next_ != NULL && block_may_enter(cpu, next_)))                                  \
+            BLOCK_ENTER(next_);                                                                    \
+        return;                                                                                    \
+    } while (0)
+
+/* Goes on at cpu->rip by the jump cache, linking when it can. */
+void block_chain_slow(struct soft_cpu *cpu, unsigned slot);
+
+#endif

@@ -1,0 +1,341 @@
+/*
+ * The run loop: between blocks it serves requests, delivers events and
+ * interrupts, looks at the clock, and waits in HLT.
+ *
+ * Faults come back through cpu->unwind, set once a vcpu_run. Instructions are
+ * counted by what blocks take from cpu->budget; when it runs out the loop
+ * looks at the local APIC's timer.
+ */
+#include "cpu/soft/run.h"
+
+#include <string.h>
+#include <time.h>
+
+#include "base/log.h"
+#include "cpu/soft/block.h"
+#include "cpu/soft/debug.h"
+
+/*
+ * Instructions between two looks at the clock. Also bounds how deep handlers
+ * nest where the compiler makes no tail calls.
+ */
+enum { BUDGET = 4000 };
+
+/* ---- Where instructions are ---- */
+
+static uint64_t wrap_rip(const struct soft_cpu *cpu, uint64_t rip) {
+    return cpu->mode == INSN_MODE_64 ? rip : (uint32_t)rip;
+}
+
+uint64_t insn_rip(const struct soft_cpu *cpu, const struct insn *insn) {
+    return wrap_rip(cpu, cpu->rip + insn->offset);
+}
+
+uint64_t insn_next_rip(const struct soft_cpu *cpu, const struct insn *insn) {
+    return wrap_rip(cpu, cpu->rip + insn->offset + insn->length);
+}
+
+/* ---- Raising ---- */
+
+void soft_account(struct soft_cpu *cpu) {
+    struct soft_run *run = run_of(cpu);
+    cpu->counters.instructions += (uint64_t)(run->granted - cpu->budget);
+    run->granted = cpu->budget;
+}
+
+/* RIP of the present instruction, and the budget without those that did not run. */
+static void rewind_to_insn(struct soft_cpu *cpu) {
+    const struct insn *insn = cpu->insn;
+    if (insn == NULL)
+        return;
+    if (cpu->block != NULL)
+        cpu->budget += (int32_t)(cpu->block->count - (insn - cpu->block->insns));
+    cpu->rip = insn_rip(cpu, insn);
+    cpu->insn = NULL;
+}
+
+static _Noreturn void raise(struct soft_cpu *cpu, enum exception vector, bool has_error,
+                            uint32_t error) {
+    rewind_to_insn(cpu);
+    cpu->bounce.size = 0;
+    cpu->event.pending = true;
+    cpu->event.vector = (uint8_t)vector;
+    cpu->event.kind = EVENT_FAULT;
+    cpu->event.has_error = has_error;
+    cpu->event.error = error;
+    longjmp(cpu->unwind, 1);
+}
+
+void raise_exception(struct soft_cpu *cpu, enum exception vector) {
+    raise(cpu, vector, false, 0);
+}
+
+void raise_error(struct soft_cpu *cpu, enum exception vector, uint32_t error) {
+    raise(cpu, vector, true, error);
+}
+
+void raise_page_fault(struct soft_cpu *cpu, uint64_t linear, uint32_t error) {
+    cpu->cr2 = linear;
+    raise(cpu, EXC_PF, true, error);
+}
+
+void raise_exit(struct soft_cpu *cpu) {
+    rewind_to_insn(cpu);
+    cpu->bounce.size = 0;
+    atomic_fetch_or(&cpu->request, REQUEST_STOP);
+    longjmp(cpu->unwind, 1);
+}
+
+/* ---- Waking and waiting ---- */
+
+void soft_request(struct soft_cpu *cpu, unsigned request) {
+    atomic_fetch_or(&cpu->request, request);
+    if (!atomic_load(&run_of(cpu)->sleeping))
+        return;
+    lock_take(&cpu->wake_lock);
+    pthread_cond_signal(&cpu->wake);
+    lock_release(&cpu->wake_lock);
+}
+
+static uint64_t timer_deadline(const struct soft_cpu *cpu) {
+    return cpu->lapic != NULL ? lapic_timer_deadline(cpu->lapic) : UINT64_MAX;
+}
+
+/* Until the host's monotonic clock reaches ns (UINT64_MAX: for ever) or somebody wakes us. */
+static void wait_until(struct soft_cpu *cpu, uint64_t ns) {
+    struct timespec until = {.tv_sec = (time_t)(ns / NS_PER_SECOND),
+                             .tv_nsec = (long)(ns % NS_PER_SECOND)};
+    int r = 0;
+    lock_take(&cpu->wake_lock);
+    atomic_store(&run_of(cpu)->sleeping, true);
+    while (atomic_load(&cpu->request) == 0 && r == 0) {
+        r = ns == UINT64_MAX ? pthread_cond_wait(&cpu->wake, &cpu->wake_lock.mutex)
+                             : pthread_cond_timedwait(&cpu->wake, &cpu->wake_lock.mutex, &until);
+    }
+    atomic_store(&run_of(cpu)->sleeping, false);
+    lock_release(&cpu->wake_lock);
+}
+
+static void wait_for_event(struct soft_cpu *cpu) {
+    uint64_t deadline = timer_deadline(cpu);
+    if (deadline != UINT64_MAX)
+        deadline = vm_clock_to_host_ns(cpu->vcpu.engine->config.clock, deadline);
+    cpu->counters.exits++;
+    wait_until(cpu, deadline);
+}
+
+/* ---- Interrupts ---- */
+
+static void start_at_vector(struct soft_cpu *cpu, uint8_t vector) {
+    if (!cpu->waiting_for_sipi)
+        return;
+    cpu->waiting_for_sipi = false;
+    cpu->segment[SEG_CS].selector = (uint16_t)(vector << 8);
+    cpu->segment[SEG_CS].base = (uint64_t)vector << 12;
+    cpu->rip = 0;
+    mmu_mode_changed(cpu);
+}
+
+static void take_lapic_events(struct soft_cpu *cpu) {
+    uint8_t vector = 0;
+    for (;;) {
+        switch (lapic_take_event(cpu->lapic, &vector)) {
+        case LAPIC_NO_EVENT: return;
+        case LAPIC_NMI: cpu->nmi_pending = true; break;
+        case LAPIC_INIT: soft_reset(&cpu->vcpu, true); break;
+        case LAPIC_SIPI: start_at_vector(cpu, vector); break;
+        }
+    }
+}
+
+/* Delivers one NMI or interrupt if there is one that may come in now. */
+static void take_interrupt(struct soft_cpu *cpu) {
+    int vector;
+    if (cpu->interrupt_shadow || cpu->waiting_for_sipi)
+        return;
+    if (cpu->nmi_pending && !cpu->nmi_blocked) {
+        cpu->nmi_pending = false;
+        cpu->nmi_blocked = true;
+        cpu->halted = false;
+        event_deliver(cpu, EXC_NMI, EVENT_NMI, false, 0);
+        return;
+    }
+    if (cpu->lapic == NULL || !(cpu->rflags & FLAG_IF) || !lapic_attention(cpu->lapic))
+        return;
+    vector = lapic_ack(cpu->lapic);
+    if (vector < 0)
+        return;
+    cpu->halted = false;
+    event_deliver(cpu, (uint8_t)vector, EVENT_INTERRUPT, false, 0);
+}
+
+static void look_at_clock(struct soft_cpu *cpu) {
+    uint64_t deadline = timer_deadline(cpu), now;
+    soft_account(cpu);
+    cpu->budget = run_of(cpu)->granted = BUDGET;
+    if (deadline == UINT64_MAX)
+        return;
+    now = vm_clock_ns(cpu->vcpu.engine->config.clock);
+    if (now >= deadline)
+        lapic_timer_expire(cpu->lapic, now);
+}
+
+/* True: vcpu_run is to return *exit. */
+static bool serve_requests(struct soft_cpu *cpu, struct vcpu_exit *exit) {
+    unsigned request = atomic_load_explicit(&cpu->request, memory_order_acquire);
+    if (likely(request == 0))
+        return false;
+    if (request & REQUEST_FLUSH)
+        mmu_serve_requests(cpu);
+    if (request & REQUEST_BLOCKS)
+        block_safe_point(cpu);
+    atomic_fetch_and(&cpu->request, ~(unsigned)REQUEST_INTERRUPT);
+    if (request & REQUEST_STOP) {
+        atomic_fetch_and(&cpu->request, ~(unsigned)REQUEST_STOP);
+        run_of(cpu)->stopped_at_breakpoint = cpu->exit.stop == VCPU_BREAKPOINT;
+        *exit = cpu->exit;
+        return true;
+    }
+    if (request & REQUEST_KICK) {
+        atomic_fetch_and(&cpu->request, ~(unsigned)REQUEST_KICK);
+        *exit = (struct vcpu_exit){.stop = VCPU_KICKED};
+        return true;
+    }
+    return false;
+}
+
+static void deliver_pending(struct soft_cpu *cpu) {
+    cpu->event.pending = false;
+    event_deliver(cpu, cpu->event.vector, (enum event_kind)cpu->event.kind, cpu->event.has_error,
+                  cpu->event.error);
+}
+
+/* Everything due between two instructions. True: vcpu_run is to return *exit. */
+static bool attend(struct soft_cpu *cpu, struct vcpu_exit *exit) {
+    for (;;) {
+        if (unlikely(cpu->event.pending))
+            deliver_pending(cpu);
+        if (unlikely(cpu->budget < BLOCK_INSNS_MAX))
+            look_at_clock(cpu);
+        if (serve_requests(cpu, exit))
+            return true;
+        if (cpu->lapic != NULL && lapic_attention(cpu->lapic)) {
+            take_lapic_events(cpu);
+            take_interrupt(cpu);
+        } else if (unlikely(cpu->nmi_pending)) {
+            take_interrupt(cpu);
+        }
+        if (likely(!cpu->halted && !cpu->waiting_for_sipi))
+            return atomic_load(&cpu->request) & REQUEST_STOP ? serve_requests(cpu, exit) : false;
+        cpu->interrupt_shadow = false;
+        if (!(cpu->rflags & FLAG_IF) || cpu->lapic == NULL || !lapic_pending(cpu->lapic))
+            wait_for_event(cpu);
+        look_at_clock(cpu);
+    }
+}
+
+/* ---- Running ---- */
+
+static uint64_t block_key(const struct soft_cpu *cpu) {
+    bool protected_mode = (cpu->cr0 & CR0_PE) && !(cpu->rflags & FLAG_VM);
+    uint64_t key = cpu->mode | (uint64_t)cpu->cpl << 2 | (protected_mode ? KEY_PROTECTED : 0);
+    if (cpu->mode != INSN_MODE_64)
+        key |= (uint64_t)cpu->segment[SEG_CS].limit << KEY_LIMIT;
+    return key;
+}
+
+static void enter(struct soft_cpu *cpu, struct block *block) {
+    cpu->block = block;
+    cpu->budget -= block->count;
+    block->insns[0].exec(cpu, block->insns);
+}
+
+static void run_block(struct soft_cpu *cpu) {
+    uint64_t key = block_key(cpu);
+    struct block *block;
+    cpu->insn = NULL;
+    block = block_jump(cpu, key);
+    if (unlikely(block == NULL))
+        block = block_find(cpu, key);
+    if (unlikely(block == NULL))
+        raise_exit(cpu);
+    enter(cpu, block);
+}
+
+/* INT n, INT3, INTO, SYSCALL have switched TF off for their handler: no trap there. MOV SS and POP
+ * SS hold a trap back. */
+static bool holds_trap_back(const struct insn *insn) {
+    uint8_t map = insn_row_of(insn)->map, opcode = insn->opcode;
+    if (map == MAP_0F)
+        return opcode == 0x05;
+    return map == MAP_1B && ((opcode >= 0xcc && opcode <= 0xce) || opcode == 0x17 ||
+                             (opcode == 0x8e && insn->reg == SEG_SS));
+}
+
+static void trap(struct soft_cpu *cpu, uint64_t bits) {
+    debug_enter(cpu, bits);
+    event_deliver(cpu, EXC_DB, EVENT_TRAP, false, 0);
+}
+
+/* One instruction: single-step, breakpoints, the instruction after STI or MOV SS. */
+static void run_step(struct soft_cpu *cpu, uint64_t more_key) {
+    uint64_t hits = 0;
+    bool single_step = cpu->rflags & FLAG_TF, shadow = cpu->interrupt_shadow;
+    int32_t left = cpu->budget;
+    struct block *block;
+    cpu->insn = NULL;
+    if (debug_active(cpu) && !(cpu->rflags & FLAG_RF))
+        hits = debug_match_execute(cpu, block_linear(cpu, cpu->rip));
+    if (hits != 0) {
+        debug_enter(cpu, hits);
+        raise_exception(cpu, EXC_DB);
+    }
+    block = block_find(cpu, block_key(cpu) | KEY_STEP | more_key);
+    if (block == NULL)
+        raise_exit(cpu);
+    cpu->rflags &= ~(uint64_t)FLAG_RF;
+    cpu->interrupt_shadow = false;
+    debug_take(cpu);
+    /* Nothing left in the budget: no chaining to a next block. */
+    cpu->budget = 1;
+    run_of(cpu)->granted += 1 - left;
+    enter(cpu, block);
+    cpu->budget += left - 1;
+    run_of(cpu)->granted += left - 1;
+    if (shadow)
+        cpu->interrupt_shadow = false;
+    hits = debug_take(cpu) | (single_step ? DR6_BS : 0);
+    if (hits != 0 && !holds_trap_back(&block->insns[0]))
+        trap(cpu, hits);
+}
+
+static bool must_step(const struct soft_cpu *cpu) {
+    return (cpu->rflags & FLAG_TF) || debug_active(cpu) ||
+           (cpu->interrupt_shadow && cpu->lapic != NULL && lapic_attention(cpu->lapic)) ||
+           run_of(cpu)->stopped_at_breakpoint;
+}
+
+static void run_next(struct soft_cpu *cpu) {
+    struct soft_run *run = run_of(cpu);
+    if (unlikely(must_step(cpu))) {
+        bool passing = run->stopped_at_breakpoint;
+        run->stopped_at_breakpoint = false;
+        run_step(cpu, passing ? KEY_NO_BREAK : 0);
+        return;
+    }
+    /* Nothing waits: the shadow ends unseen behind the next instruction. Without breakpoints RF
+     * only matters to those who see it pushed, which faults do with it set. */
+    cpu->interrupt_shadow = false;
+    cpu->rflags &= ~(uint64_t)FLAG_RF;
+    run_block(cpu);
+}
+
+void soft_run(struct vcpu *vcpu, struct vcpu_exit *exit) {
+    struct soft_cpu *cpu = soft_cpu_of(vcpu);
+    memset(exit, 0, sizeof *exit);
+    setjmp(cpu->unwind); /* comes back here from raise() with the event noted */
+    while (!attend(cpu, exit))
+        run_next(cpu);
+    soft_account(cpu);
+    cpu->insn = NULL;
+}

@@ -1,0 +1,29 @@
+/* What the run loop keeps beside the processor's state, shared with engine.c. */
+#ifndef LODGE_CPU_SOFT_RUN_H
+#define LODGE_CPU_SOFT_RUN_H
+
+#include "cpu/soft/soft.h"
+
+struct soft_run {
+    atomic_bool sleeping;       /* in HLT's wait: wake_lock and wake matter */
+    int32_t granted;            /* the budget that cpu->budget was set to */
+    bool stopped_at_breakpoint; /* of the engine: the next instruction passes it */
+};
+
+static inline struct soft_run *run_of(const struct soft_cpu *cpu) {
+    return cpu->run;
+}
+
+/* engine_ops.run */
+void soft_run(struct vcpu *vcpu, struct vcpu_exit *exit);
+
+/* Any thread: sets bits of cpu->request and ends a wait in HLT. */
+void soft_request(struct soft_cpu *cpu, unsigned request);
+
+/* engine_ops.reset; also for INIT. */
+void soft_reset(struct vcpu *vcpu, bool init);
+
+/* Brings counters.instructions up to date. */
+void soft_account(struct soft_cpu *cpu);
+
+#endif
