@@ -1,0 +1,265 @@
+#include "machine/acpi.h"
+
+#include "base/bytes.h"
+#include "device/acpi_pm.h"
+#include "interrupt/interrupt.h"
+#include "machine/acpi_dsdt.h"
+#include "machine/aml.h"
+#include "machine/layout.h"
+
+enum { HEADER_SIZE = 36, LENGTH_AT = 4, CHECKSUM_AT = 9, TABLE_ALIGN = 64 };
+enum { RSDP_SIZE = 36, RSDP_CHECKSUM_1_SIZE = 20, FACS_SIZE = 64, FADT_SIZE = 276 };
+enum { SPACE_MEMORY, SPACE_IO };
+enum { VCPUS_MAX = 255, HPET_ID = (int)0x8086a201, RESET_VALUE = 6 };
+
+/* The tables grow in one buffer, which lies at gpa. */
+struct tables {
+    struct aml out;
+    uint64_t gpa;
+};
+
+static uint64_t address_of(const struct tables *tables, size_t offset) {
+    return tables->gpa + offset;
+}
+
+static uint8_t checksum(const uint8_t *bytes, size_t length) {
+    uint8_t sum = 0;
+    for (size_t i = 0; i < length; i++)
+        sum += bytes[i];
+    return (uint8_t)-sum;
+}
+
+static void pad(struct aml *out, size_t to) {
+    while (!out->overflow && out->length < to)
+        aml_byte(out, 0);
+}
+
+/* Starts a table at the next boundary; answers where. */
+static size_t open_table(struct tables *tables, const char *signature, uint8_t revision) {
+    struct aml *out = &tables->out;
+    pad(out, round_up(out->length, TABLE_ALIGN));
+    size_t start = out->length;
+    aml_bytes(out, signature, 4);
+    aml_dword(out, 0); /* length and checksum: close_table */
+    aml_byte(out, revision);
+    aml_byte(out, 0);
+    aml_bytes(out, "LODGE ", 6);
+    aml_bytes(out, "LODGEVM ", 8);
+    aml_dword(out, 1);
+    aml_bytes(out, "LODG", 4);
+    aml_dword(out, 1);
+    return start;
+}
+
+static void close_table(struct tables *tables, size_t start) {
+    struct aml *out = &tables->out;
+    if (out->overflow)
+        return;
+    uint8_t *table = out->bytes + start;
+    size_t length = out->length - start;
+    store_le32(table + LENGTH_AT, (uint32_t)length);
+    table[CHECKSUM_AT] = checksum(table, length);
+}
+
+/* Generic address structure (5.2.3.2); an empty one for width 0. */
+static void put_address(struct aml *out, uint8_t space, uint8_t width, uint64_t address) {
+    uint8_t access = width == 8 ? 1 : width == 16 ? 2 : width == 32 ? 3 : 0;
+    aml_byte(out, width ? space : 0);
+    aml_byte(out, width);
+    aml_byte(out, 0);
+    aml_byte(out, access);
+    aml_qword(out, width ? address : 0);
+}
+
+/* ---- Tables ---- */
+
+static size_t build_facs(struct tables *tables) {
+    struct aml *out = &tables->out;
+    pad(out, round_up(out->length, TABLE_ALIGN));
+    size_t start = out->length;
+    aml_bytes(out, "FACS", 4);
+    aml_dword(out, FACS_SIZE);
+    pad(out, start + 32);
+    aml_byte(out, 2); /* version */
+    pad(out, start + FACS_SIZE);
+    return start;
+}
+
+static size_t build_dsdt(struct tables *tables, const struct acpi_config *config) {
+    size_t start = open_table(tables, "DSDT", 2);
+    acpi_dsdt(&tables->out, config);
+    close_table(tables, start);
+    return start;
+}
+
+enum {
+    FADT_WBINVD = 1 << 0,
+    FADT_C1 = 1 << 2,
+    FADT_NO_SLEEP_BUTTON = 1 << 5,
+    FADT_NO_FIXED_RTC = 1 << 6,
+    FADT_TIMER_32 = 1 << 8,
+    FADT_RESET = 1 << 10,
+    FADT_HEADLESS = 1 << 12,
+};
+enum { BOOT_LEGACY_DEVICES = 1 << 0, BOOT_NO_VGA = 1 << 2, BOOT_NO_ASPM = 1 << 4 };
+
+/* Bytes 44 to 111 (5.2.9). */
+static void fadt_legacy_blocks(struct aml *out) {
+    aml_byte(out, 0);
+    aml_byte(out, 0); /* power profile: unspecified */
+    aml_word(out, LAYOUT_SCI_GSI);
+    aml_dword(out, 0); /* no SMI command port: ACPI mode from the start */
+    aml_dword(out, 0);
+    aml_dword(out, LAYOUT_PM1_EVENT_PORT);
+    aml_dword(out, 0);
+    aml_dword(out, LAYOUT_PM1_CONTROL_PORT);
+    aml_dword(out, 0);
+    aml_dword(out, 0);
+    aml_dword(out, LAYOUT_PM_TIMER_PORT);
+    aml_dword(out, LAYOUT_GPE0_PORT);
+    aml_dword(out, 0);
+    aml_bytes(out, "\4\2\0\4\4\0\0", 7); /* lengths of the blocks; GPE1's base */
+    aml_byte(out, 0);
+    aml_word(out, 0xfff); /* C2 and C3: not there */
+    aml_word(out, 0xfff);
+    aml_dword(out, 0);   /* cache flushing, by WBINVD */
+    aml_dword(out, 0);   /* duty cycle, RTC alarm's day and month: not there */
+    aml_byte(out, 0x32); /* CMOS byte of the century */
+    aml_word(out, BOOT_LEGACY_DEVICES | BOOT_NO_VGA | BOOT_NO_ASPM);
+    aml_byte(out, 0);
+}
+
+/* Bytes 148 to 275. */
+static void fadt_extended_blocks(struct aml *out) {
+    put_address(out, SPACE_IO, 32, LAYOUT_PM1_EVENT_PORT);
+    put_address(out, SPACE_IO, 0, 0);
+    put_address(out, SPACE_IO, 16, LAYOUT_PM1_CONTROL_PORT);
+    put_address(out, SPACE_IO, 0, 0);
+    put_address(out, SPACE_IO, 0, 0);
+    put_address(out, SPACE_IO, 32, LAYOUT_PM_TIMER_PORT);
+    put_address(out, SPACE_IO, 32, LAYOUT_GPE0_PORT);
+    for (unsigned i = 0; i < 3; i++) /* GPE1, sleep control and status */
+        put_address(out, SPACE_IO, 0, 0);
+    aml_bytes(out, "LODGE\0\0", 8); /* hypervisor vendor */
+}
+
+static size_t build_fadt(struct tables *tables, size_t facs, size_t dsdt) {
+    struct aml *out = &tables->out;
+    size_t start = open_table(tables, "FACP", 6);
+    aml_dword(out, (uint32_t)address_of(tables, facs));
+    aml_dword(out, (uint32_t)address_of(tables, dsdt));
+    fadt_legacy_blocks(out);
+    aml_dword(out, FADT_WBINVD | FADT_C1 | FADT_NO_SLEEP_BUTTON | FADT_NO_FIXED_RTC |
+                       FADT_TIMER_32 | FADT_RESET | FADT_HEADLESS);
+    put_address(out, SPACE_IO, 8, LAYOUT_RESET_PORT);
+    aml_byte(out, RESET_VALUE);
+    aml_word(out, 0);
+    aml_byte(out, 4); /* minor version */
+    aml_qword(out, 0);
+    aml_qword(out, address_of(tables, dsdt));
+    fadt_extended_blocks(out);
+    close_table(tables, start);
+    return start;
+}
+
+enum { MADT_LAPIC, MADT_IOAPIC, MADT_OVERRIDE, MADT_LAPIC_NMI = 4 };
+enum { POLARITY_HIGH = 1, TRIGGER_LEVEL = 3 << 2 };
+
+static void madt_override(struct aml *out, uint8_t irq, uint32_t gsi, uint16_t flags) {
+    aml_byte(out, MADT_OVERRIDE);
+    aml_byte(out, 10);
+    aml_byte(out, 0);
+    aml_byte(out, irq);
+    aml_dword(out, gsi);
+    aml_word(out, flags);
+}
+
+static size_t build_madt(struct tables *tables, const struct acpi_config *config) {
+    struct aml *out = &tables->out;
+    size_t start = open_table(tables, "APIC", 5);
+    aml_dword(out, APIC_DEFAULT_BASE);
+    aml_dword(out, 1); /* there are 8259s, too */
+    for (unsigned id = 0; id < config->vcpus; id++) {
+        aml_byte(out, MADT_LAPIC);
+        aml_byte(out, 8);
+        aml_byte(out, (uint8_t)id);
+        aml_byte(out, (uint8_t)id);
+        aml_dword(out, 1); /* enabled */
+    }
+    aml_byte(out, MADT_IOAPIC);
+    aml_byte(out, 12);
+    aml_word(out, 0);
+    aml_dword(out, IOAPIC_BASE);
+    aml_dword(out, 0);
+    madt_override(out, 0, 2, 0);
+    madt_override(out, LAYOUT_SCI_GSI, LAYOUT_SCI_GSI, POLARITY_HIGH | TRIGGER_LEVEL);
+    aml_byte(out, MADT_LAPIC_NMI);
+    aml_byte(out, 6);
+    aml_byte(out, 0xff); /* all processors */
+    aml_word(out, 0);
+    aml_byte(out, 1); /* LINT1 */
+    close_table(tables, start);
+    return start;
+}
+
+static size_t build_mcfg(struct tables *tables) {
+    struct aml *out = &tables->out;
+    size_t start = open_table(tables, "MCFG", 1);
+    aml_qword(out, 0);
+    aml_qword(out, LAYOUT_ECAM_BASE);
+    aml_word(out, 0); /* segment; first and last bus; reserved */
+    aml_word(out, 0);
+    aml_dword(out, 0);
+    close_table(tables, start);
+    return start;
+}
+
+static size_t build_hpet(struct tables *tables) {
+    struct aml *out = &tables->out;
+    size_t start = open_table(tables, "HPET", 1);
+    aml_dword(out, (uint32_t)HPET_ID);
+    put_address(out, SPACE_MEMORY, 64, LAYOUT_HPET_BASE);
+    aml_byte(out, 0);
+    aml_word(out, 100); /* the shortest period, in ticks, that loses no interrupts */
+    aml_byte(out, 0);
+    close_table(tables, start);
+    return start;
+}
+
+static size_t build_xsdt(struct tables *tables, const size_t *entries, size_t count) {
+    size_t start = open_table(tables, "XSDT", 1);
+    for (size_t i = 0; i < count; i++)
+        aml_qword(&tables->out, address_of(tables, entries[i]));
+    close_table(tables, start);
+    return start;
+}
+
+static void fill_rsdp(uint8_t *rsdp, uint64_t xsdt) {
+    memcpy(rsdp, "RSD PTR ", 8);
+    memcpy(rsdp + 9, "LODGE ", 6);
+    rsdp[15] = 2; /* revision */
+    store_le32(rsdp + 20, RSDP_SIZE);
+    store_le64(rsdp + 24, xsdt);
+    rsdp[8] = checksum(rsdp, RSDP_CHECKSUM_1_SIZE);
+    rsdp[32] = checksum(rsdp, RSDP_SIZE);
+}
+
+size_t acpi_build(const struct acpi_config *config, uint8_t *out, size_t size, uint64_t gpa,
+                  uint64_t *rsdp) {
+    struct tables tables = {.out = {.bytes = out, .size = size}, .gpa = gpa};
+    if (config->vcpus < 1 || config->vcpus > VCPUS_MAX || gpa % TABLE_ALIGN ||
+        !range_within(gpa, size, UINT32_MAX))
+        return 0;
+
+    pad(&tables.out, RSDP_SIZE);
+    size_t facs = build_facs(&tables);
+    size_t dsdt = build_dsdt(&tables, config);
+    size_t entries[] = {build_fadt(&tables, facs, dsdt), build_madt(&tables, config),
+                        build_mcfg(&tables), build_hpet(&tables)};
+    size_t xsdt = build_xsdt(&tables, entries, ARRAY_SIZE(entries));
+    if (tables.out.overflow)
+        return 0;
+    fill_rsdp(out, address_of(&tables, xsdt));
+    *rsdp = gpa;
+    return tables.out.length;
+}

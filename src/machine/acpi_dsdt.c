@@ -1,0 +1,168 @@
+#include "machine/acpi_dsdt.h"
+
+#include <stdio.h>
+
+#include "base/bytes.h"
+#include "device/acpi_pm.h"
+#include "machine/layout.h"
+#include "pci/pci.h"
+
+enum { HPET_LENGTH = 0x400, PM_PORTS = ACPI_PM_GPE0 + 4 };
+enum { OP_ARG0 = 0x68, OP_ARG3 = 0x6b, OP_OR = 0x7d, OP_CREATE_DWORD = 0x8a };
+enum { OP_LOGICAL_EQUAL = 0x93, OP_RETURN = 0xa4 };
+enum { OSC_UNRECOGNISED_UUID = 4 };
+
+/* UUID 33db4d5b-1ff7-401c-9657-7441c03dd766 as a buffer: PCI host bridge capabilities. */
+static const uint8_t osc_uuid[16] = {0x5b, 0x4d, 0xdb, 0x33, 0xf7, 0x1f, 0x1c, 0x40,
+                                     0x96, 0x57, 0x74, 0x41, 0xc0, 0x3d, 0xd7, 0x66};
+
+/*
+ * _OSC grants all that is asked for, since no firmware here wants to keep
+ * any of it:
+ *
+ *     If (Arg0 == UUID) { Return (Arg3) }
+ *     CreateDWordField (Arg3, 0, CDW1)
+ *     CDW1 |= 4
+ *     Return (Arg3)
+ */
+static void osc(struct aml *aml) {
+    size_t method = aml_method(aml, "_OSC", 4);
+    size_t branch = aml_if(aml);
+    aml_byte(aml, OP_LOGICAL_EQUAL);
+    aml_byte(aml, OP_ARG0);
+    aml_buffer(aml, osc_uuid, sizeof osc_uuid);
+    aml_byte(aml, OP_RETURN);
+    aml_byte(aml, OP_ARG3);
+    aml_close(aml, branch);
+
+    aml_byte(aml, OP_CREATE_DWORD);
+    aml_byte(aml, OP_ARG3);
+    aml_integer(aml, 0);
+    aml_path(aml, "CDW1");
+    aml_byte(aml, OP_OR);
+    aml_path(aml, "CDW1");
+    aml_integer(aml, OSC_UNRECOGNISED_UUID);
+    aml_path(aml, "CDW1");
+    aml_byte(aml, OP_RETURN);
+    aml_byte(aml, OP_ARG3);
+    aml_close(aml, method);
+}
+
+/* Every slot's INTA#: { address, pin, no link device, GSI }. */
+static void interrupt_routes(struct aml *aml) {
+    aml_name(aml, "_PRT");
+    size_t table = aml_package(aml, PCI_SLOTS);
+    for (unsigned slot = 0; slot < PCI_SLOTS; slot++) {
+        size_t route = aml_package(aml, 4);
+        aml_integer(aml, slot << 16 | 0xffff);
+        aml_integer(aml, 0);
+        aml_integer(aml, 0);
+        aml_integer(aml, pci_slot_gsi(slot));
+        aml_close(aml, route);
+    }
+    aml_close(aml, table);
+}
+
+static void pci_host(struct aml *aml) {
+    size_t device = aml_device(aml, "PCI0");
+    aml_name_eisa_id(aml, "_HID", "PNP0A08");
+    aml_name_eisa_id(aml, "_CID", "PNP0A03");
+    aml_name_integer(aml, "_UID", 0);
+    aml_name_integer(aml, "_SEG", 0);
+    aml_name_integer(aml, "_BBN", 0);
+    aml_name_integer(aml, "_CCA", 1);
+
+    size_t resources = aml_resources(aml, "_CRS");
+    aml_window_bus(aml, 0, 0);
+    aml_io(aml, 0xcf8, 8);
+    aml_window_io(aml, LAYOUT_PCI_IO_BASE, LAYOUT_PCI_IO_BASE + LAYOUT_PCI_IO_SIZE - 1);
+    aml_window_memory32(aml, LAYOUT_MMIO32_BASE, LAYOUT_MMIO32_BASE + LAYOUT_MMIO32_SIZE - 1);
+    aml_window_memory64(aml, LAYOUT_MMIO64_BASE, LAYOUT_MMIO64_BASE + LAYOUT_MMIO64_SIZE - 1);
+    aml_close_resources(aml, resources);
+
+    interrupt_routes(aml);
+    osc(aml);
+    aml_close(aml, device);
+}
+
+/* What nothing else lists and no driver may take: ECAM, the ACPI registers, the 8259s' ELCR. */
+static void motherboard(struct aml *aml) {
+    size_t device = aml_device(aml, "MBRD");
+    aml_name_eisa_id(aml, "_HID", "PNP0C02");
+    aml_name_integer(aml, "_UID", 0);
+    size_t resources = aml_resources(aml, "_CRS");
+    aml_memory32(aml, LAYOUT_ECAM_BASE, LAYOUT_ECAM_SIZE);
+    aml_io(aml, LAYOUT_PM1_EVENT_PORT, PM_PORTS);
+    aml_io(aml, 0x4d0, 2);
+    aml_close_resources(aml, resources);
+    aml_close(aml, device);
+}
+
+/* A device with ports and, unless irq is 0, an ISA interrupt. */
+static void isa_device(struct aml *aml, const char *name, const char *id, unsigned uid,
+                       uint16_t port, uint8_t ports, unsigned irq) {
+    size_t device = aml_device(aml, name);
+    aml_name_eisa_id(aml, "_HID", id);
+    aml_name_integer(aml, "_UID", uid);
+    size_t resources = aml_resources(aml, "_CRS");
+    aml_io(aml, port, ports);
+    if (irq)
+        aml_irq(aml, irq);
+    aml_close_resources(aml, resources);
+    aml_close(aml, device);
+}
+
+static void hpet(struct aml *aml) {
+    size_t device = aml_device(aml, "HPET");
+    aml_name_eisa_id(aml, "_HID", "PNP0103");
+    aml_name_integer(aml, "_UID", 0);
+    size_t resources = aml_resources(aml, "_CRS");
+    aml_memory32(aml, LAYOUT_HPET_BASE, HPET_LENGTH);
+    aml_close_resources(aml, resources);
+    aml_close(aml, device);
+}
+
+static void pvpanic(struct aml *aml) {
+    size_t device = aml_device(aml, "PEVT");
+    aml_name_string(aml, "_HID", "QEMU0001");
+    size_t resources = aml_resources(aml, "_CRS");
+    aml_io(aml, LAYOUT_PVPANIC_PORT, 1);
+    aml_close_resources(aml, resources);
+    aml_name_integer(aml, "_STA", 15);
+    aml_close(aml, device);
+}
+
+static void processors(struct aml *aml, unsigned count) {
+    for (unsigned id = 0; id < count; id++) {
+        char name[8];
+        snprintf(name, sizeof name, "C%03X", id & 0xfff);
+        size_t device = aml_device(aml, name);
+        aml_name_string(aml, "_HID", "ACPI0007");
+        aml_name_integer(aml, "_UID", id);
+        aml_close(aml, device);
+    }
+}
+
+/* SLP_TYPa, SLP_TYPb, and two reserved numbers. */
+static void soft_off(struct aml *aml) {
+    aml_name(aml, "\\_S5_");
+    size_t package = aml_package(aml, 4);
+    aml_integer(aml, ACPI_PM_S5);
+    aml_integer(aml, ACPI_PM_S5);
+    aml_integer(aml, 0);
+    aml_integer(aml, 0);
+    aml_close(aml, package);
+}
+
+void acpi_dsdt(struct aml *aml, const struct acpi_config *config) {
+    size_t scope = aml_scope(aml, "\\_SB_");
+    processors(aml, config->vcpus);
+    pci_host(aml);
+    motherboard(aml);
+    isa_device(aml, "COM1", "PNP0501", 1, LAYOUT_SERIAL_PORT, 8, LAYOUT_SERIAL_IRQ);
+    isa_device(aml, "RTC_", "PNP0B00", 0, 0x70, 2, LAYOUT_RTC_IRQ);
+    hpet(aml);
+    pvpanic(aml);
+    aml_close(aml, scope);
+    soft_off(aml);
+}
