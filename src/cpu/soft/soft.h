@@ -294,4 +294,7 @@ static inline bool soft_has(const struct soft_cpu *cpu, enum insn_feature featur
  * places a checking instruction's handler first: see run.c. Fast when cpu state allows. */
 void fp_check(struct soft_cpu *cpu, uint32_t properties);
 
+/* XSAVE components 0 to 2 that are not in their initial state (XGETBV with ECX 1: and XCR0). */
+uint64_t xsave_in_use(const struct soft_cpu *cpu);
+
 #endif

@@ -1,0 +1,45 @@
+/*
+ * AVX2 gathers. Elements are loaded in order; each one done clears its mask
+ * element, so that after a fault the instruction goes on where it stopped.
+ */
+#include "cpu/soft/vec.h"
+
+static uint64_t gather_offset(const struct soft_cpu *cpu, const struct insn *insn, int64_t index) {
+    uint64_t offset =
+        cpu->gpr[insn->base] + ((uint64_t)index << insn->scale) + (uint64_t)insn->disp;
+    if (unlikely(insn->address_size != 8))
+        offset = insn->address_size == 4 ? (uint32_t)offset : (uint16_t)offset;
+    return offset;
+}
+
+/* `count` elements of `size` bytes; indexes of index_size bytes. */
+static inline void gather(struct soft_cpu *cpu, const struct insn *insn, unsigned count,
+                          unsigned size, unsigned index_size) {
+    uint8_t *to = cpu->vec[insn->reg].b, *mask = cpu->vec[insn->vvvv].b;
+    const union x86_vector *indexes = &cpu->vec[insn->spare];
+    if (insn->reg == insn->vvvv || insn->reg == insn->spare || insn->vvvv == insn->spare)
+        raise_exception(cpu, EXC_UD);
+    for (unsigned i = 0; i < count; i++) {
+        int64_t index = index_size == 4 ? (int32_t)indexes->d[i] : (int64_t)indexes->q[i];
+        if (mask[i * size + size - 1] & 0x80)
+            access_read(cpu, insn->seg, gather_offset(cpu, insn, index), to + i * size, size);
+        memset(mask + i * size, 0, size);
+    }
+    memset(to + count * size, 0, 32 - count * size);
+    memset(mask, 0, 32);
+}
+
+#define GATHER_HANDLER(name, count, size, index_size)                                              \
+    HANDLER(name) {                                                                                \
+        AVX_BEGIN;                                                                                 \
+        gather(cpu, insn, count, size, index_size);                                                \
+        INSN_NEXT;                                                                                 \
+    }
+GATHER_HANDLER(v128_gather_dd, 4, 4, 4)
+GATHER_HANDLER(v256_gather_dd, 8, 4, 4)
+GATHER_HANDLER(v128_gather_dq, 2, 8, 4)
+GATHER_HANDLER(v256_gather_dq, 4, 8, 4)
+GATHER_HANDLER(v128_gather_qd, 2, 4, 8)
+GATHER_HANDLER(v256_gather_qd, 4, 4, 8)
+GATHER_HANDLER(v128_gather_qq, 2, 8, 8)
+GATHER_HANDLER(v256_gather_qq, 4, 8, 8)
