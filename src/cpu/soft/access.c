@@ -88,24 +88,12 @@ static void note_breakpoints(struct soft_cpu *cpu, const struct span *span, unsi
 /* Plain copies of the sizes that must not tear. */
 static void copy_bytes(void *to, const void *from, unsigned size) {
     switch (size) {
-    case 1:
-        memcpy(to, from, 1);
-        break;
-    case 2:
-        memcpy(to, from, 2);
-        break;
-    case 4:
-        memcpy(to, from, 4);
-        break;
-    case 8:
-        memcpy(to, from, 8);
-        break;
-    case 16:
-        memcpy(to, from, 16);
-        break;
-    default:
-        memcpy(to, from, size);
-        break;
+    case 1: memcpy(to, from, 1); break;
+    case 2: memcpy(to, from, 2); break;
+    case 4: memcpy(to, from, 4); break;
+    case 8: memcpy(to, from, 8); break;
+    case 16: memcpy(to, from, 16); break;
+    default: memcpy(to, from, size); break;
     }
 }
 
@@ -199,8 +187,7 @@ static void span_write(struct soft_cpu *cpu, const struct span *span, const void
     struct mmu_page second = span->page[1] != NULL ? *span->page[1] : (struct mmu_page){0};
     page_write(cpu, span->page[0], span->linear, from, span->first);
     if (span->page[1] != NULL)
-        page_write(cpu, &second, 0, (const uint8_t *)from + span->first,
-                   span->size - span->first);
+        page_write(cpu, &second, 0, (const uint8_t *)from + span->first, span->size - span->first);
 }
 
 bool linear_read(struct soft_cpu *cpu, uint64_t linear, void *to, unsigned size, unsigned access,

@@ -175,10 +175,11 @@ static struct mmu_page *page_fill(struct soft_cpu *cpu, struct mmu_page *entry, 
 /* What the view refuses ends the run: the machine decides (introspection, code integrity). */
 static bool view_allows(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *page,
                         unsigned access, struct fault *fault) {
-    unsigned wanted = access & ACCESS_FETCH ? MEM_EXECUTE
+    unsigned wanted = access & ACCESS_FETCH   ? MEM_EXECUTE
                       : access & ACCESS_WRITE ? MEM_WRITE
                                               : MEM_READ;
-    if (likely(page->view_rights & wanted) || page->host == NULL || (page->rom && wanted == MEM_WRITE))
+    if (likely(page->view_rights & wanted) || page->host == NULL ||
+        (page->rom && wanted == MEM_WRITE))
         return true;
     cpu->exit = (struct vcpu_exit){.stop = VCPU_TRAP,
                                    .gpa = page->gpa | (linear & (PAGE_SIZE - 1)),
@@ -238,8 +239,7 @@ bool mmu_fetch(struct soft_cpu *cpu, uint64_t linear, struct code_page *code) {
         fault_set(&fault, EXC_GP, 0);
         raise_fault(cpu, &fault);
     }
-    struct mmu_page *page =
-        mmu_translate(cpu, linear, ACCESS_FETCH | access_by_cpl(cpu), &fault);
+    struct mmu_page *page = mmu_translate(cpu, linear, ACCESS_FETCH | access_by_cpl(cpu), &fault);
     if (unlikely(page == NULL))
         raise_fault(cpu, &fault);
     if (page->host == NULL)
@@ -474,9 +474,9 @@ void mmu_mode_changed(struct soft_cpu *cpu) {
         cpu->stack_mask = ss & SEG_DB ? UINT32_MAX : UINT16_MAX;
         cpu->code_base = (uint32_t)cpu->segment[SEG_CS].base;
     }
-    enum tlb_index index = cpu->cpl == 3                                             ? TLB_USER
+    enum tlb_index index = cpu->cpl == 3                                     ? TLB_USER
                            : cpu->cr4 & CR4_SMAP && !(cpu->rflags & FLAG_AC) ? TLB_SUPERVISOR_SMAP
-                                                                                     : TLB_SUPERVISOR;
+                                                                             : TLB_SUPERVISOR;
     cpu->tlb = cpu->tlbs[index];
     segments_changed(cpu);
 }

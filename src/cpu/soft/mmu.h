@@ -50,8 +50,8 @@ enum { PAGE_USER = 1, PAGE_WRITE = 2, PAGE_EXECUTE = 4, PAGE_DIRTY = 8 };
 
 /* A level 2 entry: one 4 KiB page. */
 struct mmu_page {
-    uint64_t tag; /* linear page | context, or TLB_EMPTY */
-    uint64_t gpa; /* of the page */
+    uint64_t tag;  /* linear page | context, or TLB_EMPTY */
+    uint64_t gpa;  /* of the page */
     uint8_t *host; /* NULL: I/O, or nothing there */
     _Atomic(uint8_t) *flags;
     uint8_t rights;      /* PAGE_* */
@@ -63,7 +63,7 @@ struct mmu_page {
 
 /* A page table found before: skips the upper levels for 2 MiB of linear addresses. */
 struct mmu_directory {
-    uint64_t tag; /* linear address >> 21 << 12 | context, or TLB_EMPTY */
+    uint64_t tag;   /* linear address >> 21 << 12 | context, or TLB_EMPTY */
     uint64_t table; /* gpa of the page table */
     uint8_t rights; /* what the upper levels allow */
 };
@@ -88,7 +88,7 @@ struct mmu {
     struct mmu *next; /* all MMUs of the process: for mmu_watch_code */
     uint64_t global_context;
     unsigned next_context;
-    uint32_t generation; /* of context_of: entries of older generations are void */
+    uint32_t generation;             /* of context_of: entries of older generations are void */
     uint32_t context_of[PCID_COUNT]; /* generation << 12 | context */
     struct mmu_page pages[MMU_PAGES];
     struct mmu_directory directories[MMU_DIRECTORIES];

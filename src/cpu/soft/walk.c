@@ -15,9 +15,9 @@ enum {
     PTE_G = 1 << 8,
     PHYSICAL_BITS = 48, /* CPUID 80000008h, cpuid.c */
 };
-#define PTE_NX (UINT64_C(1) << 63)
+#define PTE_NX      (UINT64_C(1) << 63)
 #define PTE_ADDRESS (((UINT64_C(1) << PHYSICAL_BITS) - 1) & PAGE_MASK)
-#define PTE_BEYOND (((UINT64_C(1) << 52) - 1) & ~((UINT64_C(1) << PHYSICAL_BITS) - 1))
+#define PTE_BEYOND  (((UINT64_C(1) << 52) - 1) & ~((UINT64_C(1) << PHYSICAL_BITS) - 1))
 
 /* One level's entry: where it is and what it held when it was read. */
 struct entry {
@@ -34,16 +34,16 @@ struct walker {
     struct soft_cpu *cpu;
     uint64_t linear;
     unsigned access;
-    unsigned levels;         /* entries used so far */
+    unsigned levels; /* entries used so far */
     struct entry entry[4];
-    uint8_t rights;          /* so far */
-    uint32_t error;          /* #PF error code bits P and RSVD, when the walk ends in a fault */
+    uint8_t rights; /* so far */
+    uint32_t error; /* #PF error code bits P and RSVD, when the walk ends in a fault */
     struct fault *fault;
 };
 
 static bool stop_trap(struct walker *w, uint64_t gpa, unsigned access) {
-    w->cpu->exit = (struct vcpu_exit){
-        .stop = VCPU_TRAP, .gpa = gpa, .gva = w->linear, .access = access};
+    w->cpu->exit =
+        (struct vcpu_exit){.stop = VCPU_TRAP, .gpa = gpa, .gva = w->linear, .access = access};
     *w->fault = (struct fault){.vector = FAULT_STOP};
     return false;
 }
@@ -116,9 +116,8 @@ static enum walk_result entry_mark(struct walker *w, struct entry *entry, uint64
     } else {
         uint32_t old = (uint32_t)entry->value;
         same =
-            __atomic_compare_exchange_n((uint32_t *)(void *)entry->host, &old,
-                                        old | (uint32_t)bits, false, __ATOMIC_SEQ_CST,
-                                        __ATOMIC_RELAXED);
+            __atomic_compare_exchange_n((uint32_t *)(void *)entry->host, &old, old | (uint32_t)bits,
+                                        false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
     }
     if (!same)
         return WALK_AGAIN;
@@ -233,8 +232,8 @@ static enum walk_result walk_legacy(struct walker *w, struct walk *walk) {
         if (!entry_check(w, UINT64_C(1) << 21))
             return WALK_FAULT;
         /* PSE-36: bits 20:13 are address bits 39:32. */
-        walk->gpa = (value & UINT32_C(0xffc00000)) | (value >> 13 & 0xff) << 32 |
-                    (w->linear & 0x3ff000);
+        walk->gpa =
+            (value & UINT32_C(0xffc00000)) | (value >> 13 & 0xff) << 32 | (w->linear & 0x3ff000);
         walk->size = UINT64_C(1) << 22;
     } else {
         uint64_t table = value & UINT32_C(0xfffff000);
@@ -277,8 +276,8 @@ static bool walk_fault(const struct walker *w) {
     error |= w->access & ACCESS_USER ? PF_USER : 0;
     bool fetch_told = (cpu->efer & EFER_NXE && cpu->cr4 & CR4_PAE) || cpu->cr4 & CR4_SMEP;
     error |= w->access & ACCESS_FETCH && fetch_told ? PF_FETCH : 0;
-    *w->fault = (struct fault){
-        .vector = EXC_PF, .has_error = true, .error = error, .address = w->linear};
+    *w->fault =
+        (struct fault){.vector = EXC_PF, .has_error = true, .error = error, .address = w->linear};
     return false;
 }
 
