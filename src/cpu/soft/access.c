@@ -56,7 +56,8 @@ bool segment_check(struct soft_cpu *cpu, unsigned seg, uint64_t offset, unsigned
 
 /* An access over at most two pages. */
 struct span {
-    struct mmu_page *page[2]; /* the second is NULL when there is just one */
+    const struct mmu_page *page[2]; /* the second is NULL when there is just one */
+    struct mmu_page copy;           /* the first, when there are two */
     uint64_t linear;
     unsigned first; /* bytes on the first page */
     unsigned size;
@@ -68,12 +69,17 @@ static bool span_translate(struct soft_cpu *cpu, uint64_t linear, unsigned size,
     bool wide = cpu->mode == INSN_MODE_64 || (cpu->long_mode && access & ACCESS_IMPLICIT);
     if (wide && !(linear_canonical(linear) && linear_canonical(linear + (size - 1))))
         return fault_set(fault, EXC_GP, 0);
-    *span = (struct span){.linear = linear, .size = size, .first = size < room ? size : room};
+    span->linear = linear;
+    span->size = size;
+    span->first = size < room ? size : room;
     span->page[0] = mmu_translate(cpu, linear, access, fault);
+    span->page[1] = NULL;
     if (span->page[0] == NULL)
         return false;
     if (span->first == size)
         return true;
+    span->copy = *span->page[0];
+    span->page[0] = &span->copy;
     uint64_t second = linear + room;
     span->page[1] = mmu_translate(cpu, wide ? second : (uint32_t)second, access, fault);
     return span->page[1] != NULL;
@@ -268,31 +274,33 @@ void *rmw_begin_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, unsign
     struct mmu *mmu = mmu_of(cpu);
     if (!operand_translate(cpu, seg, offset, size, ACCESS_WRITE, &span, &fault))
         raise_fault(cpu, &fault);
-    struct mmu_page *page = span.page[0];
+    const struct mmu_page *page = span.page[0];
     bool single = span.page[1] == NULL, plain = single && page->host != NULL && !page->rom;
     cpu->bounce.linear = span.linear;
-    mmu->rmw.page[0] = page;
-    mmu->rmw.page[1] = span.page[1];
-    mmu->rmw.first = span.first;
-    mmu->rmw.direct = plain;
-    mmu->rmw.locked = !single;
     if (plain) {
         mark_dirty(page);
         mmu_enter(cpu, span.linear, page, TLB_WRITE);
-        if (is_watched_code(page))
-            cpu->bounce.size = size;
-        return page->host + (span.linear & (PAGE_SIZE - 1));
+        if (!is_watched_code(page))
+            return page->host + (span.linear & (PAGE_SIZE - 1));
     }
+    mmu->rmw.page[0] = *page;
+    if (!single)
+        mmu->rmw.page[1] = *span.page[1];
+    mmu->rmw.first = span.first;
+    mmu->rmw.direct = plain;
+    mmu->rmw.locked = !single;
+    cpu->bounce.size = size;
+    if (plain)
+        return page->host + (span.linear & (PAGE_SIZE - 1));
     if (!single)
         pthread_mutex_lock(&split_mutex);
-    cpu->bounce.size = size;
     span_read(cpu, &span, cpu->bounce.bytes);
     return cpu->bounce.bytes;
 }
 
 void rmw_end_slow(struct soft_cpu *cpu) {
     struct mmu *mmu = mmu_of(cpu);
-    struct span span = {.page = {mmu->rmw.page[0], mmu->rmw.page[1]},
+    struct span span = {.page = {&mmu->rmw.page[0], mmu->rmw.locked ? &mmu->rmw.page[1] : NULL},
                         .linear = cpu->bounce.linear,
                         .first = mmu->rmw.first,
                         .size = cpu->bounce.size};

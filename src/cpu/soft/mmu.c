@@ -97,7 +97,18 @@ static void bit_set(uint64_t *bits, uint64_t n) {
     bits[n / 64 % (MMU_LARGE_BITS / 64)] |= UINT64_C(1) << (n % 64);
 }
 
-/* Forgets every context's entry of the page: also right for global ones, which are in none. */
+/* Level 2 entries of a page: its own place in every address space, and one when it is global. */
+static struct mmu_page *page_slot(struct mmu *mmu, uint64_t linear, uint64_t context) {
+    enum { SPREAD = 0x9e5 };
+    return &mmu->pages[((linear >> PAGE_SHIFT) ^ context * SPREAD) & (MMU_PAGES - 1)];
+}
+
+static void level2_drop_page(struct mmu *mmu, uint64_t page, uint64_t context) {
+    struct mmu_page *entry = page_slot(mmu, page, context);
+    if (entry->tag == (page | context))
+        entry->tag = TLB_EMPTY;
+}
+
 void mmu_flush_page(struct soft_cpu *cpu, uint64_t linear) {
     struct mmu *mmu = mmu_of(cpu);
     uint64_t page = linear & PAGE_MASK;
@@ -114,9 +125,8 @@ void mmu_flush_page(struct soft_cpu *cpu, uint64_t linear) {
     }
     for (; count != 0; count--, page += PAGE_SIZE) {
         level1_drop_page(cpu, page);
-        struct mmu_page *entry = &mmu->pages[(page >> PAGE_SHIFT) & (MMU_PAGES - 1)];
-        if ((entry->tag & PAGE_MASK) == page)
-            entry->tag = TLB_EMPTY;
+        level2_drop_page(mmu, page, cpu->tlb_context);
+        level2_drop_page(mmu, page, mmu->global_context);
     }
 }
 
@@ -147,13 +157,14 @@ static void remember_large(struct mmu *mmu, uint64_t linear, uint64_t size) {
         bit_set(mmu->large, linear >> 21);
 }
 
-static struct mmu_page *page_fill(struct soft_cpu *cpu, struct mmu_page *entry, uint64_t linear,
-                                  const struct walk *walk) {
+static struct mmu_page *page_fill(struct soft_cpu *cpu, uint64_t linear, const struct walk *walk) {
     struct mmu *mmu = mmu_of(cpu);
     struct mem_page page;
+    uint64_t context = walk->global ? mmu->global_context : cpu->tlb_context;
+    struct mmu_page *entry = page_slot(mmu, linear, context);
     view_page(cpu->view, walk->gpa, &page);
     *entry = (struct mmu_page){
-        .tag = (linear & PAGE_MASK) | (walk->global ? mmu->global_context : cpu->tlb_context),
+        .tag = (linear & PAGE_MASK) | context,
         .gpa = walk->gpa,
         .host = page.host,
         .flags = page.flags,
@@ -189,20 +200,32 @@ static bool view_allows(struct soft_cpu *cpu, uint64_t linear, const struct mmu_
     return false;
 }
 
+/* The kernel's half of the address space is mostly global: looked up as such first. */
+static struct mmu_page *page_find(struct soft_cpu *cpu, uint64_t linear) {
+    struct mmu *mmu = mmu_of(cpu);
+    uint64_t page = linear & PAGE_MASK;
+    bool upper = linear >> 63;
+    uint64_t first = upper ? mmu->global_context : cpu->tlb_context;
+    uint64_t second = upper ? cpu->tlb_context : mmu->global_context;
+    struct mmu_page *entry = page_slot(mmu, linear, first);
+    if (likely(entry->tag == (page | first)))
+        return entry;
+    entry = page_slot(mmu, linear, second);
+    return entry->tag == (page | second) ? entry : NULL;
+}
+
 struct mmu_page *mmu_translate(struct soft_cpu *cpu, uint64_t linear, unsigned access,
                                struct fault *fault) {
-    struct mmu *mmu = mmu_of(cpu);
-    struct mmu_page *entry = &mmu->pages[(linear >> PAGE_SHIFT) & (MMU_PAGES - 1)];
-    uint64_t page = linear & PAGE_MASK;
-    if ((entry->tag != (page | cpu->tlb_context) && entry->tag != (page | mmu->global_context)) ||
-        !mmu_allows(cpu, entry->rights, access)) {
+    struct mmu_page *entry = page_find(cpu, linear);
+    if (entry == NULL || !mmu_allows(cpu, entry->rights, access)) {
         struct walk walk;
-        if (!mmu_walk(cpu, linear, access, &walk, fault)) {
-            if ((entry->tag & PAGE_MASK) == page)
-                mmu_flush_page(cpu, linear);
+        bool walked = mmu_walk(cpu, linear, access, &walk, fault);
+        /* A fault forgets what was cached (APM vol. 2, 5.5.2); a walk may find another page. */
+        if (entry != NULL && (!walked || walk.gpa != entry->gpa))
+            mmu_flush_page(cpu, linear);
+        if (!walked)
             return NULL;
-        }
-        page_fill(cpu, entry, linear, &walk);
+        entry = page_fill(cpu, linear, &walk);
     }
     return view_allows(cpu, linear, entry, access, fault) ? entry : NULL;
 }
@@ -214,7 +237,8 @@ static void level1_enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu
     entry->addend = (uintptr_t)page->host - (uintptr_t)(linear & PAGE_MASK);
 }
 
-void mmu_enter(struct soft_cpu *cpu, uint64_t linear, struct mmu_page *page, enum tlb_kind kind) {
+void mmu_enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *page,
+               enum tlb_kind kind) {
     if (page->host == NULL || page->breakpoint)
         return;
     if (kind != TLB_WRITE) {

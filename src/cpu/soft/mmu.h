@@ -97,7 +97,7 @@ struct mmu {
 
     /* A read-modify-write in progress. */
     struct {
-        struct mmu_page *page[2];
+        struct mmu_page page[2];
         unsigned first; /* bytes on the first page */
         bool direct;    /* on the page itself, which is watched code */
         bool locked;    /* holds the split lock */
@@ -144,20 +144,22 @@ bool mmu_allows(const struct soft_cpu *cpu, unsigned rights, unsigned access);
 
 /*
  * The level 2 entry for a linear address, checked for the access; NULL with
- * *fault set. Stays valid until another address of the same slot is
- * translated (neighbouring pages do not collide).
+ * *fault set. Stays valid until the next translation.
  */
 struct mmu_page *mmu_translate(struct soft_cpu *cpu, uint64_t linear, unsigned access,
                                struct fault *fault);
 
 /* Enters a page for fast accesses of this kind by the present CPL, where that is allowed. */
-void mmu_enter(struct soft_cpu *cpu, uint64_t linear, struct mmu_page *page, enum tlb_kind kind);
+void mmu_enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *page,
+               enum tlb_kind kind);
 
 /* CR3 was loaded: pcid is 0 without CR4.PCIDE. keep: bit 63 was set. */
 void mmu_set_space(struct soft_cpu *cpu, unsigned pcid, bool keep);
 void mmu_flush_space(struct soft_cpu *cpu, unsigned pcid); /* all but global pages */
 void mmu_flush_spaces(struct soft_cpu *cpu);               /* of every PCID, all but global pages */
-void mmu_flush_page(struct soft_cpu *cpu, uint64_t linear); /* INVLPG */
+/* INVLPG: the present address space's translation of a page, global or not, and all of the large
+ * page that it may be part of. */
+void mmu_flush_page(struct soft_cpu *cpu, uint64_t linear);
 
 /* Tells of writes to [gpa, gpa+length), which is watched code: listeners run at once. */
 void mmu_code_written(struct soft_cpu *cpu, uint64_t gpa, size_t length);
