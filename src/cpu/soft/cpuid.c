@@ -5,6 +5,7 @@
  * tables have rows for them.
  */
 #include "base/bytes.h"
+#include "cpu/soft/hostfp.h"
 #include "cpu/soft/soft.h"
 
 enum { EAX, EBX, ECX, EDX };
@@ -109,12 +110,13 @@ static const struct feature_bit feature_bits[] = {
     EXT_21_C(2, BASE),  /* nor on the L1 cache */
 };
 
-/* Features whose instructions Linux and its userland find; all that tables have rows for. */
+/* All that tables have rows for, as far as the host's vector unit can run them. */
 void cpuid_init_features(struct soft_cpu *cpu) {
     const struct insn_row *row;
+    memset(cpu->features, 0, sizeof cpu->features);
     cpu->features[0] = 1 << FEAT_BASE;
     for (size_t n = 0; (row = insn_row_at(n)) != NULL; n++)
-        if (row->feature != FEAT_SVM && row->feature != FEAT_MONITOR)
+        if (vec_host_supports(row->feature))
             cpu->features[row->feature / 64] |= UINT64_C(1) << (row->feature % 64);
 }
 

@@ -291,10 +291,11 @@ static uint64_t operand_edx_eax(const struct soft_cpu *cpu) {
 
 void xgetbv(struct soft_cpu *cpu, const struct insn *insn) {
     check_osxsave(cpu, insn);
-    /* ECX 1 asks for XCR0 and what is in use: all of it may be. */
-    if ((uint32_t)cpu->gpr[RCX] > 1)
+    /* ECX 1 asks which of the enabled states are in use. */
+    uint32_t which = (uint32_t)cpu->gpr[RCX];
+    if (which > 1)
         raise_error(cpu, EXC_GP, 0);
-    result_edx_eax(cpu, cpu->xcr0);
+    result_edx_eax(cpu, which == 0 ? cpu->xcr0 : cpu->xcr0 & xsave_in_use(cpu));
     INSN_NEXT;
 }
 
