@@ -13,12 +13,6 @@
 
 enum { ROWS_MAX = 4096, CANDIDATES_MAX = 8192, INSN_BYTES_MAX = 15 };
 
-/* Not every program links every table. */
-extern const struct insn_table insn_table_integer __attribute__((weak));
-extern const struct insn_table insn_table_system __attribute__((weak));
-extern const struct insn_table insn_table_x87 __attribute__((weak));
-extern const struct insn_table insn_table_vector __attribute__((weak));
-
 static const struct insn_table *const tables[] = {
     &insn_table_integer,
     &insn_table_system,
@@ -176,7 +170,7 @@ static void fill_map(unsigned encoding, unsigned map, unsigned *used) {
 static void build_index(void) {
     unsigned used = 0;
     for (unsigned t = 0; t < ARRAY_SIZE(tables); t++) {
-        for (size_t i = 0; tables[t] != NULL && i < tables[t]->count && row_count < ROWS_MAX; i++)
+        for (size_t i = 0; i < tables[t]->count && row_count < ROWS_MAX; i++)
             describe(&rows[row_count++], &tables[t]->rows[i]);
     }
     for (unsigned encoding = 0; encoding < 2; encoding++) {
