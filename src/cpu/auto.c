@@ -17,7 +17,6 @@
 #include "base/bytes.h"
 #include "cpu/engine.h"
 
-#pragma weak soft_engine_ops
 
 enum {
     TRIAL_RUN_MS = 20,       /* how long the loop runs */

@@ -170,7 +170,7 @@ static void fill_map(unsigned encoding, unsigned map, unsigned *used) {
 static void build_index(void) {
     unsigned used = 0;
     for (unsigned t = 0; t < ARRAY_SIZE(tables); t++) {
-        for (size_t i = 0; i < tables[t]->count && row_count < ROWS_MAX; i++)
+        for (size_t i = 0; tables[t] != NULL && i < tables[t]->count && row_count < ROWS_MAX; i++)
             describe(&rows[row_count++], &tables[t]->rows[i]);
     }
     for (unsigned encoding = 0; encoding < 2; encoding++) {

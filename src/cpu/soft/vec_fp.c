@@ -66,8 +66,7 @@ static unsigned compare_slow(struct soft_cpu *cpu, compare_kernel *kernel, vec a
     uint32_t mx = hostfp_masked(cpu->mxcsr);
     unsigned flags = kernel(a, b, &mx);
     hostfp_restore();
-    cpu->fp_raised = mx & MXCSR_FLAGS;
-    fp_commit(cpu);
+    fp_commit(cpu, mx & MXCSR_FLAGS);
     return flags;
 }
 
