@@ -78,12 +78,13 @@ static inline bool rig_pump_until(struct rig *rig, bool (*condition)(void *conte
     struct loop *loop = rig->platform.loop;
     uint64_t limit = host_clock_ns() + 60 * NS_PER_SECOND;
     loop_timer_create(loop, rig_stop_loop, loop, &timer, NULL);
-    while (!condition(context) && host_clock_ns() < limit) {
+    bool met;
+    while (!(met = condition(context)) && host_clock_ns() < limit) {
         loop_timer_arm(timer, host_clock_ns() + 1000000);
         loop_run(loop);
     }
     loop_timer_free(timer);
-    return condition(context);
+    return met;
 }
 
 /* ---- The driver ---- */
