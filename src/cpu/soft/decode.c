@@ -170,7 +170,7 @@ static void fill_map(unsigned encoding, unsigned map, unsigned *used) {
 static void build_index(void) {
     unsigned used = 0;
     for (unsigned t = 0; t < ARRAY_SIZE(tables); t++) {
-        for (size_t i = 0; tables[t] != NULL && i < tables[t]->count && row_count < ROWS_MAX; i++)
+        for (size_t i = 0; i < tables[t]->count && row_count < ROWS_MAX; i++)
             describe(&rows[row_count++], &tables[t]->rows[i]);
     }
     for (unsigned encoding = 0; encoding < 2; encoding++) {
@@ -290,7 +290,8 @@ static bool is_vex(const struct decoder *d, uint8_t byte) {
         return false;
     if (d->mode == INSN_MODE_64)
         return true;
-    return d->at < d->available && (d->bytes[d->at] & 0xc0) == 0xc0;
+    /* Where the next byte is still to come, reading it as VEX asks for it. */
+    return d->at >= d->available || (d->bytes[d->at] & 0xc0) == 0xc0;
 }
 
 static void vex_prefix(struct decoder *d, uint8_t byte) {
@@ -353,10 +354,15 @@ static bool modrm_fits(const struct decoder *d, const struct insn_row *row) {
            (row->rm < 0 || row->rm == (modrm & 7));
 }
 
+static bool prefix_fits(enum insn_prefix wanted, enum insn_prefix given) {
+    if (wanted == PFX_NO_REP)
+        return given == PFX_NONE || given == PFX_66;
+    return wanted == PFX_ANY || wanted == given;
+}
+
 static bool row_fits(const struct decoder *d, const struct insn_row *row, enum insn_prefix prefix) {
     bool w = d->rex & REX_W, l = d->insn->flags & I_VEX_L;
-    if ((row->prefix != PFX_ANY && row->prefix != prefix) || !modrm_fits(d, row) ||
-        !mode_fits(d, row->properties))
+    if (!prefix_fits(row->prefix, prefix) || !modrm_fits(d, row) || !mode_fits(d, row->properties))
         return false;
     if ((row->vl != VL_ANY && (row->vl == VL_256) != l) ||
         (row->vw != VW_ANY && (row->vw == VW_1) != w))

@@ -25,8 +25,9 @@ typedef void insn_exec(struct soft_cpu *cpu, const struct insn *insn);
 enum insn_map { MAP_1B, MAP_0F, MAP_0F38, MAP_0F3A };
 enum insn_encoding { ENC_LEGACY, ENC_VEX };
 
-/* Mandatory prefix. PFX_ANY: 66, F2, F3 keep their ordinary meaning (operand size, REP). */
-enum insn_prefix { PFX_ANY, PFX_NONE, PFX_66, PFX_F3, PFX_F2 };
+/* Mandatory prefix. PFX_ANY: 66, F2, F3 keep their ordinary meaning (operand size, REP);
+ * PFX_NO_REP: 66 does, F2 and F3 make another encoding of it. */
+enum insn_prefix { PFX_ANY, PFX_NONE, PFX_66, PFX_F3, PFX_F2, PFX_NO_REP };
 
 /* What ModRM.mod must be. */
 enum insn_form { FORM_ANY, FORM_REG, FORM_MEM, FORM_NO_MODRM };

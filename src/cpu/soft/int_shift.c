@@ -108,7 +108,7 @@ FOR_EACH_SIZE(SHIFTS)
  * from the destination.
  */
 static inline uint16_t shld16(struct soft_cpu *cpu, uint16_t a, uint16_t b, unsigned n) {
-    uint64_t wide = (uint64_t)a << 32 | (uint64_t)b << 16 | a;
+    uint64_t wide = (uint64_t)a << 32 | (uint64_t)b << 16 | b;
     uint16_t r = (uint16_t)(wide << n >> 32);
     bool carry = wide << (n - 1) >> 47 & 1;
     flags_logic16(cpu, r);
@@ -117,7 +117,7 @@ static inline uint16_t shld16(struct soft_cpu *cpu, uint16_t a, uint16_t b, unsi
 }
 
 static inline uint16_t shrd16(struct soft_cpu *cpu, uint16_t a, uint16_t b, unsigned n) {
-    uint64_t wide = (uint64_t)a << 32 | (uint64_t)b << 16 | a;
+    uint64_t wide = (uint64_t)b << 32 | (uint64_t)b << 16 | a;
     uint16_t r = (uint16_t)(wide >> n);
     bool carry = wide >> (n - 1) & 1;
     flags_logic16(cpu, r);

@@ -72,27 +72,24 @@ FOR_EACH_WIDE(POP_MEMORY)
 
 /* ---- PUSHA, POPA ---- */
 
-/* The lowest slot is tried first: then only the first push can still raise. */
+/* A fault in the middle leaves what came before it done, except for rSP, as AMD processors do. */
 #define PUSH_ALL(bits)                                                                             \
     void pusha_##bits(struct soft_cpu *cpu, const struct insn *insn) {                             \
-        uint##bits##_t values[8];                                                                  \
+        uint64_t at = cpu->gpr[RSP];                                                               \
         cpu->insn = insn;                                                                          \
-        for (unsigned i = 0; i < 8; i++)                                                           \
-            values[i] = get##bits(cpu, i);                                                         \
-        rmw_begin(cpu, SEG_SS, (cpu->gpr[RSP] - bits) & cpu->stack_mask, bits / 8);                \
-        rmw_end(cpu);                                                                              \
-        for (unsigned i = 0; i < 8; i++)                                                           \
-            push##bits(cpu, values[i]);                                                            \
+        for (unsigned i = 0; i < 8; i++) {                                                         \
+            at -= bits / 8;                                                                        \
+            store##bits(cpu, SEG_SS, at & cpu->stack_mask, get##bits(cpu, i));                     \
+        }                                                                                          \
+        stack_move(cpu, -8 * (bits / 8));                                                          \
         INSN_NEXT;                                                                                 \
     }                                                                                              \
     void popa_##bits(struct soft_cpu *cpu, const struct insn *insn) {                              \
-        uint##bits##_t values[8];                                                                  \
         cpu->insn = insn;                                                                          \
-        for (unsigned i = 0; i < 8; i++)                                                           \
-            values[i] = (uint##bits##_t)stack_peek(cpu, i * (bits / 8), bits / 8);                 \
         for (unsigned i = 0; i < 8; i++) {                                                         \
+            uint##bits##_t value = (uint##bits##_t)stack_peek(cpu, i * (bits / 8), bits / 8);      \
             if (7 - i != RSP)                                                                      \
-                set##bits(cpu, 7 - i, values[i]);                                                  \
+                set##bits(cpu, 7 - i, value);                                                      \
         }                                                                                          \
         stack_move(cpu, 8 * (bits / 8));                                                           \
         INSN_NEXT;                                                                                 \
@@ -154,41 +151,30 @@ FOR_EACH_WIDE(POP_FLAGS)
 
 /* ---- ENTER, LEAVE ---- */
 
-/* Pushes the outer frames' pointers and this frame's: the nested form of ENTER. */
-static void enter_nested(struct soft_cpu *cpu, unsigned level, uint64_t frame, unsigned size) {
-    uint64_t outer = cpu->gpr[RBP];
-    for (unsigned i = 1; i < level; i++) {
-        outer -= size;
-        push(cpu, load_sized(cpu, SEG_SS, outer & cpu->stack_mask, size), size);
-    }
-    push(cpu, frame, size);
+/* Stores below *at, as PUSH does, without moving rSP yet. */
+static void enter_push(struct soft_cpu *cpu, uint64_t *at, uint64_t value, unsigned size) {
+    *at -= size;
+    store_sized(cpu, SEG_SS, *at & cpu->stack_mask, value, size);
 }
 
-/* Raises what pushes of `slots` values, a frame of `bytes` and reads of outer frames would. */
-static void enter_check(struct soft_cpu *cpu, unsigned level, unsigned bytes, unsigned size) {
-    uint64_t mask = cpu->stack_mask, lowest = (cpu->gpr[RSP] - (1 + level) * size) & mask;
-    for (unsigned i = 1; i < level; i++)
-        load_sized(cpu, SEG_SS, (cpu->gpr[RBP] - i * size) & mask, size);
-    for (unsigned i = 1; i <= 1 + level; i += level != 0 ? level : 1) {
-        rmw_begin(cpu, SEG_SS, (cpu->gpr[RSP] - i * size) & mask, size);
-        rmw_end(cpu);
-    }
-    rmw_begin(cpu, SEG_SS, (lowest - bytes) & mask, size);
-    rmw_end(cpu);
-}
-
-/* imm: frame bytes, nesting level above. All that may raise is tried first. */
+/* imm: frame bytes, nesting level above. rSP and rBP change after all that may raise; words pushed
+ * before a fault stay written. The new top of the stack is tried as if it were written to. */
 void enter(struct soft_cpu *cpu, const struct insn *insn) {
     unsigned size = insn->size, level = insn->imm >> 16 & 31, bytes = insn->imm & 0xffff;
-    uint64_t frame;
+    uint64_t at = cpu->gpr[RSP], outer = cpu->gpr[RBP], frame;
     cpu->insn = insn;
-    enter_check(cpu, level, bytes, size);
-    push(cpu, cpu->gpr[RBP], size);
-    frame = cpu->gpr[RSP];
-    if (level > 0)
-        enter_nested(cpu, level, frame, size);
+    enter_push(cpu, &at, outer, size);
+    frame = at;
+    for (unsigned i = 1; i < level; i++) {
+        outer -= size;
+        enter_push(cpu, &at, load_sized(cpu, SEG_SS, outer & cpu->stack_mask, size), size);
+    }
+    if (level != 0)
+        enter_push(cpu, &at, frame, size);
+    rmw_begin(cpu, SEG_SS, (at - bytes) & cpu->stack_mask, size);
+    rmw_end(cpu);
     set_sized(cpu, RBP, frame, size);
-    stack_move(cpu, -(int64_t)bytes);
+    stack_move(cpu, (int64_t)(at - bytes - cpu->gpr[RSP]));
     INSN_NEXT;
 }
 

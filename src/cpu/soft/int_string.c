@@ -50,9 +50,10 @@ static void compare(struct soft_cpu *cpu, uint64_t a, uint64_t b, unsigned size)
     }
 }
 
+/* Which of two faults is reported: AMD processors read ES:rDI first. */
 static void cmps_one(struct soft_cpu *cpu, const struct insn *insn) {
-    uint64_t a = load_sized(cpu, insn->seg, string_offset(cpu, insn, RSI), insn->size);
     uint64_t b = load_sized(cpu, SEG_ES, string_offset(cpu, insn, RDI), insn->size);
+    uint64_t a = load_sized(cpu, insn->seg, string_offset(cpu, insn, RSI), insn->size);
     compare(cpu, a, b, insn->size);
     string_advance(cpu, insn, RSI, 1);
     string_advance(cpu, insn, RDI, 1);

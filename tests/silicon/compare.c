@@ -1,0 +1,237 @@
+/*
+ * What counts as a difference. Everything is compared except:
+ *
+ * - Status flags that the row calls undefined (table column flags_undefined,
+ *   which quotes APM vol. 3), when an instruction completed. Shifts by 0 and 1
+ *   define more (generate.c, flags_undefined).
+ * - Bit P of a page fault's error code for addresses beyond user space: the
+ *   host's kernel always reports it set there, so as not to tell what it has
+ *   mapped (arch/x86/mm/fault.c, set_signal_archinfo).
+ * - In compatibility mode R8 to R15 and upper register halves, which are
+ *   undefined after a change of mode (APM vol. 1, 3.1.1).
+ */
+#include <Zydis/Zydis.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "silicon.h"
+
+#define USER_SPACE_END UINT64_C(0x7ffffffff000)
+
+/* The instruction that ended the case completed it, or was it the first one's fault? */
+static bool nothing_ran(const struct test_case *test, const struct outcome *outcome) {
+    return outcome->state.rip == test->start && outcome->vector != EXC_DB;
+}
+
+static uint64_t flags_mask(const struct test_case *test, const struct outcome *native,
+                           const uint64_t *features) {
+    struct insn insn;
+    enum insn_mode mode = test->mode32 ? INSN_MODE_32 : INSN_MODE_64;
+    if (nothing_ran(test, native))
+        return UINT64_MAX;
+    if (test->row_count > 1) {
+        bool whole = native->state.rip == test->start + test->code_length + 1;
+        return ~(uint64_t)(whole ? test->flags_unknown : test->flags_unknown_any);
+    }
+    if (insn_decode(&insn, test->code, test->code_length, test->start, mode, features) <= 0)
+        return UINT64_MAX;
+    return ~(uint64_t)flags_undefined(insn_row_of(&insn), &insn, &test->state);
+}
+
+static uint64_t gpr_mask(const struct test_case *test, unsigned n) {
+    if (!test->mode32)
+        return UINT64_MAX;
+    return n < 8 ? UINT32_MAX : 0;
+}
+
+static uint32_t error_mask(const struct outcome *native) {
+    return native->vector == EXC_PF && native->cr2 >= USER_SPACE_END ? ~(uint32_t)PF_PRESENT
+                                                                     : UINT32_MAX;
+}
+
+static bool same_gprs(const struct test_case *test, const struct user_state *a,
+                      const struct user_state *b) {
+    for (unsigned i = 0; i < 16; i++) {
+        if ((a->gpr[i] ^ b->gpr[i]) & gpr_mask(test, i))
+            return false;
+    }
+    return true;
+}
+
+static bool same_segments(const struct user_state *a, const struct user_state *b) {
+    return a->cs == b->cs && a->ss == b->ss && a->ds == b->ds && a->es == b->es && a->fs == b->fs &&
+           a->gs == b->gs && a->fs_base == b->fs_base && a->gs_base == b->gs_base;
+}
+
+static bool same_fp(const struct fp_state *a, const struct fp_state *b) {
+    return memcmp(a, b, sizeof *a) == 0;
+}
+
+static bool same_memory(const struct outcome *a, const struct outcome *b) {
+    uint32_t listed = a->diff_count < DIFFS_MAX ? a->diff_count : DIFFS_MAX;
+    if (a->diff_count != b->diff_count)
+        return false;
+    for (uint32_t i = 0; i < listed; i++) {
+        if (a->diff[i].offset != b->diff[i].offset || a->diff[i].value != b->diff[i].value)
+            return false;
+    }
+    return true;
+}
+
+bool compare(const struct test_case *test, const struct outcome *native,
+             const struct outcome *guest, const uint64_t *features) {
+    const struct user_state *a = &native->state, *b = &guest->state;
+    return native->vector == guest->vector && native->cr2 == guest->cr2 &&
+           ((native->error ^ guest->error) & error_mask(native)) == 0 && a->rip == b->rip &&
+           ((a->rflags ^ b->rflags) & flags_mask(test, native, features)) == 0 &&
+           same_gprs(test, a, b) && same_segments(a, b) && same_fp(&a->fp, &b->fp) &&
+           same_memory(native, guest);
+}
+
+/* ---- Showing one ---- */
+
+static void show_code(const struct test_case *test) {
+    uint64_t address = test->start;
+    ZyanUSize at = 0;
+    ZydisDisassembledInstruction instruction;
+    ZydisMachineMode mode =
+        test->mode32 ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32 : ZYDIS_MACHINE_MODE_LONG_64;
+    while (at < test->code_length &&
+           ZYAN_SUCCESS(ZydisDisassembleIntel(mode, address + at, test->code + at,
+                                              test->code_length - at, &instruction))) {
+        printf("    ");
+        for (unsigned i = 0; i < instruction.info.length; i++)
+            printf("%02x", test->code[at + i]);
+        printf("  %s\n", instruction.text);
+        at += instruction.info.length;
+    }
+    if (at < test->code_length) {
+        printf("    ");
+        for (; at < test->code_length; at++)
+            printf("%02x", test->code[at]);
+        printf("  (not known to Zydis)\n");
+    }
+}
+
+static void show_value(const char *name, uint64_t before, uint64_t native, uint64_t guest) {
+    if (native != guest)
+        printf("    %-8s before %016jx  native %016jx  guest %016jx\n", name, (uintmax_t)before,
+               (uintmax_t)native, (uintmax_t)guest);
+}
+
+static void show_hex(const void *bytes, unsigned size) {
+    const uint8_t *p = bytes;
+    for (unsigned i = size; i-- > 0;)
+        printf("%02x%s", p[i], i % 8 == 0 && i != 0 ? "_" : "");
+}
+
+static void show_wide(const char *name, unsigned n, const void *before, const void *native,
+                      const void *guest, unsigned size) {
+    if (memcmp(native, guest, size) == 0)
+        return;
+    printf("    %s%u\n      before ", name, n);
+    show_hex(before, size);
+    printf("\n      native ");
+    show_hex(native, size);
+    printf("\n      guest  ");
+    show_hex(guest, size);
+    printf("\n");
+}
+
+static void show_fp(const struct fp_state *before, const struct fp_state *native,
+                    const struct fp_state *guest) {
+    show_value("fcw", before->fcw, native->fcw, guest->fcw);
+    show_value("fsw", before->fsw, native->fsw, guest->fsw);
+    show_value("ftw", before->ftw, native->ftw, guest->ftw);
+    show_value("fop", before->fop, native->fop, guest->fop);
+    show_value("fip", before->fip, native->fip, guest->fip);
+    show_value("fdp", before->fdp, native->fdp, guest->fdp);
+    show_value("mxcsr", before->mxcsr, native->mxcsr, guest->mxcsr);
+    for (unsigned i = 0; i < 8; i++)
+        show_wide("x87 R", i, &before->x87[i], &native->x87[i], &guest->x87[i], 10);
+    for (unsigned i = 0; i < 16; i++)
+        show_wide("ymm", i, before->ymm[i], native->ymm[i], guest->ymm[i], 32);
+}
+
+static const uint64_t *word_at(const struct outcome *outcome, uint32_t offset) {
+    for (uint32_t i = 0; i < outcome->diff_count && i < DIFFS_MAX; i++) {
+        if (outcome->diff[i].offset == offset)
+            return &outcome->diff[i].value;
+    }
+    return NULL;
+}
+
+static void show_words(const struct outcome *from, const struct outcome *other, const char *a,
+                       const char *b) {
+    unsigned shown = 0;
+    for (uint32_t i = 0; i < from->diff_count && i < DIFFS_MAX && shown < 8; i++) {
+        uint32_t offset = from->diff[i].offset;
+        const uint64_t *value = word_at(other, offset);
+        if (value != NULL && *value == from->diff[i].value)
+            continue;
+        uint64_t address =
+            offset < DATA_SIZE ? DATA_BASE + offset : STACK_BASE + (offset - DATA_SIZE);
+        printf("    [%08jx] %s %016jx  %s ", (uintmax_t)address, a, (uintmax_t)from->diff[i].value,
+               b);
+        if (value != NULL)
+            printf("%016jx\n", (uintmax_t)*value);
+        else
+            printf("unchanged\n");
+        shown++;
+    }
+}
+
+static void show_registers(const struct test_case *test, const struct outcome *native,
+                           const struct outcome *guest) {
+    static const char *const names[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+                                          "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
+    const struct user_state *before = &test->state, *a = &native->state, *b = &guest->state;
+    for (unsigned i = 0; i < 16; i++)
+        show_value(names[i], before->gpr[i], a->gpr[i] & gpr_mask(test, i),
+                   b->gpr[i] & gpr_mask(test, i));
+    show_value("cs", 0, a->cs, b->cs);
+    show_value("ss", SEL_DS, a->ss, b->ss);
+    show_value("ds", SEL_DS, a->ds, b->ds);
+    show_value("es", SEL_DS, a->es, b->es);
+    show_value("fs", 0, a->fs, b->fs);
+    show_value("gs", 0, a->gs, b->gs);
+    show_value("fs.base", before->fs_base, a->fs_base, b->fs_base);
+    show_value("gs.base", before->gs_base, a->gs_base, b->gs_base);
+}
+
+/* Operands that may matter: what the case began with. */
+static void show_before(const struct test_case *test) {
+    const struct user_state *s = &test->state;
+    printf("    before: rax %jx rcx %jx rdx %jx rbx %jx rsp %jx rbp %jx rsi %jx rdi %jx flags "
+           "%jx\n            fcw %x fsw %x ftw %x mxcsr %x\n",
+           (uintmax_t)s->gpr[RAX], (uintmax_t)s->gpr[RCX], (uintmax_t)s->gpr[RDX],
+           (uintmax_t)s->gpr[RBX], (uintmax_t)s->gpr[RSP], (uintmax_t)s->gpr[RBP],
+           (uintmax_t)s->gpr[RSI], (uintmax_t)s->gpr[RDI], (uintmax_t)s->rflags, s->fp.fcw,
+           s->fp.fsw, s->fp.ftw, s->fp.mxcsr);
+}
+
+static void show_vector(const char *side, const struct outcome *o) {
+    printf("    %s: vector %u error %#x cr2 %#jx rip %#jx\n", side, o->vector, o->error,
+           (uintmax_t)o->cr2, (uintmax_t)o->state.rip);
+}
+
+void show_difference(const struct test_case *test, const struct outcome *native,
+                     const struct outcome *guest, const uint64_t *features) {
+    printf("difference: %s%s, %s\n", insn_row_at(test->rows[0])->name,
+           test->row_count > 1 ? " …" : "", test->mode32 ? "32-bit code" : "64-bit code");
+    show_code(test);
+    show_before(test);
+    if (native->vector != guest->vector || native->error != guest->error ||
+        native->cr2 != guest->cr2 || native->state.rip != guest->state.rip) {
+        show_vector("native", native);
+        show_vector("guest ", guest);
+    }
+    uint64_t mask = flags_mask(test, native, features);
+    show_value("rflags", test->state.rflags, native->state.rflags & mask,
+               guest->state.rflags & mask);
+    show_registers(test, native, guest);
+    show_fp(&test->state.fp, &native->state.fp, &guest->state.fp);
+    show_words(native, guest, "native", "guest");
+    show_words(guest, native, "guest", "native");
+}

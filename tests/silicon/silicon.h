@@ -1,0 +1,220 @@
+/*
+ * Instructions against silicon: cases are generated from the instruction
+ * tables, run natively on this host's processor and in a vCPU, and the two
+ * outcomes compared.
+ *
+ *   random.c    numbers that are worth trying
+ *   encode.c    table rows to bytes, memory operands that hit chosen addresses
+ *   generate.c  whole cases: bytes, registers, memory, floating-point state
+ *   native.c    the processor's side: a child process, signals, sigreturn
+ *   guest.c     the vCPU's side: a small supervisor around user-mode code
+ *   compare.c   what counts as a difference, and how it is shown
+ *   main.c      options, the loop over rows, the summary
+ *
+ * Both sides run the same bytes at the same virtual addresses with privilege
+ * level 3, in 64-bit mode or in compatibility mode (32-bit code), under the
+ * control registers that Linux runs its processes with.
+ *
+ * What is not compared is in compare.c, each mask with its reason.
+ */
+#ifndef LODGE_TESTS_SILICON_H
+#define LODGE_TESTS_SILICON_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "cpu/cpu.h"
+#include "cpu/soft/insn.h"
+#include "cpu/x86.h"
+
+/* ---- Where things are, on both sides ---- */
+
+enum {
+    PAGE = 4096,
+    CODE_BASE = 0x10000000, /* two pages, then nothing: readable, executable */
+    CODE_SIZE = 2 * PAGE,
+    DATA_BASE = 0x50000000, /* two pages to write, a hole, one page to read, a hole */
+    DATA_SIZE = 2 * PAGE,
+    CONST_BASE = DATA_BASE + 3 * PAGE,
+    CONST_SIZE = PAGE,
+    STACK_BASE = 0x70000000, /* two pages with holes around */
+    STACK_SIZE = 2 * PAGE,
+    CASE_CODE = CODE_BASE + 0x800, /* where code usually starts */
+};
+
+/* GS points to the middle of the data, less this much. FS is wherever the host's C library put it.
+ */
+#define GS_BASE UINT64_C(0x4ffff000)
+
+/* Writable memory as one array, for the difference lists: data, then stack. */
+enum { ARENA_SIZE = DATA_SIZE + STACK_SIZE, ARENA_WORDS = ARENA_SIZE / 8 };
+
+/* Linux's user-mode selectors (arch/x86/include/asm/segment.h). */
+enum { SEL_CS32 = 0x23, SEL_DS = 0x2b, SEL_CS64 = 0x33 };
+
+/* ---- State ---- */
+
+/* One XSAVE image's worth, with x87 registers in physical order. */
+struct fp_state {
+    struct x86_x87 x87[8];
+    uint64_t fip, fdp;
+    uint32_t mxcsr;
+    uint16_t fcw, fsw, fop;
+    uint8_t ftw; /* one bit a physical register: in use */
+    uint8_t ymm[16][32];
+};
+
+struct user_state {
+    uint64_t gpr[16];
+    uint64_t rip, rflags;
+    uint64_t fs_base, gs_base;
+    uint16_t cs, ss, ds, es, fs, gs;
+    struct fp_state fp;
+};
+
+/* ---- Cases ---- */
+
+enum { CODE_MAX = 80, PATCHES_MAX = 4, PATCH_SIZE = 64, DIFFS_MAX = 192, SEQUENCE_MAX = 5 };
+
+struct patch {
+    uint32_t offset; /* in the arena */
+    uint8_t bytes[PATCH_SIZE];
+};
+
+struct test_case {
+    uint64_t start; /* address of the first instruction */
+    uint8_t code[CODE_MAX];
+    uint32_t code_length;
+    bool mode32;
+    uint8_t row_count;
+    uint16_t rows[SEQUENCE_MAX]; /* table rows that it was made from */
+    uint16_t flags_unknown;      /* of a sequence: left undefined at its end */
+    uint16_t flags_unknown_any;  /* of a sequence: left undefined somewhere in it */
+    uint8_t patch_count;
+    struct patch patch[PATCHES_MAX];
+    struct user_state state;
+};
+
+struct word_diff {
+    uint32_t offset; /* in the arena */
+    uint64_t value;
+};
+
+enum { VECTOR_TIMEOUT = 0xfe, VECTOR_LOST = 0xff };
+
+struct outcome {
+    uint8_t vector; /* of the exception that ended it; 3: the INT3 behind the code */
+    uint32_t error;
+    uint64_t cr2; /* vector 14 */
+    struct user_state state;
+    uint32_t diff_count; /* words of the arena that differ from the background */
+    struct word_diff diff[DIFFS_MAX];
+};
+
+/* The arena and the constant page before patches. */
+struct background {
+    uint8_t arena[ARENA_SIZE];
+    uint8_t constant[CONST_SIZE];
+};
+void background_fill(struct background *background);
+/* Lists what differs from the background and restores it. */
+void background_collect(const struct background *background, uint8_t *data, uint8_t *stack,
+                        struct outcome *outcome);
+/* Where a patch goes. */
+uint8_t *background_at(uint8_t *data, uint8_t *stack, uint32_t offset);
+
+/* ---- random.c ---- */
+
+struct random {
+    uint64_t state;
+};
+uint64_t random_next(struct random *random);
+/* 0 to n-1. */
+unsigned random_below(struct random *random, unsigned n);
+/* True once in n. */
+bool random_once_in(struct random *random, unsigned n);
+/* Integers near the boundaries of all sizes, and plain ones. */
+uint64_t random_integer(struct random *random);
+/* Fills bytes with elements of one kind: integers, single, double, extended, packed decimal. */
+void random_bytes(struct random *random, uint8_t *bytes, unsigned length);
+struct x86_x87 random_extended(struct random *random);
+
+/* ---- encode.c ---- */
+
+/* Builds one instruction of a row into the case, and puts into the case's registers what its memory
+ * operand needs. `fixed`: memory operands name their address without registers. */
+struct encoder {
+    struct test_case *test;
+    struct random *random;
+    const struct insn_row *row;
+    uint64_t target; /* address of the memory operand */
+    uint64_t used;   /* bit n: register n holds an address and stays as it is */
+    bool fixed;
+};
+/* False: the row has no encoding in this mode. */
+bool encode(struct encoder *encoder);
+bool row_has_memory(const struct insn_row *row);
+bool row_has_operand(const struct insn_row *row, unsigned first, unsigned last);
+
+/* ---- generate.c ---- */
+
+struct generator {
+    struct random random;
+    uint64_t fs_base;
+    const uint16_t *sequence_rows; /* rows that may stand in sequences */
+    unsigned sequence_row_count;
+};
+/* One instruction of row n. False: this row cannot be made in the mode drawn. */
+bool generate_single(struct generator *generator, unsigned n, struct test_case *test);
+/* A few instructions in a row. */
+void generate_sequence(struct generator *generator, struct test_case *test);
+bool row_fits_sequence(const struct insn_row *row);
+/* Flags that one instruction leaves undefined, from its row and its operands. */
+unsigned flags_undefined(const struct insn_row *row, const struct insn *insn,
+                         const struct user_state *before);
+
+/* NULL: the row is tested; else why not. */
+const char *row_excluded(const struct insn_row *row);
+/* A family of rows: "alu", "shift", … */
+const char *row_class(const struct insn_row *row);
+
+/* ---- native.c ---- */
+
+enum { BATCH_SIZE = 256 };
+
+struct native;
+struct batch {
+    uint32_t count;
+    uint32_t current; /* the case that runs: what a lost child died of */
+    struct test_case test[BATCH_SIZE];
+    struct outcome native[BATCH_SIZE];
+};
+int native_create(const struct background *background, struct native **native, struct error *err);
+void native_destroy(struct native *native);
+struct batch *native_batch(struct native *native);
+uint64_t native_fs_base(const struct native *native);
+/* Runs the batch's cases. A case that ends the child gets VECTOR_LOST. */
+int native_run(struct native *native, struct error *err);
+
+/* ---- guest.c ---- */
+
+struct guest;
+/* engine: soft or kvm (the latter is as good as a second opinion on this harness). */
+int guest_create(const struct background *background, enum engine_kind engine, struct guest **guest,
+                 struct error *err);
+void guest_destroy(struct guest *guest);
+void guest_run(struct guest *guest, const struct test_case *test, struct outcome *outcome);
+/* CPUID features that the vCPU offers, as insn_decode takes them. */
+const uint64_t *guest_features(const struct guest *guest);
+
+/* ---- compare.c ---- */
+
+/* True: the same. */
+bool compare(const struct test_case *test, const struct outcome *native,
+             const struct outcome *guest, const uint64_t *features);
+void show_difference(const struct test_case *test, const struct outcome *native,
+                     const struct outcome *guest, const uint64_t *features);
+
+#endif
