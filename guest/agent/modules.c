@@ -50,6 +50,7 @@ static void scan_bus(const char *directory) {
 
 static void scan_devices(void) {
     present.count = 0;
+    scan_bus("/sys/bus/acpi/devices");
     scan_bus("/sys/bus/pci/devices");
     scan_bus("/sys/bus/virtio/devices");
 }

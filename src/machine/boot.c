@@ -152,6 +152,8 @@ unsigned boot_memory_map(const struct memory *memory, struct boot_range map[BOOT
                                    LAYOUT_EXTENDED_BASE - LAYOUT_CONVENTIONAL_END, BOOT_RESERVED};
     map[n++] = (struct boot_range){LAYOUT_EXTENDED_BASE, low - LAYOUT_EXTENDED_BASE, BOOT_RAM};
     map[n++] = (struct boot_range){LAYOUT_ECAM_BASE, LAYOUT_ECAM_SIZE, BOOT_RESERVED};
+    map[n++] = (struct boot_range){LAYOUT_CHIPS_BASE, LAYOUT_HIGH_RAM_BASE - LAYOUT_CHIPS_BASE,
+                                   BOOT_RESERVED};
     if (size > low)
         map[n++] = (struct boot_range){LAYOUT_HIGH_RAM_BASE, size - low, BOOT_RAM};
     return n;

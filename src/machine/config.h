@@ -11,6 +11,10 @@
 
 #include "base/bytes.h"
 #include "cpu/cpu.h"
+#include "net/net.h"
+
+struct chardev;
+struct loop;
 
 enum { MACHINE_DISKS_MAX = 16, MACHINE_PUBLISH_MAX = 32 };
 
@@ -24,11 +28,6 @@ struct disk_config {
     const char *path; /* a raw file or a block device */
     enum disk_device device;
     bool readonly;
-};
-
-/* A TCP port of the host that leads to one of the guest. */
-struct publish_config {
-    uint16_t host_port, guest_port;
 };
 
 enum net_kind { NET_NONE, NET_USER };
@@ -56,9 +55,13 @@ struct machine_config {
     struct disk_config disks[MACHINE_DISKS_MAX];
     unsigned disk_count;
     enum net_kind net;
-    struct publish_config publish[MACHINE_PUBLISH_MAX];
+    struct net_publish publish[MACHINE_PUBLISH_MAX];
     unsigned publish_count;
     bool vsock; /* a way to lodge-agent */
+    /* Where the first serial port leads to; the caller's, outlives the machine. NULL: nowhere. */
+    struct chardev *serial;
+    /* The loop that the machine's back ends run on; the caller's, outlives the machine. */
+    struct loop *loop;
     enum reboot_policy on_reboot;
     enum panic_policy on_panic;
 };

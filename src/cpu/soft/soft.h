@@ -132,6 +132,7 @@ struct soft_cpu {
     uint16_t fop, fcs, fds;
     uint64_t fip, fdp;
     uint32_t mxcsr;
+    uint32_t fp_raised; /* exception flags of the running instruction, not yet in mxcsr (vec.c) */
     union x86_vector vec[32] __attribute__((aligned(64)));
 
     /* -- the event being raised (event.c) -- */

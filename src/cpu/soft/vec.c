@@ -38,19 +38,18 @@ void fp_check(struct soft_cpu *cpu, uint32_t properties) {
  * tiny result even when it is exact, which masked underflow does not report;
  * flushing to zero does, so a second run finds it.
  */
-vec fp_run(const struct soft_cpu *cpu, vec_fp_kernel *kernel, vec a, vec b, unsigned imm,
-           unsigned *raised) {
+vec fp_run(struct soft_cpu *cpu, vec_fp_kernel *kernel, vec a, vec b, unsigned imm) {
     uint32_t mx = hostfp_masked(cpu->mxcsr);
     vec r;
     if (!(cpu->mxcsr & MXCSR_UM)) {
         uint32_t probe = mx | MXCSR_FTZ;
         mx &= ~MXCSR_FTZ; /* has no effect on unmasked underflow */
         kernel(a, b, imm, &probe);
-        *raised |= probe & MXCSR_UE;
+        cpu->fp_raised |= probe & MXCSR_UE;
     }
     r = kernel(a, b, imm, &mx);
     hostfp_restore();
-    *raised |= mx & MXCSR_FLAGS;
+    cpu->fp_raised |= mx & MXCSR_FLAGS;
     return r;
 }
 
@@ -58,10 +57,12 @@ vec fp_run(const struct soft_cpu *cpu, vec_fp_kernel *kernel, vec a, vec b, unsi
  * Invalid, denormal and zero-divide are found before anything is computed: when one of them is
  * unmasked, overflow, underflow and precision do not come up (of any element).
  */
-void fp_commit(struct soft_cpu *cpu, unsigned raised) {
+void fp_commit(struct soft_cpu *cpu) {
+    unsigned raised = cpu->fp_raised;
     unsigned unmasked = raised & ~(cpu->mxcsr >> MXCSR_MASK_SHIFT) & MXCSR_FLAGS;
     if (unmasked & (MXCSR_IE | MXCSR_DE | MXCSR_ZE))
         raised &= MXCSR_IE | MXCSR_DE | MXCSR_ZE;
+    cpu->fp_raised = 0;
     cpu->mxcsr |= raised;
     if (unlikely(unmasked))
         raise_exception(cpu, cpu->cr4 & CR4_OSXMMEXCPT ? EXC_XM : EXC_UD);

@@ -124,12 +124,18 @@ static inline void check_sse_aligned(struct soft_cpu *cpu, const struct insn *in
         vec_misaligned(cpu);
 }
 
-/* The first `size` bytes at the operand's address plus skip; the rest of the lane zero. */
-static inline vec load_vec_at(struct soft_cpu *cpu, const struct insn *insn, uint64_t offset,
-                              unsigned size) {
-    vec v = VEC_ZERO;
-    access_read(cpu, insn->seg, offset, &v, size);
-    return v;
+/* `size` (1, 2, 4, 8, 16) bytes at offset; the rest of the lane zero. Parts of a lane go through
+ * general registers: the host cannot forward a short store to a wide load. */
+static inline __attribute__((always_inline)) vec
+load_vec_at(struct soft_cpu *cpu, const struct insn *insn, uint64_t offset, unsigned size) {
+    vec v;
+    switch (size) {
+    case 1: return (vec){load8(cpu, insn->seg, offset), 0};
+    case 2: return (vec){load16(cpu, insn->seg, offset), 0};
+    case 4: return (vec){load32(cpu, insn->seg, offset), 0};
+    case 8: return (vec){load64(cpu, insn->seg, offset), 0};
+    default: access_read(cpu, insn->seg, offset, &v, 16); return v;
+    }
 }
 
 static inline vec load_vec(struct soft_cpu *cpu, const struct insn *insn, unsigned size) {
@@ -179,22 +185,20 @@ static inline bool fp_plain(const struct soft_cpu *cpu) {
     return (cpu->mxcsr & MXCSR_CONTROL) == MXCSR_DEFAULT;
 }
 
-/* Runs a kernel under any other MXCSR; ORs the flags that it raised into *raised. */
-vec fp_run(const struct soft_cpu *cpu, vec_fp_kernel *kernel, vec a, vec b, unsigned imm,
-           unsigned *raised);
-/* Sets MXCSR's flags; raises #XM (or #UD) when one of them is unmasked. cpu->insn is exact. */
-void fp_commit(struct soft_cpu *cpu, unsigned raised);
+/* Runs a kernel under any other MXCSR; adds the flags that it raised to cpu->fp_raised. */
+vec fp_run(struct soft_cpu *cpu, vec_fp_kernel *kernel, vec a, vec b, unsigned imm);
+/* Moves cpu->fp_raised to MXCSR; raises #XM (or #UD) when one of them is unmasked. cpu->insn is
+ * exact. */
+void fp_commit(struct soft_cpu *cpu);
 
-/* Within a handler with `bool plain` and `unsigned raised`. */
-#define FP_BEGIN                                                                                   \
-    bool plain = likely(fp_plain(cpu));                                                            \
-    unsigned raised = 0
+/* Within a handler: FP_BEGIN, a lane or more, FP_END. */
+#define FP_BEGIN bool plain = likely(fp_plain(cpu))
 #define FP_LANE(k, a, b)                                                                           \
     (likely(plain) ? k(a, b, (unsigned)insn->imm, &cpu->mxcsr)                                     \
-                   : fp_run(cpu, k, a, b, (unsigned)insn->imm, &raised))
+                   : fp_run(cpu, k, a, b, (unsigned)insn->imm))
 #define FP_END                                                                                     \
     if (unlikely(!plain))                                                                          \
-    fp_commit(cpu, raised)
+    fp_commit(cpu)
 
 /* ---- Frames ---- */
 

@@ -6,23 +6,21 @@
 typedef vec fma_kernel(vec d, vec a, vec b, uint32_t *mx);
 
 /* As fp_run. */
-static vec fma_run(const struct soft_cpu *cpu, fma_kernel *kernel, vec d, vec a, vec b,
-                   unsigned *raised) {
+static vec fma_run(struct soft_cpu *cpu, fma_kernel *kernel, vec d, vec a, vec b) {
     uint32_t mx = hostfp_masked(cpu->mxcsr), probe = mx | MXCSR_FTZ;
     vec r;
     if (!(cpu->mxcsr & MXCSR_UM)) {
         mx &= ~MXCSR_FTZ;
         kernel(d, a, b, &probe);
-        *raised |= probe & MXCSR_UE;
+        cpu->fp_raised |= probe & MXCSR_UE;
     }
     r = kernel(d, a, b, &mx);
     hostfp_restore();
-    *raised |= mx & MXCSR_FLAGS;
+    cpu->fp_raised |= mx & MXCSR_FLAGS;
     return r;
 }
 
-#define FMA_LANE(k, d, a, b)                                                                       \
-    (likely(plain) ? k(d, a, b, &cpu->mxcsr) : fma_run(cpu, k, d, a, b, &raised))
+#define FMA_LANE(k, d, a, b) (likely(plain) ? k(d, a, b, &cpu->mxcsr) : fma_run(cpu, k, d, a, b))
 
 #define FMA_128(name, op, size)                                                                    \
     HANDLER(v128_##name##_r) {                                                                     \

@@ -66,7 +66,8 @@ static unsigned compare_slow(struct soft_cpu *cpu, compare_kernel *kernel, vec a
     uint32_t mx = hostfp_masked(cpu->mxcsr);
     unsigned flags = kernel(a, b, &mx);
     hostfp_restore();
-    fp_commit(cpu, mx & MXCSR_FLAGS);
+    cpu->fp_raised = mx & MXCSR_FLAGS;
+    fp_commit(cpu);
     return flags;
 }
 

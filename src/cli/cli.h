@@ -1,0 +1,29 @@
+/* The verbs of lodge: one file each. Each gets its own arguments, argv[0] being the verb. */
+#ifndef LODGE_CLI_CLI_H
+#define LODGE_CLI_CLI_H
+
+#include "base/error.h"
+#include "cli/options.h"
+
+struct verb {
+    const char *name;    /* NULL ends the table */
+    const char *summary; /* one line for the help */
+    int (*run)(int argc, char **argv);
+    const struct option_spec *options; /* may be NULL */
+};
+
+/* All of them; main.c. */
+extern const struct verb verbs[];
+
+int cmd_run(int argc, char **argv);
+int cmd_image(int argc, char **argv);
+int cmd_help(int argc, char **argv);
+int cmd_version(int argc, char **argv);
+int cmd_completion(int argc, char **argv);
+
+extern const struct option_spec run_options[], image_options[];
+
+/* "lodge: TEXT" on standard error; returns the exit code. */
+int cli_error(int exit_code, const char *text);
+
+#endif

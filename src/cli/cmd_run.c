@@ -1,0 +1,197 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "cli/cli.h"
+#include "cli/exit_codes.h"
+#include "cli/run.h"
+#include "machine/machine.h"
+
+enum run_option {
+    OPT_ENGINE,
+    OPT_MEMORY,
+    OPT_KERNEL,
+    OPT_INITRD,
+    OPT_APPEND,
+    OPT_DISK,
+    OPT_NET,
+    OPT_PUBLISH,
+    OPT_CONSOLE,
+    OPT_ON_REBOOT,
+    OPT_ON_PANIC,
+    OPT_VERBOSE,
+    OPT_HELP,
+    OPT_BOOT,
+};
+
+const struct option_spec run_options[] = {
+    [OPT_ENGINE] = {"engine", 0, "auto|soft|kvm", "what runs the guest's code (auto: the faster)"},
+    [OPT_MEMORY] = {"memory", 'm', "SIZE", "the guest's memory (512M)"},
+    [OPT_KERNEL] = {"kernel", 'k', "FILE",
+                    "a bzImage or ELF kernel instead of the default guest's"},
+    [OPT_INITRD] = {"initrd", 'i', "FILE", "an initramfs instead of the default guest's"},
+    [OPT_APPEND] = {"append", 'a', "TEXT", "more for the kernel's command line"},
+    [OPT_DISK] = {"disk", 'd', "FILE[,readonly]", "a disk, a raw file or block device; repeatable"},
+    [OPT_NET] = {"net", 0, "user|none", "the network: as this user, or none"},
+    [OPT_PUBLISH] = {"publish", 'p', "HOST:GUEST",
+                     "a TCP port of the host that leads to the guest's"},
+    [OPT_CONSOLE] = {"console", 0, "agent|serial",
+                     "serial: the first serial port on standard input and output, no agent"},
+    [OPT_ON_REBOOT] = {"on-reboot", 0, "restart|stop", "what a reboot of the guest does"},
+    [OPT_ON_PANIC] = {"on-panic", 0, "stop|hold", "what a crash of the guest's kernel does"},
+    [OPT_VERBOSE] = {"verbose", 'v', NULL, "say what runs and how long it took; twice: more"},
+    [OPT_HELP] = {"help", 'h', NULL, "show this help"},
+    [OPT_BOOT] = {"boot", 0, "auto|bzimage|elf|pvh", NULL},
+    {NULL, 0, NULL, NULL},
+};
+
+static const char *const engines[] = {"auto", "soft", "kvm", NULL};
+static const char *const nets[] = {"none", "user", NULL};
+static const char *const consoles[] = {"agent", "serial", NULL};
+static const char *const reboots[] = {"restart", "stop", NULL};
+static const char *const panics[] = {"stop", "hold", NULL};
+static const char *const boots[] = {"auto", "bzimage", "elf", "pvh", NULL};
+static const char *const disk_devices[] = {"virtio", "nvme", NULL};
+
+/* A choice into an enumeration whose values are the list's indices. */
+#define CHOOSE(field, option, list)                                                                \
+    do {                                                                                           \
+        int choice_ = parse_choice((option), value, (list), err);                                  \
+        if (choice_ < 0)                                                                           \
+            return choice_;                                                                        \
+        (field) = choice_;                                                                         \
+    } while (0)
+
+static int parse_publish(struct machine_config *machine, const char *value, struct error *err) {
+    if (machine->publish_count == MACHINE_PUBLISH_MAX)
+        return error_set(err, -EINVAL, "more than %d ports to publish", MACHINE_PUBLISH_MAX);
+    int result = net_parse_publish(value, &machine->publish[machine->publish_count], err);
+    if (result < 0)
+        return result;
+    machine->publish_count++;
+    return 0;
+}
+
+/* One word after the path: "readonly", "device=virtio". */
+static int parse_disk_word(struct disk_config *disk, const char *word, struct error *err) {
+    if (strcmp(word, "readonly") == 0) {
+        disk->readonly = true;
+        return 0;
+    }
+    if (strncmp(word, "device=", 7) != 0)
+        return error_set(err, -EINVAL,
+                         "--disk: unknown word '%.40s'; there are readonly and device=", word);
+    int device = parse_choice("disk device", word + 7, disk_devices, err);
+    if (device == DISK_NVME)
+        return error_set(err, -ENOTSUP,
+                         "--disk device=nvme arrives with a later lodge; use device=virtio");
+    disk->device = (enum disk_device)device;
+    return device < 0 ? device : 0;
+}
+
+/* Cuts value at its commas: the path stays in place. */
+static int parse_disk(struct machine_config *machine, char *value, struct error *err) {
+    struct disk_config disk = {.device = DISK_VIRTIO};
+    char *save = NULL;
+    int result = 0;
+    if (machine->disk_count == MACHINE_DISKS_MAX)
+        return error_set(err, -EINVAL, "more than %d disks", MACHINE_DISKS_MAX);
+    disk.path = strtok_r(value, ",", &save);
+    if (disk.path == NULL)
+        return error_set(err, -EINVAL, "--disk needs a file");
+    for (char *word = strtok_r(NULL, ",", &save); word != NULL && result == 0;
+         word = strtok_r(NULL, ",", &save))
+        result = parse_disk_word(&disk, word, err);
+    if (result == 0)
+        machine->disks[machine->disk_count++] = disk;
+    return result;
+}
+
+static int parse_memory(struct machine_config *machine, const char *value, struct error *err) {
+    int result = parse_size(value, &machine->memory, err);
+    if (result < 0)
+        return error_prefix(err, "--memory");
+    machine->memory = round_down(machine->memory, MIB(1)) != 0 ? round_down(machine->memory, MIB(1))
+                                                               : machine->memory;
+    return machine_check_memory(machine->memory, err);
+}
+
+static int take_option(struct run_config *config, enum run_option option, char *value,
+                       struct error *err) {
+    struct machine_config *machine = &config->machine;
+    switch (option) {
+    case OPT_ENGINE: CHOOSE(machine->engine, "engine", engines); break;
+    case OPT_MEMORY: return parse_memory(machine, value, err);
+    case OPT_KERNEL: machine->kernel = value; break;
+    case OPT_INITRD: machine->initrd = value; break;
+    case OPT_APPEND: config->append = value; break;
+    case OPT_DISK: return parse_disk(machine, value, err);
+    case OPT_NET: CHOOSE(machine->net, "net", nets); break;
+    case OPT_PUBLISH: return parse_publish(machine, value, err);
+    case OPT_CONSOLE: CHOOSE(config->console, "console", consoles); break;
+    case OPT_ON_REBOOT: CHOOSE(machine->on_reboot, "on-reboot", reboots); break;
+    case OPT_ON_PANIC: CHOOSE(machine->on_panic, "on-panic", panics); break;
+    case OPT_VERBOSE: config->verbose++; break;
+    case OPT_BOOT: CHOOSE(machine->boot, "boot", boots); break;
+    case OPT_HELP: break;
+    }
+    return 0;
+}
+
+static int help(void) {
+    puts("usage: lodge run [OPTIONS] [-- CMD [ARGS]]\n\n"
+         "Boots a guest and runs CMD in it, whose exit code becomes lodge's; without CMD a\n"
+         "shell. Without --kernel and --initrd the guest is a small Debian, fetched with apt\n"
+         "on first use. Options:");
+    option_help(run_options);
+    puts("\nlodge-run(1) explains them, and the exit codes.");
+    return EXIT_OK;
+}
+
+/* What does not go together. */
+static int check(const struct run_config *config, struct error *err) {
+    const struct machine_config *machine = &config->machine;
+    if (config->console == CONSOLE_SERIAL && config->command != NULL)
+        return error_set(err, -EINVAL,
+                         "--console serial has no agent that could run a command; "
+                         "leave out one of the two");
+    if (machine->net == NET_NONE && machine->publish_count > 0)
+        return error_set(err, -EINVAL, "--publish needs a network; leave out --net none");
+    return 0;
+}
+
+static int parse_operands(struct run_config *config, const struct option_parser *parser,
+                          struct error *err) {
+    if (parser->at >= parser->argc) {
+        if (strcmp(parser->argv[parser->argc - 1], "--") == 0)
+            return error_set(err, -EINVAL, "a command is missing after --");
+        return 0;
+    }
+    if (strcmp(parser->argv[parser->at - 1], "--") != 0)
+        return error_set(err, -EINVAL,
+                         "'%.40s' is no option; commands come after --: lodge run -- %.40s",
+                         parser->argv[parser->at], parser->argv[parser->at]);
+    config->command = (const char *const *)(parser->argv + parser->at);
+    return 0;
+}
+
+int cmd_run(int argc, char **argv) {
+    struct option_parser parser = {.specs = run_options, .argc = argc, .argv = argv, .at = 1};
+    struct run_config config = {
+        .machine = {.memory = MACHINE_MEMORY_DEFAULT, .vcpus = 1, .net = NET_USER}};
+    struct error err;
+    int option;
+    while ((option = option_next(&parser, &err)) >= 0) {
+        if (option == OPT_HELP)
+            return help();
+        if (take_option(&config, (enum run_option)option, (char *)parser.value, &err) < 0)
+            return cli_error(EXIT_NOT_STARTED, err.text);
+    }
+    if (option == OPTION_ERROR || parse_operands(&config, &parser, &err) < 0 ||
+        check(&config, &err) < 0)
+        return cli_error(EXIT_NOT_STARTED, err.text);
+    if (config.verbose > 0)
+        log_set_level(config.verbose > 1 ? LOG_DEBUG : LOG_INFO);
+    return run_guest(&config);
+}

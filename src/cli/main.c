@@ -1,0 +1,53 @@
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/cli.h"
+#include "cli/exit_codes.h"
+
+const struct verb verbs[] = {
+    {"run", "boot a guest, run a command in it or a shell", cmd_run, run_options},
+    {"image", "show or refresh the default guest", cmd_image, image_options},
+    {"completion", "print a completion script for bash", cmd_completion, NULL},
+    {"help", "explain lodge or one of its commands", cmd_help, NULL},
+    {"version", "print the version", cmd_version, NULL},
+    {NULL, NULL, NULL, NULL},
+};
+
+int cli_error(int exit_code, const char *text) {
+    fprintf(stderr, "lodge: %s\n", text);
+    return exit_code;
+}
+
+static int unknown_verb(const char *name) {
+    enum { NAMES = 32 };
+    const char *names[NAMES + 1];
+    unsigned count = 0;
+    for (; verbs[count].name != NULL && count < NAMES; count++)
+        names[count] = verbs[count].name;
+    names[count] = NULL;
+    const char *nearest = nearest_word(name, names);
+    struct error err;
+    if (nearest != NULL)
+        error_set(&err, -EINVAL, "unknown command '%.40s'; did you mean 'lodge %s'?", name,
+                  nearest);
+    else
+        error_set(&err, -EINVAL, "unknown command '%.40s'; 'lodge help' lists what there is", name);
+    return cli_error(EXIT_USAGE, err.text);
+}
+
+int main(int argc, char **argv) {
+    /* A reader that goes away is an error of that write, not the end. */
+    signal(SIGPIPE, SIG_IGN);
+    if (argc < 2)
+        return cmd_help(0, NULL);
+    const char *name = argv[1];
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0)
+        name = "help";
+    if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0)
+        name = "version";
+    for (const struct verb *verb = verbs; verb->name != NULL; verb++)
+        if (strcmp(verb->name, name) == 0)
+            return verb->run(argc - 1, argv + 1);
+    return unknown_verb(name);
+}

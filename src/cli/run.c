@@ -1,0 +1,458 @@
+/* One run of a guest, from its files to its exit code. Everything here is on the loop's thread. */
+#include "cli/run.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/loop.h"
+#include "cli/cli.h"
+#include "cli/exit_codes.h"
+#include "cli/terminal.h"
+#include "device/chardev.h"
+#include "image/image.h"
+#include "machine/agent.h"
+#include "machine/console.h"
+#include "machine/machine.h"
+
+/* How long the guest may take. LODGE_AGENT_TIMEOUT (seconds) is for tests and slow hosts. */
+enum { AGENT_TIMEOUT_SECONDS = 180, SHUTDOWN_SECONDS = 30, TAIL_LINES = 20 };
+
+/*
+ * The default guest's: no waiting for hardware that no lodge machine has, no
+ * work against flaws that its processor does not have, a reboot right after a
+ * panic.
+ */
+static const char default_cmdline[] =
+    "console=ttyS0 panic=-1 mitigations=off tsc=reliable no_timer_check random.trust_cpu=on "
+    "8250.nr_uarts=1 i8042.noaux i8042.nokbd nowatchdog";
+
+/* What libslirp's DHCP server would tell the guest. */
+static const char network_cmdline[] = "lodge.net=10.0.2.15/24,10.0.2.2,10.0.2.3";
+
+struct run {
+    struct run_config *config;
+    struct image_default image;
+    char *cmdline;
+    struct loop *loop;
+    struct chardev *stdio; /* --console serial */
+    struct console *console;
+    struct machine *machine;
+    struct agent *agent;
+    struct agent_session *session;
+    struct loop_signal *signals[3];
+    struct loop_timer *agent_timer, *shutdown_timer;
+    struct terminal_escape escape;
+    uint64_t started_ns, ready_ns; /* host time */
+    int signal;                    /* SIGINT or SIGTERM that came, 0: none */
+    bool was_ready, restarting, code_known, left;
+    int code;
+};
+
+static bool uses_agent(const struct run *run) {
+    return run->config->console == CONSOLE_AGENT;
+}
+
+static void settle(struct run *run, int code) {
+    if (!run->code_known)
+        run->code = code;
+    run->code_known = true;
+}
+
+static void print_tail(struct run *run) {
+    char text[8192];
+    if (uses_agent(run) && console_tail(run->console, TAIL_LINES, text, sizeof text) > 0)
+        fprintf(stderr, "%s%s", text, text[strlen(text) - 1] == '\n' ? "" : "\n");
+}
+
+static double seconds_since(uint64_t ns) {
+    return (double)(host_clock_ns() - ns) / (double)NS_PER_SECOND;
+}
+
+/* ---- Ending ---- */
+
+static void arm(struct loop_timer *timer, unsigned seconds) {
+    loop_timer_arm(timer, host_clock_ns() + seconds * NS_PER_SECOND);
+}
+
+static void on_shutdown_timeout(void *context) {
+    struct run *run = context;
+    machine_stop(run->machine);
+}
+
+/* Asks the guest to shut down; it gets some time for that. */
+static void ask_shutdown(struct run *run) {
+    if (uses_agent(run) && !agent_shutdown(run->agent)) {
+        machine_stop(run->machine); /* nothing runs yet that could lose anything */
+        return;
+    }
+    if (!uses_agent(run))
+        machine_power_button(run->machine);
+    arm(run->shutdown_timer, SHUTDOWN_SECONDS);
+}
+
+static void on_signal(void *context, int number) {
+    struct run *run = context;
+    if (run->signal != 0 || run->code_known)
+        machine_stop(run->machine);
+    else
+        ask_shutdown(run);
+    if (run->signal == 0)
+        run->signal = number;
+}
+
+static void leave(struct run *run) {
+    run->left = true;
+    machine_stop(run->machine);
+}
+
+static size_t on_input(void *context, uint8_t *bytes, size_t length) {
+    struct run *run = context;
+    bool wants_to_leave = false;
+    length = terminal_filter(&run->escape, bytes, length, &wants_to_leave);
+    if (wants_to_leave)
+        leave(run);
+    return length;
+}
+
+/* A disk may have been written to: the guest flushes and unmounts it. */
+static bool has_disks_to_flush(const struct run *run) {
+    for (unsigned i = 0; i < run->config->machine.disk_count; i++)
+        if (!run->config->machine.disks[i].readonly)
+            return true;
+    return false;
+}
+
+static void on_command_ended(void *context, int code) {
+    struct run *run = context;
+    agent_session_close(run->session);
+    run->session = NULL;
+    if (run->signal != 0 || run->restarting)
+        return;
+    if (code < 0) {
+        fprintf(stderr, "lodge: the connection to the guest's agent broke: %s\n", strerror(-code));
+        settle(run, EXIT_LOST);
+        print_tail(run);
+    }
+    settle(run, code);
+    if (code >= 0 && has_disks_to_flush(run) && agent_shutdown(run->agent))
+        arm(run->shutdown_timer, SHUTDOWN_SECONDS);
+    else
+        machine_stop(run->machine);
+}
+
+/* ---- The agent ---- */
+
+static unsigned agent_timeout(void) {
+    const char *text = getenv("LODGE_AGENT_TIMEOUT");
+    unsigned long seconds = text != NULL ? strtoul(text, NULL, 10) : 0;
+    return seconds > 0 && seconds < 86400 ? (unsigned)seconds : AGENT_TIMEOUT_SECONDS;
+}
+
+static void on_agent_timeout(void *context) {
+    struct run *run = context;
+    fprintf(stderr,
+            "lodge: no agent answered within %u s; is lodge-agent in the initramfs? "
+            "The console's last lines:\n",
+            agent_timeout());
+    print_tail(run);
+    settle(run, EXIT_NO_AGENT);
+    machine_stop(run->machine);
+}
+
+static void start_command(struct run *run) {
+    static const char *const login[] = {"/bin/sh", "-l", NULL}, *const shell[] = {"/bin/sh", NULL};
+    bool terminal = run->config->command == NULL && terminal_is_there();
+    char term[128];
+    const char *const environment[] = {term, NULL};
+    struct agent_exec_config exec = {
+        .arguments = run->config->command != NULL ? run->config->command
+                     : terminal                   ? login
+                                                  : shell,
+        .terminal = terminal,
+        .in = STDIN_FILENO,
+        .out = STDOUT_FILENO,
+        .err = STDERR_FILENO,
+        .ended = on_command_ended,
+        .context = run,
+    };
+    struct error err = {0};
+    if (terminal) {
+        const char *name = getenv("TERM");
+        snprintf(term, sizeof term, "TERM=%.100s", name != NULL ? name : "linux");
+        terminal_size(&exec.rows, &exec.columns);
+        exec.environment = environment;
+        exec.filter = on_input;
+        fprintf(stderr, "lodge: " TERMINAL_ESCAPE_HELP "\n");
+    }
+    if ((terminal && terminal_raw(&err) < 0) ||
+        agent_exec(run->agent, &exec, &run->session, &err) < 0) {
+        settle(run, cli_error(EXIT_NOT_STARTED, err.text));
+        machine_stop(run->machine);
+    }
+}
+
+static void on_ready(void *context, const char *release) {
+    struct run *run = context;
+    loop_timer_cancel(run->agent_timer);
+    if (run->config->verbose > 0)
+        fprintf(stderr, "lodge: boot of Linux %s took %.2f s\n", release,
+                seconds_since(run->started_ns));
+    run->ready_ns = host_clock_ns();
+    run->was_ready = true;
+    run->restarting = false;
+    if (run->signal == 0)
+        start_command(run);
+}
+
+static void on_window_change(void *context, int number) {
+    struct run *run = context;
+    uint16_t rows, columns;
+    terminal_size(&rows, &columns);
+    if (run->session != NULL)
+        agent_session_resize(run->session, rows, columns);
+}
+
+/* ---- The machine's events ---- */
+
+static void on_restarted(void *context) {
+    struct run *run = context;
+    terminal_restore();
+    run->restarting = true;
+    run->started_ns = host_clock_ns();
+    if (uses_agent(run))
+        arm(run->agent_timer, agent_timeout());
+    else if (terminal_is_there())
+        terminal_raw(NULL);
+}
+
+static void on_held(void *context) {
+    struct run *run = context;
+    if (!run->left)
+        fprintf(stderr, "lodge: the guest's kernel panicked and is held; Ctrl-C ends it\n");
+    loop_timer_cancel(run->agent_timer);
+    terminal_restore();
+}
+
+static void on_dump(void *context, const char *line) {
+    terminal_restore();
+    fprintf(stderr, "%s\n", line);
+}
+
+/* vCPU thread, serial port's lock held. */
+static void on_console_panic(void *context, bool final) {
+    struct run *run = context;
+    if (final)
+        machine_panicked(run->machine);
+    else
+        machine_panic_seen(run->machine);
+}
+
+/* ---- Setting up ---- */
+
+static int add_signals(struct run *run, struct error *err) {
+    int result = loop_signal_add(run->loop, SIGINT, on_signal, run, &run->signals[0], err);
+    if (result == 0)
+        result = loop_signal_add(run->loop, SIGTERM, on_signal, run, &run->signals[1], err);
+    if (result == 0 && terminal_is_there())
+        result = loop_signal_add(run->loop, SIGWINCH, on_window_change, run, &run->signals[2], err);
+    return result;
+}
+
+static int create_console(struct run *run, struct error *err) {
+    struct chardev_fd_config stdio = {.in = STDIN_FILENO, .out = STDOUT_FILENO, .context = run};
+    bool terminal = terminal_is_there();
+    int result = 0;
+    if (terminal)
+        stdio.filter = on_input;
+    if (!uses_agent(run))
+        result = chardev_fd_create(run->loop, &stdio, &run->stdio, err);
+    if (result == 0)
+        result = console_create(run->stdio, on_console_panic, run, &run->console, err);
+    return result;
+}
+
+static int make_cmdline(struct run *run, bool default_guest, struct error *err) {
+    const struct run_config *config = run->config;
+    bool network = uses_agent(run) && config->machine.net == NET_USER;
+    int length = asprintf(&run->cmdline, "%s%s%s%s%s%s", network ? network_cmdline : "",
+                          network ? " " : "", default_guest ? default_cmdline : "",
+                          default_guest && uses_agent(run) ? " quiet" : "",
+                          default_guest && config->append != NULL ? " " : "",
+                          config->append != NULL ? config->append : "");
+    if (length < 0) {
+        run->cmdline = NULL;
+        return error_set(err, -ENOMEM, "out of memory");
+    }
+    return 0;
+}
+
+static int create_machine(struct run *run, struct error *err) {
+    static const struct machine_events events = {
+        .restarted = on_restarted, .held = on_held, .dump = on_dump};
+    struct machine_config *machine = &run->config->machine;
+    struct machine_events mine = events;
+    mine.context = run;
+    machine->cmdline = run->cmdline;
+    machine->loop = run->loop;
+    machine->serial = console_chardev(run->console);
+    machine->vsock = uses_agent(run);
+    if (run->config->command != NULL)
+        machine->on_reboot = REBOOT_STOP; /* a command is not run twice */
+    return machine_create(machine, &mine, &run->machine, err);
+}
+
+static int set_up(struct run *run, bool default_guest, struct error *err) {
+    struct agent_events agent = {.ready = on_ready, .context = run};
+    int result = loop_create(&run->loop, err);
+    if (result == 0)
+        result = add_signals(run, err);
+    if (result == 0)
+        result = loop_timer_create(run->loop, on_agent_timeout, run, &run->agent_timer, err);
+    if (result == 0)
+        result = loop_timer_create(run->loop, on_shutdown_timeout, run, &run->shutdown_timer, err);
+    if (result == 0)
+        result = create_console(run, err);
+    if (result == 0)
+        result = make_cmdline(run, default_guest, err);
+    if (result == 0)
+        result = create_machine(run, err);
+    if (result == 0 && uses_agent(run))
+        result = agent_create(machine_vsock(run->machine), run->loop, &agent, &run->agent, err);
+    return result;
+}
+
+static void take_down(struct run *run) {
+    agent_session_close(run->session);
+    agent_destroy(run->agent);
+    machine_destroy(run->machine);
+    console_destroy(run->console);
+    if (run->stdio != NULL)
+        chardev_fd_destroy(run->stdio);
+    for (size_t i = 0; i < ARRAY_SIZE(run->signals); i++)
+        if (run->signals[i] != NULL)
+            loop_signal_remove(run->signals[i]);
+    if (run->agent_timer != NULL)
+        loop_timer_free(run->agent_timer);
+    if (run->shutdown_timer != NULL)
+        loop_timer_free(run->shutdown_timer);
+    if (run->loop != NULL)
+        loop_destroy(run->loop);
+    free(run->cmdline);
+    terminal_restore();
+}
+
+/* ---- Reporting ---- */
+
+static void say_what_runs(const struct run *run) {
+    char engine[256];
+    machine_describe_engine(run->machine, engine, sizeof engine);
+    fprintf(stderr, "lodge: engine %s\n", engine);
+    fprintf(stderr, "lodge: memory %llu MiB, %u vCPU\n",
+            (unsigned long long)(run->config->machine.memory >> 20), run->config->machine.vcpus);
+    fprintf(stderr, "lodge: kernel %s: %s\n", run->config->machine.kernel,
+            machine_describe_boot(run->machine));
+}
+
+static void say_what_ran(const struct run *run) {
+    struct vcpu_counters counters;
+    double seconds = seconds_since(run->started_ns);
+    machine_counters(run->machine, &counters);
+    fprintf(stderr, "lodge: ran %.2f s", seconds);
+    if (counters.instructions > 0)
+        fprintf(stderr, ", %.1f million instructions (%.1f million a second)",
+                (double)counters.instructions / 1e6, (double)counters.instructions / seconds / 1e6);
+    fprintf(stderr, ", %llu exits, %llu interrupts, %llu exceptions\n",
+            (unsigned long long)counters.exits, (unsigned long long)counters.interrupts,
+            (unsigned long long)counters.exceptions);
+}
+
+/* The guest's own end, told in one line where it is not what was asked for. */
+static int code_of_end(struct run *run, const struct machine_result *result) {
+    static const struct {
+        const char *text;
+        int code;
+    } ends[] = {
+        [MACHINE_POWERED_OFF] = {NULL, EXIT_OK},
+        [MACHINE_REBOOTED] = {NULL, EXIT_OK},
+        [MACHINE_RESET_LOOP] = {"stopped", EXIT_RESET_LOOP},
+        [MACHINE_PANICKED] = {"stopped", EXIT_PANIC},
+        [MACHINE_TRIPLE_FAULT] = {"the guest stopped with a triple fault", EXIT_TRIPLE_FAULT},
+        [MACHINE_FAILED] = {"the engine cannot go on", EXIT_ENGINE},
+        [MACHINE_STOPPED] = {NULL, EXIT_OK},
+    };
+    bool bad = ends[result->end].text != NULL;
+    bool early = uses_agent(run) && !run->was_ready && result->end != MACHINE_STOPPED;
+    if (bad || early)
+        print_tail(run);
+    if (bad)
+        fprintf(stderr, "lodge: %s%s%s\n", ends[result->end].text, result->text[0] != 0 ? ": " : "",
+                result->text);
+    else if (early)
+        return cli_error(EXIT_NO_AGENT, "the guest ended before its agent answered");
+    return ends[result->end].code;
+}
+
+static int exit_code(struct run *run, const struct machine_result *result) {
+    if (run->code_known)
+        return run->code;
+    if (run->signal != 0)
+        return EXIT_SIGNAL + run->signal;
+    return code_of_end(run, result);
+}
+
+/* ---- All of it ---- */
+
+static int run_machine(struct run *run) {
+    struct machine_result result;
+    if (run->config->verbose > 0)
+        say_what_runs(run);
+    if (uses_agent(run)) {
+        arm(run->agent_timer, agent_timeout());
+    } else if (terminal_is_there()) {
+        fprintf(stderr, "lodge: " TERMINAL_ESCAPE_HELP "\n");
+        terminal_raw(NULL);
+    }
+    machine_run(run->machine, &result);
+    terminal_restore();
+    if (run->config->verbose > 0)
+        say_what_ran(run);
+    return exit_code(run, &result);
+}
+
+static int find_guest(struct run *run, bool *default_guest, struct error *err) {
+    struct machine_config *machine = &run->config->machine;
+    *default_guest = machine->kernel == NULL;
+    if (machine->kernel != NULL)
+        return 0;
+    int result = image_default(false, &run->image, err);
+    machine->kernel = run->image.kernel;
+    if (machine->initrd == NULL)
+        machine->initrd = run->image.initrd;
+    return result;
+}
+
+int run_guest(struct run_config *config) {
+    struct run *run = calloc(1, sizeof *run);
+    struct error err = {0};
+    bool default_guest;
+    if (run == NULL)
+        return cli_error(EXIT_NOT_STARTED, "out of memory");
+    run->config = config;
+    int code, result = find_guest(run, &default_guest, &err);
+    if (result < 0) {
+        free(run);
+        if (result == -EINTR)
+            return EXIT_SIGNAL + image_interrupted();
+        return cli_error(EXIT_NO_GUEST, err.text);
+    }
+    run->started_ns = host_clock_ns();
+    result = set_up(run, default_guest, &err);
+    code = result < 0 ? cli_error(EXIT_NOT_STARTED, err.text) : run_machine(run);
+    take_down(run);
+    free(run);
+    return code;
+}

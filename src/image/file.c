@@ -1,0 +1,177 @@
+#include "image/file.h"
+
+#include <fcntl.h>
+#include <ftw.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* ---- Files ---- */
+
+static int read_all(int fd, const char *path, struct file_bytes *bytes, struct error *err) {
+    struct stat status;
+    if (fstat(fd, &status) < 0)
+        return error_set_errno(err, -errno, "%s", path);
+    if (!S_ISREG(status.st_mode) || status.st_size > FILE_BYTES_MAX)
+        return error_set(err, -EINVAL, "%s: not a regular file of a sensible size", path);
+    bytes->data = malloc((size_t)status.st_size + 1);
+    if (bytes->data == NULL)
+        return error_set(err, -ENOMEM, "%s: out of memory", path);
+    while (bytes->length < (size_t)status.st_size) {
+        ssize_t got = read(fd, bytes->data + bytes->length, (size_t)status.st_size - bytes->length);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return error_set_errno(err, -errno, "%s", path);
+        if (got == 0)
+            return error_set(err, -EIO, "%s: it became shorter while it was read", path);
+        bytes->length += (size_t)got;
+    }
+    return 0;
+}
+
+int file_read(const char *path, struct file_bytes *bytes, struct error *err) {
+    *bytes = (struct file_bytes){0};
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return error_set_errno(err, -errno, "%s", path);
+    int result = read_all(fd, path, bytes, err);
+    close(fd);
+    if (result < 0)
+        file_free(bytes);
+    return result;
+}
+
+void file_free(struct file_bytes *bytes) {
+    free(bytes->data);
+    *bytes = (struct file_bytes){0};
+}
+
+int path_join(char *path, const char *parent, const char *name, struct error *err) {
+    int length = snprintf(path, PATH_MAX, "%s/%s", parent, name);
+    if (length < 0 || length >= PATH_MAX)
+        return error_set(err, -ENAMETOOLONG, "%s: the name is too long", parent);
+    return 0;
+}
+
+int make_directories(const char *path, struct error *err) {
+    char part[PATH_MAX];
+    size_t length = strlen(path);
+    if (length >= sizeof part)
+        return error_set(err, -ENAMETOOLONG, "%s: the name is too long", path);
+    for (size_t i = 1; i <= length; i++) {
+        if (path[i] != '/' && path[i] != 0)
+            continue;
+        memcpy(part, path, i);
+        part[i] = 0;
+        if (mkdir(part, 0777) < 0 && errno != EEXIST)
+            return error_set_errno(err, -errno, "%s", part);
+    }
+    return 0;
+}
+
+static int remove_one(const char *path, const struct stat *status, int flag, struct FTW *ftw) {
+    remove(path);
+    return 0;
+}
+
+void remove_tree(const char *path) {
+    nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+/* ---- Interrupts ---- */
+
+static volatile sig_atomic_t interrupted;
+static struct sigaction old_actions[2];
+static const int interrupts[] = {SIGINT, SIGTERM};
+
+static void note(int number) {
+    interrupted = number;
+}
+
+void interrupt_begin(void) {
+    struct sigaction action = {.sa_handler = note};
+    interrupted = 0;
+    for (int i = 0; i < 2; i++)
+        sigaction(interrupts[i], &action, &old_actions[i]);
+}
+
+int interrupt_seen(void) {
+    return interrupted;
+}
+
+void interrupt_end(void) {
+    for (int i = 0; i < 2; i++)
+        sigaction(interrupts[i], &old_actions[i], NULL);
+}
+
+/* ---- Programs ---- */
+
+__attribute__((noreturn)) static void run_child(const struct program *program, int output) {
+    int nowhere = open("/dev/null", O_RDWR);
+    dup2(nowhere, STDIN_FILENO);
+    if (program->quiet)
+        dup2(nowhere, STDERR_FILENO);
+    dup2(output >= 0 ? output : STDERR_FILENO, STDOUT_FILENO);
+    setenv("LC_ALL", "C", 1);
+    if (program->directory == NULL || chdir(program->directory) == 0)
+        execvp(program->argv[0], (char *const *)program->argv);
+    _exit(errno == ENOENT ? 127 : 126);
+}
+
+/* Takes what fits, reads on so that the program does not block. */
+static void collect(const struct program *program, int fd) {
+    size_t used = 0;
+    char rest[512];
+    for (;;) {
+        size_t room = program->size - 1 - used;
+        ssize_t got =
+            room > 0 ? read(fd, program->output + used, room) : read(fd, rest, sizeof rest);
+        if (got < 0 && errno == EINTR && !interrupted)
+            continue;
+        if (got <= 0)
+            break;
+        if (room > 0)
+            used += (size_t)got;
+    }
+    program->output[used] = 0;
+}
+
+static int wait_for(pid_t pid, const char *name, struct error *err) {
+    int status;
+    while (waitpid(pid, &status, 0) < 0)
+        if (errno == EINTR && interrupted)
+            kill(pid, SIGTERM);
+    if (interrupted)
+        return error_set(err, -EINTR, "interrupted");
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
+        return 0;
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
+        return error_set(err, -ENOENT, "%s is not installed", name);
+    return error_set(err, -ECHILD, "%s failed", name);
+}
+
+int program_run(const struct program *program, struct error *err) {
+    int pipes[2] = {-1, -1};
+    const char *name = program->argv[0];
+    if (interrupted)
+        return error_set(err, -EINTR, "interrupted");
+    if (program->output != NULL && pipe2(pipes, O_CLOEXEC) < 0)
+        return error_set_errno(err, -errno, "%s", name);
+    pid_t pid = fork();
+    if (pid == 0)
+        run_child(program, pipes[1]);
+    int result = pid < 0 ? error_set_errno(err, -errno, "%s", name) : 0;
+    if (pipes[1] >= 0)
+        close(pipes[1]);
+    if (pid > 0 && program->output != NULL)
+        collect(program, pipes[0]);
+    if (pipes[0] >= 0)
+        close(pipes[0]);
+    return result < 0 ? result : wait_for(pid, name, err);
+}

@@ -1,0 +1,167 @@
+/* What a machine is made of: buses, chips and devices, in the order in which they are wired. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "block/block.h"
+#include "device/acpi_pm.h"
+#include "device/hpet.h"
+#include "device/i8042.h"
+#include "device/pit.h"
+#include "device/pvpanic.h"
+#include "device/rtc.h"
+#include "device/serial.h"
+#include "machine/layout.h"
+#include "machine/private.h"
+#include "virtio/blk.h"
+#include "virtio/net.h"
+#include "virtio/rng.h"
+#include "virtio/vsock.h"
+
+static uint64_t low_ram(const struct machine *machine) {
+    uint64_t size = machine->config.memory;
+    return size < LAYOUT_LOW_RAM_END ? size : LAYOUT_LOW_RAM_END;
+}
+
+static int create_memory(struct machine *machine, struct error *err) {
+    struct platform *platform = &machine->platform;
+    uint64_t low = low_ram(machine), high = machine->config.memory - low;
+    int result = memory_create(&platform->memory, err);
+    if (result == 0)
+        result = memory_add_ram(platform->memory, "ram", 0, low, err);
+    if (result == 0 && high > 0)
+        result = memory_add_ram(platform->memory, "ram-high", LAYOUT_HIGH_RAM_BASE, high, err);
+    return result;
+}
+
+static int create_buses(struct machine *machine, struct error *err) {
+    static const struct pci_bus_config pci = {
+        .ecam_base = LAYOUT_ECAM_BASE,
+        .mmio32_base = LAYOUT_MMIO32_BASE,
+        .mmio32_size = LAYOUT_MMIO32_SIZE,
+        .mmio64_base = LAYOUT_MMIO64_BASE,
+        .mmio64_size = LAYOUT_MMIO64_SIZE,
+        .io_base = LAYOUT_PCI_IO_BASE,
+        .io_size = LAYOUT_PCI_IO_SIZE,
+    };
+    struct platform *platform = &machine->platform;
+    int result = ports_create(&platform->ports, err);
+    if (result == 0)
+        result = vm_clock_create(&platform->clock, err);
+    if (result == 0)
+        result = irqchip_create(platform->memory, platform->ports, platform->clock,
+                                &platform->irqchip, err);
+    return result == 0 ? pci_bus_create(platform, &pci, &platform->pci, err) : result;
+}
+
+/* Makes a device and puts it on the machine's list. */
+static int add(struct machine *machine, const struct device_class *class, const char *name,
+               const void *config, struct device **device, struct error *err) {
+    struct device *made;
+    int result = device_create(class, name, &machine->platform, config, &made, err);
+    if (result < 0)
+        return result;
+    made->next = machine->devices;
+    machine->devices = made;
+    if (device != NULL)
+        *device = made;
+    return 0;
+}
+
+static int create_timers(struct machine *machine, struct error *err) {
+    struct rtc_config rtc = {low_ram(machine), machine->config.memory - low_ram(machine)};
+    struct hpet_config hpet = {.base = LAYOUT_HPET_BASE};
+    int result = add(machine, &pit_class, "pit0", NULL, &hpet.pit, err);
+    if (result == 0)
+        result = add(machine, &rtc_class, "rtc0", &rtc, &hpet.rtc, err);
+    return result == 0 ? add(machine, &hpet_class, "hpet0", &hpet, NULL, err) : result;
+}
+
+static int create_chips(struct machine *machine, struct error *err) {
+    static const struct acpi_pm_config acpi = {.base = LAYOUT_PM1_EVENT_PORT,
+                                               .sci = LAYOUT_SCI_GSI};
+    static const struct pvpanic_config pvpanic = {.port = LAYOUT_PVPANIC_PORT};
+    struct serial_config serial = {
+        .port = LAYOUT_SERIAL_PORT, .gsi = LAYOUT_SERIAL_IRQ, .chardev = machine->config.serial};
+    int result = add(machine, &acpi_pm_class, "acpi0", &acpi, &machine->acpi_pm, err);
+    if (result == 0)
+        result = add(machine, &i8042_class, "i8042", NULL, NULL, err);
+    if (result == 0)
+        result = add(machine, &pvpanic_class, "pvpanic0", &pvpanic, NULL, err);
+    return result == 0 ? add(machine, &serial_class, "serial0", &serial, NULL, err) : result;
+}
+
+static int add_disk(struct machine *machine, unsigned index, struct error *err) {
+    const struct disk_config *disk = &machine->config.disks[index];
+    char name[16];
+    snprintf(name, sizeof name, "disk%u", index);
+    int result = block_open_raw(disk->path, disk->readonly, &machine->blocks[index], err);
+    if (result < 0)
+        return result;
+    struct virtio_blk_config config = {.block = machine->blocks[index]};
+    return add(machine, &virtio_blk_class, name, &config, NULL, err);
+}
+
+static int add_network(struct machine *machine, struct error *err) {
+    struct net_user_config user = {.publish = machine->config.publish,
+                                   .publish_count = machine->config.publish_count};
+    int result = net_user_create(&user, &machine->net, err);
+    if (result < 0)
+        return result;
+    struct virtio_net_config config = {.net = machine->net};
+    return add(machine, &virtio_net_class, "net0", &config, NULL, err);
+}
+
+static int create_virtio(struct machine *machine, struct error *err) {
+    static const struct virtio_rng_config rng;
+    static const struct virtio_vsock_config vsock;
+    int result = add(machine, &virtio_rng_class, "rng0", &rng, NULL, err);
+    if (result == 0 && machine->config.vsock)
+        result = add(machine, &virtio_vsock_class, "vsock0", &vsock, &machine->vsock, err);
+    for (unsigned i = 0; i < machine->config.disk_count && result == 0; i++)
+        result = add_disk(machine, i, err);
+    if (result == 0 && machine->config.net == NET_USER)
+        result = add_network(machine, err);
+    return result;
+}
+
+int devices_create(struct machine *machine, struct error *err) {
+    machine->platform.loop = machine->config.loop;
+    machine->platform.request = machine_request;
+    int result = create_memory(machine, err);
+    if (result == 0)
+        result = create_buses(machine, err);
+    if (result == 0)
+        result = create_timers(machine, err);
+    if (result == 0)
+        result = create_chips(machine, err);
+    return result == 0 ? create_virtio(machine, err) : result;
+}
+
+void devices_reset(struct machine *machine) {
+    for (struct device *device = machine->devices; device != NULL; device = device->next)
+        device_reset(device);
+    pci_bus_reset(machine->platform.pci);
+    irqchip_reset(machine->platform.irqchip);
+}
+
+void devices_destroy(struct machine *machine) {
+    struct platform *platform = &machine->platform;
+    while (machine->devices != NULL) {
+        struct device *device = machine->devices;
+        machine->devices = device->next;
+        device_destroy(device);
+    }
+    net_close(machine->net);
+    for (unsigned i = 0; i < MACHINE_DISKS_MAX; i++)
+        block_close(machine->blocks[i]);
+    if (platform->pci != NULL)
+        pci_bus_destroy(platform->pci);
+    if (platform->irqchip != NULL)
+        irqchip_destroy(platform->irqchip);
+    if (platform->clock != NULL)
+        vm_clock_destroy(platform->clock);
+    if (platform->ports != NULL)
+        ports_destroy(platform->ports);
+    if (platform->memory != NULL)
+        memory_destroy(platform->memory);
+}

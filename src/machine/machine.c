@@ -1,0 +1,417 @@
+#include "machine/machine.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/sysinfo.h>
+
+#include "device/acpi_pm.h"
+#include "machine/acpi.h"
+#include "machine/layout.h"
+#include "machine/private.h"
+
+/* A guest that resets itself this often, each time this soon after its start, gets nowhere. */
+enum { QUICK_RESETS_MAX = 10, QUICK_RESET_SECONDS = 2 };
+
+/* ---- Asking: any thread, any lock held but none below LOCK_VCPU needed ---- */
+
+static void serve(void *context);
+
+static void ask(struct machine *machine, unsigned what) {
+    if (atomic_fetch_or(&machine->pending, what) == 0)
+        loop_post(machine->config.loop, serve, machine);
+    /* So that the guest does not run on after the instruction that asked. */
+    for (unsigned i = 0; i < machine->config.vcpus; i++)
+        if (machine->vcpus[i].vcpu != NULL)
+            vcpu_kick(machine->vcpus[i].vcpu);
+}
+
+void machine_request(struct platform *platform, enum platform_request request) {
+    struct machine *machine = container_of(platform, struct machine, platform);
+    switch (request) {
+    case PLATFORM_POWER_OFF: ask(machine, PENDING_POWER_OFF); break;
+    case PLATFORM_RESET: ask(machine, PENDING_RESET); break;
+    case PLATFORM_PANICKED: machine_panicked(machine); break;
+    }
+}
+
+void machine_stop(struct machine *machine) {
+    ask(machine, PENDING_STOP);
+}
+
+void machine_panic_seen(struct machine *machine) {
+    atomic_store(&machine->panic_seen, true);
+}
+
+void machine_panicked(struct machine *machine) {
+    machine_panic_seen(machine);
+    ask(machine, PENDING_PANICKED);
+}
+
+void machine_power_button(struct machine *machine) {
+    acpi_pm_power_button(machine->acpi_pm);
+}
+
+void machine_stop_on_reboot(struct machine *machine) {
+    machine->config.on_reboot = REBOOT_STOP;
+}
+
+/* ---- vCPU threads ---- */
+
+/* Waits while parking is asked for; false: the thread is to end. */
+static bool may_run(struct machine *machine) {
+    lock_take(&machine->lock);
+    while (machine->park && !machine->quit) {
+        machine->parked++;
+        pthread_cond_broadcast(&machine->changed);
+        pthread_cond_wait(&machine->changed, &machine->lock.mutex);
+        machine->parked--;
+    }
+    bool run = !machine->quit;
+    lock_release(&machine->lock);
+    return run;
+}
+
+/* After something that ends or changes everything: the control thread decides. */
+static void wait_for_decision(struct machine *machine) {
+    lock_take(&machine->lock);
+    machine->park = true;
+    lock_release(&machine->lock);
+}
+
+static void *vcpu_main(void *argument) {
+    struct machine_vcpu *self = argument;
+    struct machine *machine = self->machine;
+    while (may_run(machine)) {
+        struct vcpu_exit exit = {0};
+        if (atomic_load(&machine->pending) != 0) {
+            wait_for_decision(machine);
+            continue;
+        }
+        vcpu_run(self->vcpu, &exit);
+        if (exit.stop != VCPU_SHUTDOWN && exit.stop != VCPU_FAILED)
+            continue;
+        self->exit = exit;
+        wait_for_decision(machine);
+        ask(machine, exit.stop == VCPU_SHUTDOWN ? PENDING_TRIPLE_FAULT : PENDING_FAILED);
+    }
+    return NULL;
+}
+
+static void park(struct machine *machine) {
+    lock_take(&machine->lock);
+    machine->park = true;
+    lock_release(&machine->lock);
+    unsigned running = 0;
+    for (unsigned i = 0; i < machine->config.vcpus; i++) {
+        running += machine->vcpus[i].started;
+        vcpu_kick(machine->vcpus[i].vcpu);
+    }
+    lock_take(&machine->lock);
+    while (machine->parked < running)
+        pthread_cond_wait(&machine->changed, &machine->lock.mutex);
+    lock_release(&machine->lock);
+}
+
+static void unpark(struct machine *machine, bool quit) {
+    lock_take(&machine->lock);
+    machine->park = false;
+    machine->quit = quit;
+    pthread_cond_broadcast(&machine->changed);
+    lock_release(&machine->lock);
+}
+
+/* ---- Starting and restarting the guest ---- */
+
+static int write_acpi(struct machine *machine, uint64_t *rsdp, struct error *err) {
+    struct acpi_config config = {.vcpus = machine->config.vcpus};
+    uint8_t *tables = calloc(1, LAYOUT_ACPI_SIZE);
+    if (tables == NULL)
+        return error_set(err, -ENOMEM, "out of memory");
+    size_t length = acpi_build(&config, tables, LAYOUT_ACPI_SIZE, LAYOUT_ACPI_BASE, rsdp);
+    int result = length == 0 ? -ENOSPC
+                             : memory_write(machine->platform.memory, LAYOUT_ACPI_BASE, tables,
+                                            LAYOUT_ACPI_SIZE);
+    free(tables);
+    return result < 0 ? error_set(err, result, "the ACPI tables do not fit in memory") : 0;
+}
+
+/* What firmware and boot loader would do. vCPUs parked or not yet there, devices reset. */
+static int start_guest(struct machine *machine, struct error *err) {
+    struct x86_state state;
+    uint64_t rsdp = 0;
+    int result = pci_bus_assign(machine->platform.pci, err);
+    if (result == 0)
+        result = write_acpi(machine, &rsdp, err);
+    if (result < 0)
+        return result;
+    for (unsigned i = 0; i < machine->config.vcpus; i++)
+        vcpu_reset(machine->vcpus[i].vcpu, false);
+    vcpu_get_state(machine->vcpus[0].vcpu, &state);
+    result = boot_load(machine->boot, machine->platform.memory, rsdp, &state, err);
+    if (result == 0)
+        result = vcpu_set_state(machine->vcpus[0].vcpu, &state, err);
+    machine->started_ns = vm_clock_ns(machine->platform.clock);
+    return result;
+}
+
+/* ---- Deciding: control thread, vCPUs parked ---- */
+
+static void dump_line(void *context, const char *text) {
+    struct machine *machine = context;
+    if (machine->events.dump != NULL)
+        machine->events.dump(machine->events.context, text);
+}
+
+static void dump_vcpus(struct machine *machine) {
+    for (unsigned i = 0; i < machine->config.vcpus; i++)
+        vcpu_dump(machine->vcpus[i].vcpu, dump_line, machine);
+}
+
+static void end(struct machine *machine, enum machine_end why, const char *text) {
+    machine->result->end = why;
+    snprintf(machine->result->text, sizeof machine->result->text, "%s", text);
+    loop_stop(machine->config.loop);
+}
+
+/* What the engine said about why it stopped. */
+static const char *exit_text(const struct machine *machine) {
+    for (unsigned i = 0; i < machine->config.vcpus; i++)
+        if (machine->vcpus[i].exit.text[0] != 0)
+            return machine->vcpus[i].exit.text;
+    return "";
+}
+
+static bool is_reset_loop(struct machine *machine) {
+    uint64_t ran = vm_clock_ns(machine->platform.clock) - machine->started_ns;
+    machine->quick_resets =
+        ran < QUICK_RESET_SECONDS * NS_PER_SECOND ? machine->quick_resets + 1 : 0;
+    return machine->quick_resets >= QUICK_RESETS_MAX;
+}
+
+static void restart(struct machine *machine) {
+    struct error err = {0};
+    atomic_store(&machine->panic_seen, false);
+    if (machine->events.restarted != NULL)
+        machine->events.restarted(machine->events.context);
+    devices_reset(machine);
+    if (start_guest(machine, &err) < 0)
+        end(machine, MACHINE_FAILED, err.text);
+    else
+        unpark(machine, false);
+}
+
+static void hold(struct machine *machine, bool can_run) {
+    if (machine->events.held != NULL)
+        machine->events.held(machine->events.context);
+    if (can_run)
+        unpark(machine, false);
+}
+
+static void serve_panic(struct machine *machine, bool can_run) {
+    if (machine->config.on_panic == PANIC_HOLD)
+        hold(machine, can_run);
+    else
+        end(machine, MACHINE_PANICKED, "the guest's kernel panicked");
+}
+
+static void serve_reset(struct machine *machine) {
+    if (atomic_load(&machine->panic_seen))
+        serve_panic(machine, false);
+    else if (machine->config.on_reboot == REBOOT_STOP)
+        end(machine, MACHINE_REBOOTED, "");
+    else if (is_reset_loop(machine))
+        end(machine, MACHINE_RESET_LOOP,
+            "the guest resets itself again and again right after its start");
+    else
+        restart(machine);
+}
+
+static void serve_triple_fault(struct machine *machine) {
+    if (atomic_load(&machine->panic_seen)) {
+        serve_panic(machine, false);
+        return;
+    }
+    dump_vcpus(machine);
+    end(machine, MACHINE_TRIPLE_FAULT, exit_text(machine));
+}
+
+static void serve_failure(struct machine *machine) {
+    dump_vcpus(machine);
+    end(machine, MACHINE_FAILED, exit_text(machine));
+}
+
+/* The gravest first: of several requests the others no longer matter. */
+static void serve(void *context) {
+    struct machine *machine = context;
+    if (!machine->running)
+        return;
+    park(machine);
+    unsigned pending = atomic_exchange(&machine->pending, 0);
+    if (pending & PENDING_STOP)
+        end(machine, MACHINE_STOPPED, "");
+    else if (pending & PENDING_FAILED)
+        serve_failure(machine);
+    else if (pending & PENDING_POWER_OFF)
+        end(machine, MACHINE_POWERED_OFF, "");
+    else if (pending & PENDING_TRIPLE_FAULT)
+        serve_triple_fault(machine);
+    else if (pending & PENDING_RESET)
+        serve_reset(machine);
+    else if (pending & PENDING_PANICKED)
+        serve_panic(machine, true);
+    else
+        unpark(machine, false);
+}
+
+/* ---- Life ---- */
+
+int machine_check_memory(uint64_t bytes, struct error *err) {
+    struct sysinfo host;
+    if (bytes < MACHINE_MEMORY_MIN)
+        return error_set(
+            err, -EINVAL, "memory of %llu KiB is too little: use --memory %lluM or more",
+            (unsigned long long)(bytes >> 10), (unsigned long long)(MACHINE_MEMORY_MIN >> 20));
+    if (bytes % PAGE_SIZE != 0)
+        return error_set(err, -EINVAL, "memory must be a multiple of 4K");
+    if (sysinfo(&host) < 0)
+        return 0;
+    uint64_t most = (uint64_t)(host.totalram + host.totalswap) * host.mem_unit;
+    if (bytes > most)
+        return error_set(err, -ENOMEM, "memory of %llu MiB is more than this host has (%llu MiB)",
+                         (unsigned long long)(bytes >> 20), (unsigned long long)(most >> 20));
+    return 0;
+}
+
+static int check(const struct machine_config *config, struct error *err) {
+    if (config->vcpus == 0 || config->vcpus > MACHINE_VCPUS_MAX)
+        return error_set(err, -EINVAL, "a machine has 1 to %d vCPUs", MACHINE_VCPUS_MAX);
+    return machine_check_memory(config->memory, err);
+}
+
+static int create_vcpus(struct machine *machine, struct error *err) {
+    struct engine_config config = {
+        .memory = machine->platform.memory,
+        .ports = machine->platform.ports,
+        .irqchip = machine->platform.irqchip,
+        .clock = machine->platform.clock,
+        .vcpus = machine->config.vcpus,
+    };
+    int result =
+        engine_create(machine->config.engine, &config, &machine->engine, &machine->engine_why, err);
+    for (unsigned i = 0; i < machine->config.vcpus && result == 0; i++) {
+        machine->vcpus[i].machine = machine;
+        result = vcpu_create(machine->engine, i, &machine->vcpus[i].vcpu, err);
+    }
+    return result;
+}
+
+static int create(struct machine *machine, struct error *err) {
+    const struct machine_config *config = &machine->config;
+    int result = check(config, err);
+    if (result == 0)
+        result = boot_open(config->kernel, config->initrd, config->cmdline, config->boot,
+                           &machine->boot, err);
+    if (result == 0)
+        result = devices_create(machine, err);
+    if (result == 0)
+        result = create_vcpus(machine, err);
+    return result == 0 ? start_guest(machine, err) : result;
+}
+
+int machine_create(const struct machine_config *config, const struct machine_events *events,
+                   struct machine **machine, struct error *err) {
+    struct machine *made = calloc(1, sizeof *made);
+    if (made == NULL)
+        return error_set(err, -ENOMEM, "out of memory");
+    made->config = *config;
+    if (events != NULL)
+        made->events = *events;
+    lock_init(&made->lock, LOCK_MACHINE, "machine");
+    pthread_cond_init(&made->changed, NULL);
+    int result = create(made, err);
+    if (result < 0) {
+        machine_destroy(made);
+        return result;
+    }
+    *machine = made;
+    return 0;
+}
+
+void machine_destroy(struct machine *machine) {
+    if (machine == NULL)
+        return;
+    for (unsigned i = 0; i < MACHINE_VCPUS_MAX; i++)
+        if (machine->vcpus[i].vcpu != NULL)
+            vcpu_destroy(machine->vcpus[i].vcpu);
+    if (machine->engine != NULL)
+        engine_destroy(machine->engine);
+    devices_destroy(machine);
+    boot_close(machine->boot);
+    pthread_cond_destroy(&machine->changed);
+    lock_destroy(&machine->lock);
+    free(machine);
+}
+
+/* Signals are for the control thread: a vCPU's would only be interrupted by them. */
+static int start_thread(struct machine_vcpu *vcpu) {
+    sigset_t ours, old;
+    sigemptyset(&ours);
+    sigaddset(&ours, SIGINT);
+    sigaddset(&ours, SIGTERM);
+    sigaddset(&ours, SIGHUP);
+    sigaddset(&ours, SIGWINCH);
+    pthread_sigmask(SIG_BLOCK, &ours, &old);
+    int result = -pthread_create(&vcpu->thread, NULL, vcpu_main, vcpu);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    vcpu->started = result == 0;
+    return result;
+}
+
+void machine_run(struct machine *machine, struct machine_result *result) {
+    *result = (struct machine_result){.end = MACHINE_FAILED};
+    machine->result = result;
+    machine->running = true;
+    for (unsigned i = 0; i < machine->config.vcpus; i++)
+        if (start_thread(&machine->vcpus[i]) < 0)
+            end(machine, MACHINE_FAILED, "the host has no room for another thread");
+    if (atomic_load(&machine->pending) != 0)
+        loop_post(machine->config.loop, serve, machine);
+    loop_run(machine->config.loop);
+    machine->running = false;
+    park(machine);
+    unpark(machine, true);
+    for (unsigned i = 0; i < machine->config.vcpus; i++) {
+        if (machine->vcpus[i].started)
+            pthread_join(machine->vcpus[i].thread, NULL);
+        machine->vcpus[i].started = false;
+    }
+}
+
+/* ---- Describing ---- */
+
+struct device *machine_vsock(struct machine *machine) {
+    return machine->vsock;
+}
+
+void machine_describe_engine(const struct machine *machine, char *text, size_t size) {
+    snprintf(text, size, "%s%s%s", engine_name(machine->engine),
+             machine->engine_why != NULL ? ": " : "",
+             machine->engine_why != NULL ? machine->engine_why : "");
+}
+
+const char *machine_describe_boot(const struct machine *machine) {
+    return boot_describe(machine->boot);
+}
+
+void machine_counters(struct machine *machine, struct vcpu_counters *counters) {
+    *counters = (struct vcpu_counters){0};
+    for (unsigned i = 0; i < machine->config.vcpus; i++) {
+        struct vcpu_counters one;
+        vcpu_get_counters(machine->vcpus[i].vcpu, &one);
+        counters->instructions += one.instructions;
+        counters->exits += one.exits;
+        counters->interrupts += one.interrupts;
+        counters->exceptions += one.exceptions;
+    }
+}

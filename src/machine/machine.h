@@ -1,0 +1,83 @@
+/*
+ * A VM: memory, interrupts, PCI, devices and vCPUs put together from a
+ * config, and its life cycle.
+ *
+ * The control thread is the one that calls machine_create, machine_run and
+ * machine_destroy; machine_run runs the loop on it. Each vCPU has a thread of
+ * its own. What devices ask for (reset, power-off) and what vCPUs end with
+ * (triple fault) is decided on the control thread with all vCPUs parked.
+ */
+#ifndef LODGE_MACHINE_MACHINE_H
+#define LODGE_MACHINE_MACHINE_H
+
+#include "base/error.h"
+#include "device/device.h"
+#include "machine/config.h"
+
+struct machine;
+
+/* Why a machine has ended. */
+enum machine_end {
+    MACHINE_POWERED_OFF,
+    MACHINE_REBOOTED,     /* and the policy is to stop then */
+    MACHINE_RESET_LOOP,   /* it resets itself again and again without getting anywhere */
+    MACHINE_PANICKED,     /* its kernel says that it crashed */
+    MACHINE_TRIPLE_FAULT, /* its processor could not deliver a fault */
+    MACHINE_FAILED,       /* lodge cannot go on; text says why */
+    MACHINE_STOPPED,      /* machine_stop */
+};
+
+struct machine_result {
+    enum machine_end end;
+    char text[ERROR_TEXT_MAX]; /* one line about it; empty when there is nothing to say */
+};
+
+/* Hears of what happens. All on the control thread, vCPUs parked; any may be NULL. */
+struct machine_events {
+    /* The guest is about to start anew: connections to it are gone. */
+    void (*restarted)(void *context);
+    /* The guest has crashed and is held for inspection. */
+    void (*held)(void *context);
+    /* A line of the register dump after a triple fault or a failure. */
+    void (*dump)(void *context, const char *line);
+    void *context;
+};
+
+/*
+ * Makes a machine, its guest loaded and ready to run. Errors are one line for the user; see
+ * machine/boot.h for those of the kernel. -EINVAL for a config that cannot be, -ENOMEM and
+ * others of the parts.
+ */
+int machine_create(const struct machine_config *config, const struct machine_events *events,
+                   struct machine **machine, struct error *err);
+void machine_destroy(struct machine *machine);
+
+/* Runs the guest until it ends. */
+void machine_run(struct machine *machine, struct machine_result *result);
+
+/* Any thread, before or while machine_run runs: it returns soon. */
+void machine_stop(struct machine *machine);
+/* Any thread: asks the guest to shut down, by ACPI. */
+void machine_power_button(struct machine *machine);
+/*
+ * Any thread. The guest's kernel was seen to crash: a reset or triple fault that follows is no
+ * reboot but the end of that crash. machine_panicked: it is through with it, the policy applies
+ * now (devices say so by platform.request).
+ */
+void machine_panic_seen(struct machine *machine);
+void machine_panicked(struct machine *machine);
+/* From now on a reboot ends the machine, whatever its config says. Control thread. */
+void machine_stop_on_reboot(struct machine *machine);
+
+/* The socket device; NULL without config.vsock. */
+struct device *machine_vsock(struct machine *machine);
+
+/* For -v: engine and why it was chosen, how the kernel was booted; counters of all vCPUs. */
+void machine_describe_engine(const struct machine *machine, char *text, size_t size);
+const char *machine_describe_boot(const struct machine *machine);
+void machine_counters(struct machine *machine, struct vcpu_counters *counters);
+
+/* Checks an amount of RAM against lodge's limits and the host's; used by the command line too. */
+int machine_check_memory(uint64_t bytes, struct error *err);
+
+#endif

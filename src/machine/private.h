@@ -1,0 +1,73 @@
+/* The machine's own structures: machine.c (life cycle), devices.c (what it is made of). */
+#ifndef LODGE_MACHINE_PRIVATE_H
+#define LODGE_MACHINE_PRIVATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/lock.h"
+#include "machine/boot.h"
+#include "machine/machine.h"
+#include "pci/pci.h"
+
+enum { MACHINE_VCPUS_MAX = 1 };
+
+struct block;
+
+struct machine_vcpu {
+    struct machine *machine;
+    struct vcpu *vcpu;
+    pthread_t thread;
+    bool started;
+    /* What vcpu_run returned last, when that was an end: read with the vCPU parked. */
+    struct vcpu_exit exit;
+};
+
+/* Bits of machine.pending: what the control thread is asked to do. */
+enum {
+    PENDING_POWER_OFF = 1,
+    PENDING_RESET = 2,
+    PENDING_PANICKED = 4,
+    PENDING_TRIPLE_FAULT = 8,
+    PENDING_FAILED = 16,
+    PENDING_STOP = 32,
+};
+
+struct machine {
+    struct machine_config config;
+    struct machine_events events;
+    struct platform platform;
+    struct engine *engine;
+    const char *engine_why;
+    struct boot *boot;
+    struct device *devices; /* the newest first */
+    struct device *acpi_pm, *vsock;
+    struct block *blocks[MACHINE_DISKS_MAX];
+    struct net *net;
+    struct machine_vcpu vcpus[MACHINE_VCPUS_MAX];
+
+    atomic_uint pending;
+    atomic_bool panic_seen; /* the kernel's crash was seen, so what follows is no plain reboot */
+    bool running;           /* within machine_run; control thread */
+
+    /* Parking. lock guards what follows. */
+    struct lock lock;
+    pthread_cond_t changed;
+    bool park, quit;
+    unsigned parked;
+
+    /* Control thread. */
+    struct machine_result *result;
+    unsigned quick_resets;
+    uint64_t started_ns; /* guest time of the last start */
+};
+
+/* devices.c: everything but engine and vCPUs. On failure the caller undoes by devices_destroy. */
+int devices_create(struct machine *machine, struct error *err);
+void devices_reset(struct machine *machine);
+void devices_destroy(struct machine *machine);
+
+/* The platform's request callback. */
+void machine_request(struct platform *platform, enum platform_request request);
+
+#endif
