@@ -165,14 +165,21 @@ static void vendor(uint32_t max, uint32_t out[4]) {
 
 enum { SIGNATURE = 0xa00f11 }; /* family 19h, model 01h, stepping 1 */
 
+static bool apic_enabled(const struct soft_cpu *cpu) {
+    enum { APIC_ENABLED = 1 << 11 };
+    return cpu->lapic == NULL || lapic_base(cpu->lapic) & APIC_ENABLED;
+}
+
 static void leaf_identity(const struct soft_cpu *cpu, uint32_t out[4]) {
-    enum { C_OSXSAVE = 1 << 27, D_HTT = 1 << 28 };
+    enum { C_OSXSAVE = 1 << 27, D_APIC = 1 << 9, D_HTT = 1 << 28 };
     unsigned count = vcpu_count(cpu);
     out[EAX] = SIGNATURE;
     out[EBX] = CACHE_LINE / 8 << 8 | count << 16 | cpu->vcpu.id << 24;
     fill_features(cpu, 1, 0, out);
     out[ECX] |= cpu->cr4 & CR4_OSXSAVE ? C_OSXSAVE : 0;
     out[EDX] |= count > 1 ? D_HTT : 0;
+    if (!apic_enabled(cpu))
+        out[EDX] &= ~(uint32_t)D_APIC;
 }
 
 static void leaf_topology(const struct soft_cpu *cpu, uint32_t subleaf, uint32_t out[4]) {

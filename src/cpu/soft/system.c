@@ -272,6 +272,17 @@ void clflush(struct soft_cpu *cpu, const struct insn *insn) {
     INSN_NEXT;
 }
 
+/* What the guest does runs in order on the host, but for a store that a later load overtakes. */
+void fence_full(struct soft_cpu *cpu, const struct insn *insn) {
+    atomic_thread_fence(memory_order_seq_cst);
+    INSN_NEXT;
+}
+
+void fence_none(struct soft_cpu *cpu, const struct insn *insn) {
+    atomic_signal_fence(memory_order_seq_cst);
+    INSN_NEXT;
+}
+
 /* ---- Extended control register ---- */
 
 static void check_osxsave(struct soft_cpu *cpu, const struct insn *insn) {

@@ -107,6 +107,10 @@ static const struct insn_row rows[] = {
     ROW("clwb", 0F, 0xae, OPS(Mb), PREFIX(66), MEM_FORM, REG(6), FEATURE(CLWB),
         EXEC_RM(NULL, clflush)),
 
+    ROW("lfence", 0F, 0xae, PREFIX(NONE), REG_FORM, REG(5), FEATURE(SSE2), EXEC(fence_none)),
+    ROW("mfence", 0F, 0xae, PREFIX(NONE), REG_FORM, REG(6), FEATURE(SSE2), EXEC(fence_full)),
+    ROW("sfence", 0F, 0xae, PREFIX(NONE), REG_FORM, REG(7), FEATURE(SSE), EXEC(fence_none)),
+
     /* Time, identity, model-specific registers. */
     ROW("rdtsc", 0F, 0x31, NO_MODRM, PROPS(INSN_NO_TEST), EXEC(rdtsc)),
     ROW("rdtscp", 0F, 0x01, REG_FORM, REG(7), RM(1), PROPS(INSN_NO_TEST), FEATURE(RDTSCP),
