@@ -217,6 +217,8 @@ unsigned run_user(const void *code, size_t size, uint64_t argument) {
 }
 
 unsigned run_user32(const void *code, size_t size, uint64_t argument) {
+    /* IRET would drop segments of DPL 0, and 32-bit code needs some. */
+    asm volatile("mov %0, %%ds; mov %0, %%es" ::"r"(USER_DS));
     return run(code, size, argument, USER_CODE32_VA, USER_CS32);
 }
 

@@ -218,7 +218,7 @@ bool linear_write(struct soft_cpu *cpu, uint64_t linear, const void *from, unsig
 
 /* ---- By segment and offset ---- */
 
-/* #AC comes after everything else (APM vol. 2, 8.2.18). x87's ten bytes count as eight. */
+/* Processors look at alignment before they translate. x87's ten bytes count as eight. */
 static bool alignment_check(const struct soft_cpu *cpu, uint64_t linear, unsigned size,
                             struct fault *fault) {
     if (likely(!(cpu->rflags & FLAG_AC)) || !(cpu->cr0 & CR0_AM) || cpu->cpl != 3)
@@ -234,8 +234,8 @@ static bool operand_translate(struct soft_cpu *cpu, unsigned seg, uint64_t offse
     uint64_t linear;
     access |= access_by_cpl(cpu);
     if (!segment_check(cpu, seg, offset, size, access & ACCESS_WRITE, &linear, fault) ||
-        !span_translate(cpu, linear, size, access, span, fault) ||
-        !alignment_check(cpu, linear, size, fault))
+        !alignment_check(cpu, linear, size, fault) ||
+        !span_translate(cpu, linear, size, access, span, fault))
         return false;
     note_breakpoints(cpu, span, access);
     return true;
