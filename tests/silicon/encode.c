@@ -109,6 +109,10 @@ static void choose_repeat(struct builder *b) {
     if (row->encoding == ENC_VEX)
         return;
     bool repeats = row->properties & INSN_REP;
+    /* With F2 or F3, LOOPE and LOOPNE take their condition from the prefix on AMD processors; the
+     * manual reserves the combination (APM vol. 3, 1.2.6). */
+    if (strncmp(row->name, "loop", 4) == 0)
+        return;
     if (row->prefix == PFX_F2 || row->prefix == PFX_F3)
         add_legacy(b, row->prefix == PFX_F2 ? 0xf2 : 0xf3);
     else if (row->prefix == PFX_ANY &&

@@ -214,10 +214,15 @@ static void prepare_branch(struct random *random, struct test_case *test) {
     }
 }
 
+static bool is_transfer(const struct insn_row *row) {
+    return (row->properties & INSN_BRANCH) || named(row, "iret") || named(row, "ret") ||
+           named(row, "jmp") || named(row, "call");
+}
+
 /* Far pointers, selectors, code addresses and control words as memory operands. */
 static void shape_operand(struct random *random, const struct insn_row *row,
                           const struct test_case *test, uint8_t *bytes) {
-    if (row->properties & INSN_BRANCH) {
+    if (is_transfer(row)) {
         unsigned size = random_once_in(random, 2) ? 8 : test->mode32 ? 4 : 2;
         store_le64(bytes, random_code_address(random));
         if (row_has_operand(row, OPERAND_Mp, OPERAND_Mp))
@@ -285,7 +290,7 @@ static void prepare(struct generator *g, struct test_case *test, const struct in
     struct random *random = &g->random;
     if (row->properties & INSN_REP)
         prepare_string(random, test);
-    if (row->properties & INSN_BRANCH)
+    if (is_transfer(row))
         prepare_branch(random, test);
     if (wants_selector(row))
         prepare_selectors(random, test);
@@ -429,7 +434,8 @@ static unsigned shift_count(const struct insn_row *row, const struct insn *insn,
     return row_has_operand(row, OPERAND_Ib, OPERAND_Ib) ? insn->imm & mask : 1;
 }
 
-/* A count of 0 changes no flag, and OF is defined for a count of 1 (APM vol. 3, SHL, ROL, SHLD). */
+/* A count of 0 changes no flag, and OF is defined for a count of 1 (APM vol. 3, SHL, ROL, SHLD).
+ * SHLD and SHRD by more than the operand's width define none. */
 unsigned flags_undefined(const struct insn_row *row, const struct insn *insn,
                          const struct user_state *before) {
     if (shift_kind(row) == NO_SHIFT)
@@ -437,5 +443,7 @@ unsigned flags_undefined(const struct insn_row *row, const struct insn *insn,
     unsigned count = shift_count(row, insn, before);
     if (count == 0)
         return 0;
+    if (shift_kind(row) == DOUBLE_SHIFT && count > 8u * insn->size)
+        return FLAGS_STATUS;
     return count == 1 ? row->flags_undefined & ~(unsigned)FLAG_OF : row->flags_undefined;
 }

@@ -297,14 +297,14 @@ static bool is_vex(const struct decoder *d, uint8_t byte) {
 static void vex_prefix(struct decoder *d, uint8_t byte) {
     static const uint8_t mandatory[4] = {PFX_NONE, PFX_66, PFX_F3, PFX_F2};
     uint8_t p1 = fetch8(d), p2 = p1 & 0x7f, rxb = (p1 & 0x80) | 0x60, map = MAP_0F;
-    if (d->rex != 0 || d->operand_override || d->repeat != 0 || (d->insn->flags & I_LOCK))
-        d->stop = -EXC_UD;
+    bool prefixed =
+        d->rex != 0 || d->operand_override || d->repeat != 0 || (d->insn->flags & I_LOCK);
     if (byte == 0xc4) {
         p2 = fetch8(d);
         rxb = p1 & 0xe0;
         map = p1 & 0x1f;
     }
-    if ((map < MAP_0F || map > MAP_0F3A) && !done(d))
+    if ((map < MAP_0F || map > MAP_0F3A || prefixed) && !done(d))
         d->stop = -EXC_UD;
     d->encoding = ENC_VEX;
     d->map = map & 3;
@@ -362,7 +362,7 @@ static bool prefix_fits(enum insn_prefix wanted, enum insn_prefix given) {
 
 static bool row_fits(const struct decoder *d, const struct insn_row *row, enum insn_prefix prefix) {
     bool w = d->rex & REX_W, l = d->insn->flags & I_VEX_L;
-    if (!prefix_fits(row->prefix, prefix) || !modrm_fits(d, row) || !mode_fits(d, row->properties))
+    if (!prefix_fits(row->prefix, prefix) || !modrm_fits(d, row))
         return false;
     if ((row->vl != VL_ANY && (row->vl == VL_256) != l) ||
         (row->vw != VW_ANY && (row->vw == VW_1) != w))
@@ -370,11 +370,14 @@ static bool row_fits(const struct decoder *d, const struct insn_row *row, enum i
     return row->feature == FEAT_BASE || (d->features[row->feature / 64] >> (row->feature % 64) & 1);
 }
 
-static const struct row_traits *find_row(struct decoder *d, const struct cell *cell) {
+/* other_mode: a row that this mode does not have. It still says how long the instruction is. */
+static const struct row_traits *find_row(struct decoder *d, const struct cell *cell,
+                                         bool other_mode) {
     enum insn_prefix prefix = mandatory_prefix(d);
     for (unsigned i = 0; i < cell->count; i++) {
         unsigned n = candidates[cell->first + i];
-        if (row_fits(d, rows[n].row, prefix)) {
+        if (mode_fits(d, rows[n].row->properties) != other_mode &&
+            row_fits(d, rows[n].row, prefix)) {
             d->insn->row = (uint16_t)n;
             return &rows[n];
         }
@@ -570,8 +573,14 @@ static int decode(struct decoder *d, uint64_t rip) {
         modrm(d);
     if (done(d))
         return 0;
-    traits = find_row(d, cell);
-    return traits != NULL ? finish(d, traits, rip) : -EXC_UD;
+    traits = find_row(d, cell, false);
+    if (traits != NULL)
+        return finish(d, traits, rip);
+    /* Processors fetch all of an instruction before they refuse it. */
+    traits = find_row(d, cell, true);
+    if (traits != NULL)
+        finish(d, traits, rip);
+    return -EXC_UD;
 }
 
 int insn_decode(struct insn *insn, const uint8_t *bytes, size_t available, uint64_t rip,

@@ -217,10 +217,9 @@ static void far_immediate(struct soft_cpu *cpu, const struct insn *insn, bool ca
 }
 
 static void far_memory(struct soft_cpu *cpu, const struct insn *insn, bool call) {
-    uint8_t bytes[10];
     cpu->insn = insn;
-    access_read(cpu, insn->seg, insn_offset(cpu, insn), bytes, insn->size + 2);
-    far_transfer(cpu, insn, load_le16(bytes + insn->size), load_le(bytes, insn->size), call);
+    struct far_pointer far = far_pointer_read(cpu, insn);
+    far_transfer(cpu, insn, far.selector, far.offset, call);
 }
 
 void jmp_far_a(struct soft_cpu *cpu, const struct insn *insn) {
@@ -298,14 +297,16 @@ static void ret_far_by(struct soft_cpu *cpu, const struct insn *insn, unsigned e
         return;
     }
     struct target target;
-    target_return(cpu, selector, rip, &target);
-    if (target.cpl == cpu->cpl) {
+    if ((selector & SELECTOR_RPL) == cpu->cpl) {
+        target_return(cpu, selector, rip, &target);
         stack_move(cpu, 2 * size + extra);
         target_commit(cpu, &target);
     } else {
         struct x86_segment ss;
         uint64_t rsp = stack_peek(cpu, 2 * size + extra, size);
-        stack_return(cpu, (uint16_t)stack_peek(cpu, 3 * size + extra, size), &target, &ss);
+        uint16_t stack = (uint16_t)stack_peek(cpu, 3 * size + extra, size);
+        target_return(cpu, selector, rip, &target);
+        stack_return(cpu, stack, &target, &ss);
         return_outer(cpu, &target, &ss, rsp + extra);
     }
     cpu->rip = target.rip;
@@ -376,16 +377,18 @@ static void iret_protected(struct soft_cpu *cpu, const struct insn *insn) {
         return;
     }
     struct target target;
-    target_return(cpu, selector, rip, &target);
     /* 64-bit mode always takes the stack from the frame. */
-    if (cpu->mode != INSN_MODE_64 && target.cpl == cpu->cpl) {
+    if (cpu->mode != INSN_MODE_64 && (selector & SELECTOR_RPL) == cpu->cpl) {
+        target_return(cpu, selector, rip, &target);
         stack_move(cpu, 3 * size);
         flags_set(cpu, flags);
         target_commit(cpu, &target);
     } else {
         struct x86_segment ss;
         uint64_t rsp = stack_peek(cpu, 3 * size, size);
-        stack_return(cpu, (uint16_t)stack_peek(cpu, 4 * size, size), &target, &ss);
+        uint16_t stack = (uint16_t)stack_peek(cpu, 4 * size, size);
+        target_return(cpu, selector, rip, &target);
+        stack_return(cpu, stack, &target, &ss);
         flags_set(cpu, flags);
         return_outer(cpu, &target, &ss, rsp);
     }

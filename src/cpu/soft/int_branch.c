@@ -7,10 +7,15 @@
 #include "cpu/soft/int.h"
 #include "cpu/soft/operand.h"
 
+static inline bool target_fits(const struct soft_cpu *cpu, uint64_t target) {
+    if (cpu->mode == INSN_MODE_64)
+        return (uint64_t)((int64_t)(target << 16) >> 16) == target;
+    return target <= cpu->segment[SEG_CS].limit;
+}
+
 /* #GP(0) for a target outside the code segment or not canonical. */
 static inline void check_target(struct soft_cpu *cpu, uint64_t target) {
-    if (cpu->mode == INSN_MODE_64 ? unlikely((uint64_t)((int64_t)(target << 16) >> 16) != target)
-                                  : unlikely(target > cpu->segment[SEG_CS].limit))
+    if (unlikely(!target_fits(cpu, target)))
         raise_error(cpu, EXC_GP, 0);
 }
 
@@ -74,6 +79,15 @@ static inline void push64(struct soft_cpu *cpu, uint64_t value) {
 #define push16(cpu, value) push(cpu, value, 2)
 #define push32(cpu, value) push(cpu, value, 4)
 
+/* The push is tried before the target is refused, but nothing is written then. */
+static inline void check_called(struct soft_cpu *cpu, uint64_t target, unsigned size) {
+    if (likely(target_fits(cpu, target)))
+        return;
+    rmw_begin(cpu, SEG_SS, (cpu->gpr[RSP] - size) & cpu->stack_mask, size);
+    rmw_end(cpu);
+    raise_error(cpu, EXC_GP, 0);
+}
+
 #define CALL_FORMS(bits)                                                                           \
     void call_j_##bits(struct soft_cpu *cpu, const struct insn *insn) {                            \
         cpu->insn = insn;                                                                          \
@@ -83,13 +97,13 @@ static inline void push64(struct soft_cpu *cpu, uint64_t value) {
     void call_e_r##bits(struct soft_cpu *cpu, const struct insn *insn) {                           \
         uint##bits##_t target = get##bits(cpu, insn->rm);                                          \
         cpu->insn = insn;                                                                          \
-        check_target(cpu, target);                                                                 \
+        check_called(cpu, target, bits / 8);                                                       \
         push##bits(cpu, (uint##bits##_t)next_rip(cpu, insn));                                      \
         BLOCK_JUMP(target);                                                                        \
     }                                                                                              \
     void call_e_m##bits(struct soft_cpu *cpu, const struct insn *insn) {                           \
         uint##bits##_t target = mem_load##bits(cpu, insn);                                         \
-        check_target(cpu, target);                                                                 \
+        check_called(cpu, target, bits / 8);                                                       \
         push##bits(cpu, (uint##bits##_t)next_rip(cpu, insn));                                      \
         BLOCK_JUMP(target);                                                                        \
     }

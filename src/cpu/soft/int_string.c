@@ -50,11 +50,17 @@ static void compare(struct soft_cpu *cpu, uint64_t a, uint64_t b, unsigned size)
     }
 }
 
-/* Which of two faults is reported: AMD processors read ES:rDI first. */
+static uint64_t cmps_load(struct soft_cpu *cpu, const struct insn *insn, unsigned reg) {
+    unsigned seg = reg == RSI ? insn->seg : SEG_ES;
+    return load_sized(cpu, seg, string_offset(cpu, insn, reg), insn->size);
+}
+
+/* Which of two faults is reported: AMD processors read ES:rDI first, but REPE CMPSB DS:rSI. */
 static void cmps_one(struct soft_cpu *cpu, const struct insn *insn) {
-    uint64_t b = load_sized(cpu, SEG_ES, string_offset(cpu, insn, RDI), insn->size);
-    uint64_t a = load_sized(cpu, insn->seg, string_offset(cpu, insn, RSI), insn->size);
-    compare(cpu, a, b, insn->size);
+    unsigned first = insn->size == 1 && insn->flags & I_REP ? RSI : RDI;
+    uint64_t a = cmps_load(cpu, insn, first);
+    uint64_t b = cmps_load(cpu, insn, first ^ RSI ^ RDI);
+    compare(cpu, first == RSI ? a : b, first == RSI ? b : a, insn->size);
     string_advance(cpu, insn, RSI, 1);
     string_advance(cpu, insn, RDI, 1);
 }
@@ -161,7 +167,7 @@ static uint64_t stos_run(struct soft_cpu *cpu, const struct insn *insn) {
             INSN_NEXT;                                                                             \
         }                                                                                          \
         while (string_count(cpu, insn) != 0) {                                                     \
-            uint64_t done = (run);                                                                 \
+            uint64_t done = cpu->rflags & FLAG_TF ? 0 : (run);                                     \
             if (done == 0) {                                                                       \
                 one(cpu, insn);                                                                    \
                 done = 1;                                                                          \

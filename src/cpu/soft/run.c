@@ -264,11 +264,12 @@ static void run_block(struct soft_cpu *cpu) {
 
 /* INT n, INT3, INTO, SYSCALL have switched TF off for their handler: no trap there. MOV SS and POP
  * SS hold a trap back. */
-static bool holds_trap_back(const struct insn *insn) {
+static bool holds_trap_back(const struct soft_cpu *cpu, const struct insn *insn) {
     uint8_t map = insn_row_of(insn)->map, opcode = insn->opcode;
+    bool in_handler = !(cpu->rflags & FLAG_TF); /* INTO may have found no overflow */
     if (map == MAP_0F)
         return opcode == 0x05;
-    return map == MAP_1B && ((opcode >= 0xcc && opcode <= 0xce) || opcode == 0x17 ||
+    return map == MAP_1B && ((opcode >= 0xcc && opcode <= 0xce && in_handler) || opcode == 0x17 ||
                              (opcode == 0x8e && insn->reg == SEG_SS));
 }
 
@@ -305,7 +306,7 @@ static void run_step(struct soft_cpu *cpu, uint64_t more_key) {
     if (shadow)
         cpu->interrupt_shadow = false;
     hits = debug_take(cpu) | (single_step ? DR6_BS : 0);
-    if (hits != 0 && !holds_trap_back(&block->insns[0]))
+    if (hits != 0 && !holds_trap_back(cpu, &block->insns[0]))
         trap(cpu, hits);
 }
 

@@ -181,41 +181,51 @@ static uint16_t operand_m(struct soft_cpu *cpu, const struct insn *insn) {
     return load16(cpu, insn->seg, insn_offset(cpu, insn));
 }
 
+/* ModRM.reg; REX.R does not matter. cpu->insn is set. */
+static unsigned modrm_segment(struct soft_cpu *cpu, const struct insn *insn) {
+    unsigned seg = insn->reg & 7;
+    if (seg > SEG_GS)
+        raise_exception(cpu, EXC_UD);
+    return seg;
+}
+
 void mov_e_s_r(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->insn = insn;
-    if (insn->reg > SEG_GS)
-        raise_exception(cpu, EXC_UD);
-    reg_write(cpu, insn->rm, cpu->segment[insn->reg].selector, insn->size);
+    reg_write(cpu, insn->rm, cpu->segment[modrm_segment(cpu, insn)].selector, insn->size);
     INSN_NEXT;
 }
 
 void mov_e_s_m(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->insn = insn;
-    if (insn->reg > SEG_GS)
-        raise_exception(cpu, EXC_UD);
-    store16(cpu, insn->seg, insn_offset(cpu, insn), cpu->segment[insn->reg].selector);
+    uint16_t selector = cpu->segment[modrm_segment(cpu, insn)].selector;
+    store16(cpu, insn->seg, insn_offset(cpu, insn), selector);
     INSN_NEXT;
 }
 
-static void mov_to_segment(struct soft_cpu *cpu, const struct insn *insn, uint16_t selector) {
-    segment_load_or_raise(cpu, insn->reg, selector);
-    if (insn->reg == SEG_SS)
+static unsigned modrm_segment_to_load(struct soft_cpu *cpu, const struct insn *insn) {
+    unsigned seg = modrm_segment(cpu, insn);
+    if (seg == SEG_CS)
+        raise_exception(cpu, EXC_UD);
+    return seg;
+}
+
+static void mov_to_segment(struct soft_cpu *cpu, unsigned seg, uint16_t selector) {
+    segment_load_or_raise(cpu, seg, selector);
+    if (seg == SEG_SS)
         cpu->interrupt_shadow = true;
 }
 
 void mov_s_e_r(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->insn = insn;
-    if (insn->reg > SEG_GS || insn->reg == SEG_CS)
-        raise_exception(cpu, EXC_UD);
-    mov_to_segment(cpu, insn, operand_r(cpu, insn));
+    unsigned seg = modrm_segment_to_load(cpu, insn);
+    mov_to_segment(cpu, seg, operand_r(cpu, insn));
     INSN_END_BLOCK;
 }
 
 void mov_s_e_m(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->insn = insn;
-    if (insn->reg > SEG_GS || insn->reg == SEG_CS)
-        raise_exception(cpu, EXC_UD);
-    mov_to_segment(cpu, insn, operand_m(cpu, insn));
+    unsigned seg = modrm_segment_to_load(cpu, insn);
+    mov_to_segment(cpu, seg, operand_m(cpu, insn));
     INSN_END_BLOCK;
 }
 
@@ -226,14 +236,8 @@ static unsigned opcode_segment(const struct insn *insn) {
 
 void push_seg(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->insn = insn;
-    /* With 32-bit operands only the selector's two bytes are written: both vendors do so. */
-    uint16_t selector = cpu->segment[opcode_segment(insn)].selector;
-    if (insn->size == 4) {
-        store16(cpu, SEG_SS, (cpu->gpr[RSP] - 4) & cpu->stack_mask, selector);
-        stack_move(cpu, -4);
-    } else {
-        push(cpu, selector, insn->size);
-    }
+    /* Zero-extended, as on AMD processors; Intel's write two bytes of four. */
+    push(cpu, cpu->segment[opcode_segment(insn)].selector, insn->size);
     INSN_NEXT;
 }
 
@@ -263,13 +267,24 @@ static unsigned far_pointer_segment(const struct insn *insn) {
     }
 }
 
+static uint64_t offset_add(const struct insn *insn, uint64_t offset, unsigned n) {
+    return (offset + n) & (UINT64_MAX >> (64 - 8 * insn->address_size));
+}
+
+struct far_pointer far_pointer_read(struct soft_cpu *cpu, const struct insn *insn) {
+    unsigned size = insn->size == 2 ? 2 : 4;
+    uint64_t offset = insn_offset(cpu, insn);
+    struct far_pointer far;
+    far.offset = load_sized(cpu, insn->seg, offset, size);
+    far.selector = load16(cpu, insn->seg, offset_add(insn, offset, size));
+    return far;
+}
+
 void load_far_pointer(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->insn = insn;
-    uint64_t offset = insn_offset(cpu, insn);
-    uint8_t bytes[10];
-    access_read(cpu, insn->seg, offset, bytes, insn->size + 2);
-    segment_load_or_raise(cpu, far_pointer_segment(insn), load_le16(bytes + insn->size));
-    reg_write(cpu, insn->reg, load_le(bytes, insn->size), insn->size);
+    struct far_pointer far = far_pointer_read(cpu, insn);
+    segment_load_or_raise(cpu, far_pointer_segment(insn), far.selector);
+    reg_write(cpu, insn->reg, far.offset, insn->size);
     INSN_END_BLOCK;
 }
 
@@ -376,11 +391,10 @@ void arpl_r(struct soft_cpu *cpu, const struct insn *insn) {
 
 void arpl_m(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->insn = insn;
-    void *host = rmw_begin(cpu, insn->seg, insn_offset(cpu, insn), 2);
-    uint16_t selector = load_le16(host);
+    uint16_t selector = operand_m(cpu, insn);
     bool changed = arpl(cpu, insn, &selector);
-    store_le16(host, selector);
-    rmw_end(cpu);
+    if (changed)
+        store16(cpu, insn->seg, insn_offset(cpu, insn), selector);
     set_zf(cpu, changed);
     INSN_NEXT;
 }

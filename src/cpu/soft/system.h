@@ -102,6 +102,14 @@ bool tss_stack(struct soft_cpu *cpu, unsigned cpl, unsigned ext, uint64_t *rsp, 
 /* ---- Handlers by file, named as table_system.c has them ---- */
 
 /* segment.c */
+/* A far pointer in memory: 16 or 32 bits of offset and a selector. AMD processors have none with 64
+ * bits: REX.W changes nothing. cpu->insn is set. */
+struct far_pointer {
+    uint64_t offset;
+    uint16_t selector;
+};
+struct far_pointer far_pointer_read(struct soft_cpu *cpu, const struct insn *insn);
+
 insn_exec mov_e_s_r, mov_e_s_m, mov_s_e_r, mov_s_e_m, push_seg, pop_seg, load_far_pointer;
 insn_exec lar_r, lar_m, lsl_r, lsl_m, verr_r, verr_m, verw_r, verw_m, arpl_r, arpl_m;
 insn_exec sgdt, sidt, lgdt, lidt, sldt_r, sldt_m, str_r, str_m, lldt_r, lldt_m, ltr_r, ltr_m;
