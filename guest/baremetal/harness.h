@@ -32,6 +32,8 @@ enum request_operation {
     REQUEST_ROUND = 5, /* answers how often the program was started before */
     REQUEST_EXPECT_SHUTDOWN = 6, /* the program is going to shut down; it is started again */
     REQUEST_LINE_LATER = 7,      /* irq_set(a, b) by another thread, soon */
+    REQUEST_EXPECT_ANYTHING = 8, /* whatever ends this round is right, or nothing within b ms; the
+                                    program is started again until it has been a times */
 };
 
 struct request {

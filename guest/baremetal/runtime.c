@@ -190,7 +190,7 @@ void map(unsigned page, uint64_t pte) {
 
 static uint64_t user_pd[512] __attribute__((aligned(4096)));
 static uint64_t user_pt[512] __attribute__((aligned(4096)));
-static uint8_t user_code[4096] __attribute__((aligned(4096)));
+uint8_t user_code[4096] __attribute__((aligned(4096)));
 static uint8_t user_stack[4096] __attribute__((aligned(4096)));
 
 static void map_user_pages(void) {

@@ -141,6 +141,7 @@ extern uint8_t ist_stack[2][TRAP_STACK_SIZE]; /* IST1 and IST2 point to their en
 unsigned run_user(const void *code, size_t size, uint64_t argument);
 /* The same in compatibility mode (CS32; EDI holds the argument). */
 unsigned run_user32(const void *code, size_t size, uint64_t argument);
+extern uint8_t user_code[4096]; /* the page behind both addresses */
 #define USER_CODE_VA 0x7f00000000ul
 #define USER_CODE32_VA 0x70000000ul
 #define USER_STACK_VA 0x7f00004000ul /* one page below it */
