@@ -14,7 +14,7 @@ static uint64_t get_dr7(void) { uint64_t v; asm volatile("mov %%dr7, %0" : "=r"(
 
 /* ---- A handler that writes down where it was called from ---- */
 
-static struct {
+static volatile struct {
     unsigned count;
     uint64_t rip[32];
     uint64_t dr6[32];

@@ -325,7 +325,8 @@ static void syscall_disabled(void) {
 
 CODE(compatibility, ".code32\n mov %esp, %ecx\n pusha\n sub %esp, %ecx\n mov $-1, %eax\n inc %eax\n"
                     " push $0x12345678\n pop %edx\n mov %cs, %ebx\n ud2\n .code64");
-CODE(compatibility_wrap, ".code32\n mov $0x90, %esi\n mov -0x91(%esi), %al\n ud2\n .code64");
+CODE(compatibility_wrap, ".code32\n mov $0x23, %eax\n mov %eax, %ds\n mov $0x90, %esi\n mov -0x91(%esi), %al\n ud2\n .code64");
+CODE(compatibility_null, ".code32\n xor %eax, %eax\n mov %eax, %ds\n mov -4(%esp), %eax\n mov (%edi), %eax\n ud2\n .code64");
 CODE(compatibility_popa, ".code32\n push %edi\n lea -28(%esp), %esp\n popa\n ud2\n .code64");
 
 static void compatibility_mode(void) {
@@ -343,6 +344,9 @@ static void compatibility_mode(void) {
 static void compatibility_addresses(void) {
     check("vector", run_user32(compatibility_wrap, CODE_SIZE(compatibility_wrap), 0), PF);
     check("cr2 is cut to 32 bits", trap.cr2, 0xffffffff);
+    check("null segment", run_user32(compatibility_null, CODE_SIZE(compatibility_null), USER_CODE32_VA), GP);
+    check("error code", trap.frame.error, 0);
+    check("rip", trap.frame.rip, USER_CODE32_VA + 8);
 }
 
 extern const char far_32[];
@@ -367,7 +371,7 @@ FUNCTION(lock_mov, "lock; .byte 0x89, 0xc0")
 FUNCTION(lock_add_register, "lock; .byte 0x01, 0xc0")
 FUNCTION(too_long, ".byte 0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x90")
 FUNCTION(as_long_as_may_be, ".byte 0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x90")
-FUNCTION(fld, "fldz; fstp %%st(0)" ::: "memory")
+FUNCTION(fld, "fninit; fldz; fstp %%st(0)" ::: "memory")
 FUNCTION(wait, "fwait")
 
 static void decoding_faults(void) {

@@ -83,6 +83,13 @@ void int3(struct soft_cpu *cpu, const struct insn *insn) {
     event_software(cpu, insn, EXC_BP);
 }
 
+/* No INT n: the gate's DPL does not count, and DR6 stays as it is. */
+void int1(struct soft_cpu *cpu, const struct insn *insn) {
+    cpu->insn = insn;
+    cpu->rip = insn_next_rip(cpu, insn);
+    event_deliver(cpu, EXC_DB, EVENT_TRAP, false, 0);
+}
+
 void into(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->insn = insn;
     if (!flag_of(cpu))

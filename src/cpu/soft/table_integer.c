@@ -330,6 +330,7 @@ static const struct insn_row rows[] = {
     ROW("cld", 1B, 0xfc, NO_MODRM, EXEC(cld)),
     ROW("std", 1B, 0xfd, NO_MODRM, EXEC(std)),
     ROW("hlt", 1B, 0xf4, NO_MODRM, PROPS(INSN_CPL0 | INSN_END | INSN_NO_TEST), EXEC(hlt)),
+    ROW("int1", 1B, 0xf1, NO_MODRM, PROPS(INSN_END), EXEC(int1)),
     ROW("int3", 1B, 0xcc, NO_MODRM, PROPS(INSN_END), EXEC(int3)),
     ROW("int", 1B, 0xcd, OPS(Ib), NO_MODRM, PROPS(INSN_END), EXEC(int_n)),
     ROW("into", 1B, 0xce, NO_MODRM, PROPS(INSN_END | INSN_NO64), FLAGS(FL_O, 0, 0), EXEC(into)),
