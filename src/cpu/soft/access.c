@@ -218,12 +218,13 @@ bool linear_write(struct soft_cpu *cpu, uint64_t linear, const void *from, unsig
 
 /* ---- By segment and offset ---- */
 
-/* Processors look at alignment before they translate. x87's ten bytes count as eight. */
+/* #AC comes before page faults (APM vol. 2, 8.2.18 lets the processor choose; AMD's do it that way).
+ * x87's ten bytes count as eight, vectors of 32 as 16. */
 static bool alignment_check(const struct soft_cpu *cpu, uint64_t linear, unsigned size,
                             struct fault *fault) {
     if (likely(!(cpu->rflags & FLAG_AC)) || !(cpu->cr0 & CR0_AM) || cpu->cpl != 3)
         return true;
-    unsigned natural = size == 10 ? 8 : size;
+    unsigned natural = size == 10 ? 8 : size > 16 ? 16 : size;
     if (natural > 1 && is_power_of_two(natural) && linear & (natural - 1))
         return fault_set(fault, EXC_AC, 0);
     return true;

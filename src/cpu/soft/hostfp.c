@@ -1,6 +1,11 @@
 /*
- * What the host's units can do for a guest.
+ * What the host's units can do for a guest, and exceptions that a guest has
+ * unmasked.
  */
+#include <pthread.h>
+#include <signal.h>
+#include <ucontext.h>
+
 #include "cpu/soft/hostfp.h"
 
 #if defined(__x86_64__)
@@ -34,6 +39,51 @@ bool vec_host_supports(enum insn_feature feature) {
     }
     default: return true; /* plain C */
     }
+}
+
+/* ---- Unmasked exceptions ---- */
+
+enum { FLAGS = 0x3f, MASKS = 0x1f80 };
+
+static _Thread_local volatile uint32_t trapped;
+static _Thread_local bool unblocked;
+static struct sigaction previous;
+
+/* The instruction runs again with everything masked. What no kernel caused goes where it went
+ * before. */
+static void on_sigfpe(int signal, siginfo_t *info, void *context) {
+    ucontext_t *uc = context;
+    uint32_t mxcsr = uc->uc_mcontext.fpregs->mxcsr;
+    uint32_t cause = mxcsr & ~(mxcsr >> 7) & FLAGS;
+    if (info->si_code <= 0 || info->si_code == FPE_INTDIV || cause == 0) {
+        sigaction(SIGFPE, &previous, NULL); /* a fault comes again at once */
+        return;
+    }
+    trapped = mxcsr & FLAGS;
+    uc->uc_mcontext.fpregs->mxcsr |= MASKS;
+}
+
+static void install(void) {
+    struct sigaction action = {.sa_sigaction = on_sigfpe, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGFPE, &action, &previous);
+}
+
+void hostfp_trap_begin(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    sigset_t set;
+    trapped = 0;
+    if (unblocked)
+        return;
+    pthread_once(&once, install);
+    sigemptyset(&set);
+    sigaddset(&set, SIGFPE);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    unblocked = true;
+}
+
+uint32_t hostfp_trap_end(void) {
+    return trapped;
 }
 
 #endif

@@ -4,9 +4,13 @@
  *
  * On x86-64 a kernel runs the instruction of its name on one 128-bit lane
  * with *mx as MXCSR, and leaves MXCSR with the flags raised in *mx. So
- * results, NaN propagation, denormals, FTZ and DAZ are silicon's own. *mx must
- * mask all exceptions. When its control bits are not the default, the caller
- * restores the host's MXCSR with hostfp_restore before anything else computes.
+ * results, NaN propagation, denormals, FTZ and DAZ are silicon's own. When
+ * *mx's control bits are not the default, the caller restores the host's
+ * MXCSR with hostfp_restore before anything else computes.
+ *
+ * Exceptions that *mx does not mask really happen on the host: SIGFPE's
+ * handler notes the flags, masks, and lets the instruction run again. Such
+ * kernels run between hostfp_trap_begin and hostfp_trap_end.
  *
  * Other hosts have no kernels: vec_host_supports() denies what needs them.
  */
@@ -40,10 +44,15 @@ static inline void hostfp_restore(void) {
     __asm__ volatile("ldmxcsr %0" : : "m"(host));
 }
 
-/* The guest's MXCSR as kernels take it: all masked, no flags. */
-static inline uint32_t hostfp_masked(uint32_t mxcsr) {
-    return (mxcsr & ~0x3fu) | 0x1f80;
+/* The guest's MXCSR as kernels take it: no flags; AMD's MM bit is not every host's. */
+static inline uint32_t hostfp_control(uint32_t mxcsr) {
+    return mxcsr & 0xffc0;
 }
+
+/* begin installs the SIGFPE handler (once a process) and unblocks the signal (once a thread). end
+ * returns the flags of the last exception that came unmasked, 0 if none did. */
+void hostfp_trap_begin(void);
+uint32_t hostfp_trap_end(void);
 
 #define HOSTFP_PARAMS vec a, vec b, unsigned imm, uint32_t *mx
 #define HOSTFP_INLINE static inline __attribute__((always_inline)) vec
@@ -86,22 +95,24 @@ static inline uint32_t hostfp_masked(uint32_t mxcsr) {
 #define HOSTFP_32(CASE, op)                                                                        \
     HOSTFP_16(CASE, op)                                                                            \
     CASE(16, op)                                                                                   \
-    CASE(17, op) CASE(18, op) CASE(19, op) CASE(20, op) CASE(21, op) CASE(22, op) CASE(23, op)     \
-        CASE(24, op) CASE(25, op) CASE(26, op) CASE(27, op) CASE(28, op) CASE(29, op) CASE(30, op) \
-            CASE(31, op)
+    CASE(17, op)                                                                                   \
+    CASE(18, op) CASE(19, op) CASE(20, op) CASE(21, op) CASE(22, op) CASE(23, op) CASE(24, op)     \
+        CASE(25, op) CASE(26, op) CASE(27, op) CASE(28, op) CASE(29, op) CASE(30, op) CASE(31, op)
 /* n is a hexadecimal prefix there: op(0xN0) to op(0xNf). */
 #define HOSTFP_ROW(CASE, op, n)                                                                    \
     CASE(n##0, op)                                                                                 \
-    CASE(n##1, op) CASE(n##2, op) CASE(n##3, op) CASE(n##4, op) CASE(n##5, op) CASE(n##6, op)      \
-        CASE(n##7, op) CASE(n##8, op) CASE(n##9, op) CASE(n##a, op) CASE(n##b, op) CASE(n##c, op)  \
-            CASE(n##d, op) CASE(n##e, op) CASE(n##f, op)
+    CASE(n##1, op)                                                                                 \
+    CASE(n##2, op) CASE(n##3, op) CASE(n##4, op) CASE(n##5, op) CASE(n##6, op) CASE(n##7, op)      \
+        CASE(n##8, op) CASE(n##9, op) CASE(n##a, op) CASE(n##b, op) CASE(n##c, op) CASE(n##d, op)  \
+            CASE(n##e, op) CASE(n##f, op)
 #define HOSTFP_256(CASE, op)                                                                       \
     HOSTFP_ROW(CASE, op, 0x0)                                                                      \
-    HOSTFP_ROW(CASE, op, 0x1) HOSTFP_ROW(CASE, op, 0x2) HOSTFP_ROW(CASE, op, 0x3)                  \
-        HOSTFP_ROW(CASE, op, 0x4) HOSTFP_ROW(CASE, op, 0x5) HOSTFP_ROW(CASE, op, 0x6)              \
-            HOSTFP_ROW(CASE, op, 0x7) HOSTFP_ROW(CASE, op, 0x8) HOSTFP_ROW(CASE, op, 0x9)          \
-                HOSTFP_ROW(CASE, op, 0xa) HOSTFP_ROW(CASE, op, 0xb) HOSTFP_ROW(CASE, op, 0xc)      \
-                    HOSTFP_ROW(CASE, op, 0xd) HOSTFP_ROW(CASE, op, 0xe) HOSTFP_ROW(CASE, op, 0xf)
+    HOSTFP_ROW(CASE, op, 0x1)                                                                      \
+    HOSTFP_ROW(CASE, op, 0x2) HOSTFP_ROW(CASE, op, 0x3) HOSTFP_ROW(CASE, op, 0x4)                  \
+        HOSTFP_ROW(CASE, op, 0x5) HOSTFP_ROW(CASE, op, 0x6) HOSTFP_ROW(CASE, op, 0x7)              \
+            HOSTFP_ROW(CASE, op, 0x8) HOSTFP_ROW(CASE, op, 0x9) HOSTFP_ROW(CASE, op, 0xa)          \
+                HOSTFP_ROW(CASE, op, 0xb) HOSTFP_ROW(CASE, op, 0xc) HOSTFP_ROW(CASE, op, 0xd)      \
+                    HOSTFP_ROW(CASE, op, 0xe) HOSTFP_ROW(CASE, op, 0xf)
 #define HOSTFP_KERNEL_IMM(name, op, CASE, COUNT)                                                   \
     static inline vec op_##name(HOSTFP_PARAMS) {                                                   \
         switch (imm & (COUNT - 1)) { HOSTFP_##COUNT(CASE, op) }                                    \

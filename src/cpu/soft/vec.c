@@ -33,37 +33,22 @@ void fp_check(struct soft_cpu *cpu, uint32_t properties) {
         raise_exception(cpu, EXC_MF);
 }
 
-/*
- * All exceptions are masked on the host. An unmasked underflow is raised by a
- * tiny result even when it is exact, which masked underflow does not report;
- * flushing to zero does, so a second run finds it.
- */
 vec fp_run(struct soft_cpu *cpu, vec_fp_kernel *kernel, vec a, vec b, unsigned imm) {
-    uint32_t mx = hostfp_masked(cpu->mxcsr);
-    vec r;
-    if (!(cpu->mxcsr & MXCSR_UM)) {
-        uint32_t probe = mx | MXCSR_FTZ;
-        mx &= ~MXCSR_FTZ; /* has no effect on unmasked underflow */
-        kernel(a, b, imm, &probe);
-        cpu->fp_raised |= probe & MXCSR_UE;
-    }
-    r = kernel(a, b, imm, &mx);
-    hostfp_restore();
-    cpu->fp_raised |= mx & MXCSR_FLAGS;
+    uint32_t mx = fp_slow_begin(cpu);
+    vec r = kernel(a, b, imm, &mx);
+    fp_slow_end(cpu, mx);
     return r;
 }
 
-/*
- * Invalid, denormal and zero-divide are found before anything is computed: when one of them is
- * unmasked, overflow, underflow and precision do not come up (of any element).
- */
+/* When a lane's operands have raised an unmasked exception, overflow, underflow and precision of
+ * the other lane do not come up. */
 void fp_commit(struct soft_cpu *cpu) {
-    unsigned raised = cpu->fp_raised;
-    unsigned unmasked = raised & ~(cpu->mxcsr >> MXCSR_MASK_SHIFT) & MXCSR_FLAGS;
-    if (unmasked & (MXCSR_IE | MXCSR_DE | MXCSR_ZE))
-        raised &= MXCSR_IE | MXCSR_DE | MXCSR_ZE;
+    uint32_t ended = cpu->fp_raised >> FP_RAISED_SHIFT, raised = cpu->fp_raised & MXCSR_FLAGS;
+    if (ended != 0)
+        raised = ended | (raised & MXCSR_OPERAND_FLAGS);
+    uint32_t unmasked = raised & ~(cpu->mxcsr >> MXCSR_MASK_SHIFT);
     cpu->fp_raised = 0;
     cpu->mxcsr |= raised;
-    if (unlikely(unmasked))
+    if (unlikely(unmasked & MXCSR_FLAGS))
         raise_exception(cpu, cpu->cr4 & CR4_OSXMMEXCPT ? EXC_XM : EXC_UD);
 }

@@ -164,16 +164,33 @@ static inline void store_vec(struct soft_cpu *cpu, const struct insn *insn, vec 
     access_write(cpu, insn->seg, insn_offset(cpu, insn), &v, size);
 }
 
+/*
+ * Elements of masked and gathered operands are exempt from alignment checks
+ * (#AC): with those in force they are accessed byte by byte.
+ */
+static inline unsigned element_unit(const struct soft_cpu *cpu, unsigned size) {
+    return unlikely(cpu->rflags & FLAG_AC) ? 1 : size;
+}
+
+static inline void read_element(struct soft_cpu *cpu, unsigned seg, uint64_t offset, uint8_t *to,
+                                unsigned size) {
+    uint8_t bytes[8];
+    unsigned unit = element_unit(cpu, size);
+    for (unsigned at = 0; at < size; at += unit)
+        access_read(cpu, seg, offset + at, bytes + at, unit);
+    memcpy(to, bytes, size);
+}
+
 /* ---- SIMD floating-point exceptions ---- */
 
 enum {
     MXCSR_IE = 1 << 0,
     MXCSR_DE = 1 << 1,
     MXCSR_ZE = 1 << 2,
-    MXCSR_UE = 1 << 4,
+    MXCSR_OPERAND_FLAGS = MXCSR_IE | MXCSR_DE | MXCSR_ZE, /* found before computing */
     MXCSR_FLAGS = 0x3f,
     MXCSR_MASK_SHIFT = 7,
-    MXCSR_UM = MXCSR_UE << MXCSR_MASK_SHIFT,
+    MXCSR_MASKS = MXCSR_FLAGS << MXCSR_MASK_SHIFT,
     MXCSR_CONTROL = 0xffc0,
     MXCSR_DEFAULT = 0x1f80,
 };
@@ -185,7 +202,30 @@ static inline bool fp_plain(const struct soft_cpu *cpu) {
     return (cpu->mxcsr & MXCSR_CONTROL) == MXCSR_DEFAULT;
 }
 
-/* Runs a kernel under any other MXCSR; adds the flags that it raised to cpu->fp_raised. */
+/*
+ * Around a kernel under any other MXCSR: what it raises is added to
+ * cpu->fp_raised; shifted by FP_RAISED_SHIFT when an unmasked invalid,
+ * denormal or zero-divide ended it, which keeps other lanes from computing.
+ */
+enum { FP_RAISED_SHIFT = 8 };
+static inline uint32_t fp_slow_begin(const struct soft_cpu *cpu) {
+    if ((cpu->mxcsr & MXCSR_MASKS) != MXCSR_MASKS)
+        hostfp_trap_begin();
+    return hostfp_control(cpu->mxcsr);
+}
+
+static inline void fp_slow_end(struct soft_cpu *cpu, uint32_t mx) {
+    uint32_t trapped = 0, unmasked = ~(cpu->mxcsr >> MXCSR_MASK_SHIFT);
+    hostfp_restore();
+    if ((cpu->mxcsr & MXCSR_MASKS) != MXCSR_MASKS)
+        trapped = hostfp_trap_end();
+    if (trapped & unmasked & MXCSR_OPERAND_FLAGS)
+        cpu->fp_raised |= trapped << FP_RAISED_SHIFT;
+    else
+        cpu->fp_raised |= trapped != 0 ? trapped : mx & MXCSR_FLAGS;
+}
+
+/* Runs a kernel so. */
 vec fp_run(struct soft_cpu *cpu, vec_fp_kernel *kernel, vec a, vec b, unsigned imm);
 /* Moves cpu->fp_raised to MXCSR; raises #XM (or #UD) when one of them is unmasked. cpu->insn is
  * exact. */
@@ -206,7 +246,8 @@ void fp_commit(struct soft_cpu *cpu);
     static inline __attribute__((always_inline)) vec op_##name(vec a, vec b, unsigned imm)
 
 /* `size`: bytes of the memory operand. */
-#define SSE_FRAME_SIZED(name, size)                                                                \
+#define SSE_FRAME_SIZED(name, size) SSE_FRAME_LOAD(name, load_sse(cpu, insn, size))
+#define SSE_FRAME_LOAD(name, load)                                                                 \
     HANDLER(sse_##name##_r) {                                                                      \
         SSE_BEGIN;                                                                                 \
         set_xmm(cpu, insn->reg,                                                                    \
@@ -215,7 +256,7 @@ void fp_commit(struct soft_cpu *cpu);
     }                                                                                              \
     HANDLER(sse_##name##_m) {                                                                      \
         SSE_BEGIN;                                                                                 \
-        vec b = load_sse(cpu, insn, size);                                                         \
+        vec b = load;                                                                              \
         set_xmm(cpu, insn->reg, op_##name(xmm(cpu, insn->reg), b, (unsigned)insn->imm));           \
         INSN_NEXT;                                                                                 \
     }

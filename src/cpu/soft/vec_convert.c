@@ -75,6 +75,12 @@ NARROW(cvttpd2dq)
 /* Singles to halves, rounded by the immediate: its destination is ModRM.rm. */
 HOSTFP_KERNEL_IMM(vcvtps2ph, "vcvtps2ph", HOSTFP_CASE_CONVERT, 8)
 
+/* Faults of the destination come before anything else. */
+static void probe_write(struct soft_cpu *cpu, const struct insn *insn, unsigned size) {
+    rmw_begin(cpu, insn->seg, insn_offset(cpu, insn), size);
+    rmw_end(cpu);
+}
+
 static inline vec to_halves(struct soft_cpu *cpu, const struct insn *insn, bool two_lanes) {
     FP_BEGIN;
     vec low = FP_LANE(op_vcvtps2ph, VEC_ZERO, xmm(cpu, insn->reg)), high = VEC_ZERO;
@@ -92,6 +98,7 @@ HANDLER(v128_cvtps2ph_r) {
 
 HANDLER(v128_cvtps2ph_m) {
     AVX_BEGIN;
+    probe_write(cpu, insn, 8);
     store_vec(cpu, insn, to_halves(cpu, insn, false), 8);
     INSN_NEXT;
 }
@@ -104,6 +111,7 @@ HANDLER(v256_cvtps2ph_r) {
 
 HANDLER(v256_cvtps2ph_m) {
     AVX_BEGIN;
+    probe_write(cpu, insn, 16);
     store_vec(cpu, insn, to_halves(cpu, insn, true), 16);
     INSN_NEXT;
 }
@@ -187,14 +195,14 @@ TO_INT(cvttsd2si, 64, 8)
     MMX_BEGIN
 
 /* From MMX or memory into an SSE register. */
-#define FROM_MMX(name, op, enter_m, value)                                                         \
+#define FROM_MMX(name, op, value)                                                                  \
     HANDLER(mmx_##name##_r) {                                                                      \
         BOTH_BEGIN;                                                                                \
+        mmx_enter(cpu);                                                                            \
         FP_BEGIN;                                                                                  \
         vec a = xmm(cpu, insn->reg), r = FP_LANE(op, VEC_ZERO, mmx(cpu, insn->rm));                \
         (void)a;                                                                                   \
         FP_END;                                                                                    \
-        mmx_enter(cpu);                                                                            \
         set_xmm(cpu, insn->reg, value);                                                            \
         INSN_NEXT;                                                                                 \
     }                                                                                              \
@@ -205,32 +213,31 @@ TO_INT(cvttsd2si, 64, 8)
         vec a = xmm(cpu, insn->reg), r = FP_LANE(op, VEC_ZERO, b);                                 \
         (void)a;                                                                                   \
         FP_END;                                                                                    \
-        enter_m;                                                                                   \
         set_xmm(cpu, insn->reg, value);                                                            \
         INSN_NEXT;                                                                                 \
     }
-FROM_MMX(cvtpi2ps, op_cvtdq2ps, mmx_enter(cpu), ((vec){r[0], a[1]}))
-FROM_MMX(cvtpi2pd, op_cvtdq2pd, mmx_enter(cpu), r)
+FROM_MMX(cvtpi2ps, op_cvtdq2ps, ((vec){r[0], a[1]}))
+FROM_MMX(cvtpi2pd, op_cvtdq2pd, r)
 
-/* Into an MMX register. */
+/* Into an MMX register; the x87 state changes even when an exception is raised. */
 #define TO_MMX(name, op, source, load)                                                             \
     HANDLER(mmx_##name##_r) {                                                                      \
         BOTH_BEGIN;                                                                                \
         vec b = xmm(cpu, insn->rm);                                                                \
+        mmx_enter(cpu);                                                                            \
         FP_BEGIN;                                                                                  \
         vec r = FP_LANE(op, VEC_ZERO, source);                                                     \
         FP_END;                                                                                    \
-        mmx_enter(cpu);                                                                            \
         set_mmx(cpu, insn->reg, r[0]);                                                             \
         INSN_NEXT;                                                                                 \
     }                                                                                              \
     HANDLER(mmx_##name##_m) {                                                                      \
         BOTH_BEGIN;                                                                                \
         vec b = load;                                                                              \
+        mmx_enter(cpu);                                                                            \
         FP_BEGIN;                                                                                  \
         vec r = FP_LANE(op, VEC_ZERO, source);                                                     \
         FP_END;                                                                                    \
-        mmx_enter(cpu);                                                                            \
         set_mmx(cpu, insn->reg, r[0]);                                                             \
         INSN_NEXT;                                                                                 \
     }

@@ -34,21 +34,22 @@ KERNEL(pclmulqdq) {
 }
 YMM_FRAMES(pclmulqdq)
 
+/* SHA operands need not be aligned on AMD processors. */
 HOST(sha1nexte)
 HOST(sha1msg1)
 HOST(sha1msg2)
 HOST(sha256msg1)
 HOST(sha256msg2)
-SSE_FRAME(sha1nexte)
-SSE_FRAME(sha1msg1)
-SSE_FRAME(sha1msg2)
-SSE_FRAME(sha256msg1)
-SSE_FRAME(sha256msg2)
+SSE_FRAME_LOAD(sha1nexte, load_vec(cpu, insn, 16))
+SSE_FRAME_LOAD(sha1msg1, load_vec(cpu, insn, 16))
+SSE_FRAME_LOAD(sha1msg2, load_vec(cpu, insn, 16))
+SSE_FRAME_LOAD(sha256msg1, load_vec(cpu, insn, 16))
+SSE_FRAME_LOAD(sha256msg2, load_vec(cpu, insn, 16))
 
 KERNEL(sha1rnds4) {
     return host_sha1rnds4(a, b, imm);
 }
-SSE_FRAME(sha1rnds4)
+SSE_FRAME_LOAD(sha1rnds4, load_vec(cpu, insn, 16))
 
 /* XMM0 holds two rounds' message words and constants. */
 HANDLER(sse_sha256rnds2_r) {
@@ -59,7 +60,7 @@ HANDLER(sse_sha256rnds2_r) {
 
 HANDLER(sse_sha256rnds2_m) {
     SSE_BEGIN;
-    vec b = load_sse(cpu, insn, 16);
+    vec b = load_vec(cpu, insn, 16);
     set_xmm(cpu, insn->reg, host_sha256rnds2(xmm(cpu, insn->reg), b, xmm(cpu, 0)));
     INSN_NEXT;
 }

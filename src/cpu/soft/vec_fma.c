@@ -7,16 +7,9 @@ typedef vec fma_kernel(vec d, vec a, vec b, uint32_t *mx);
 
 /* As fp_run. */
 static vec fma_run(struct soft_cpu *cpu, fma_kernel *kernel, vec d, vec a, vec b) {
-    uint32_t mx = hostfp_masked(cpu->mxcsr), probe = mx | MXCSR_FTZ;
-    vec r;
-    if (!(cpu->mxcsr & MXCSR_UM)) {
-        mx &= ~MXCSR_FTZ;
-        kernel(d, a, b, &probe);
-        cpu->fp_raised |= probe & MXCSR_UE;
-    }
-    r = kernel(d, a, b, &mx);
-    hostfp_restore();
-    cpu->fp_raised |= mx & MXCSR_FLAGS;
+    uint32_t mx = fp_slow_begin(cpu);
+    vec r = kernel(d, a, b, &mx);
+    fp_slow_end(cpu, mx);
     return r;
 }
 

@@ -63,10 +63,9 @@ V128_FP_FRAME(dppd, 16)
 typedef unsigned compare_kernel(vec a, vec b, uint32_t *mx);
 
 static unsigned compare_slow(struct soft_cpu *cpu, compare_kernel *kernel, vec a, vec b) {
-    uint32_t mx = hostfp_masked(cpu->mxcsr);
+    uint32_t mx = fp_slow_begin(cpu);
     unsigned flags = kernel(a, b, &mx);
-    hostfp_restore();
-    cpu->fp_raised = mx & MXCSR_FLAGS;
+    fp_slow_end(cpu, mx);
     fp_commit(cpu);
     return flags;
 }

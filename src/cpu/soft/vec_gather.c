@@ -22,7 +22,7 @@ static inline void gather(struct soft_cpu *cpu, const struct insn *insn, unsigne
     for (unsigned i = 0; i < count; i++) {
         int64_t index = index_size == 4 ? (int32_t)indexes->d[i] : (int64_t)indexes->q[i];
         if (mask[i * size + size - 1] & 0x80)
-            access_read(cpu, insn->seg, gather_offset(cpu, insn, index), to + i * size, size);
+            read_element(cpu, insn->seg, gather_offset(cpu, insn, index), to + i * size, size);
         memset(mask + i * size, 0, size);
     }
     memset(to + count * size, 0, 32 - count * size);

@@ -403,15 +403,16 @@ HANDLER(mmx_pmovmskb) {
  */
 static void store_masked(struct soft_cpu *cpu, unsigned seg, uint64_t offset, const uint8_t *data,
                          const uint8_t *mask, unsigned count, unsigned size) {
-    for (unsigned i = 0; i < count; i++) {
-        if (mask[i * size + size - 1] & 0x80) {
-            rmw_begin(cpu, seg, offset + i * size, size);
+    unsigned unit = element_unit(cpu, size);
+    for (unsigned i = 0; i < count * size; i += unit) {
+        if (mask[i / size * size + size - 1] & 0x80) {
+            rmw_begin(cpu, seg, offset + i, unit);
             rmw_end(cpu);
         }
     }
-    for (unsigned i = 0; i < count; i++) {
-        if (mask[i * size + size - 1] & 0x80)
-            access_write(cpu, seg, offset + i * size, data + i * size, size);
+    for (unsigned i = 0; i < count * size; i += unit) {
+        if (mask[i / size * size + size - 1] & 0x80)
+            access_write(cpu, seg, offset + i, data + i, unit);
     }
 }
 
@@ -420,26 +421,55 @@ static uint64_t rdi_offset(const struct soft_cpu *cpu, const struct insn *insn) 
     return insn->address_size == 8 ? rdi : insn->address_size == 4 ? (uint32_t)rdi : (uint16_t)rdi;
 }
 
+/* MASKMOV's operand counts as a whole within each page: its faults are at its first byte there. */
+static void probe_masked(struct soft_cpu *cpu, unsigned seg, uint64_t offset, const uint8_t *mask,
+                         unsigned count) {
+    uint64_t linear = cpu->seg[seg].read.base + offset;
+    unsigned in_page = PAGE_SIZE - (unsigned)(linear & (PAGE_SIZE - 1)), any = 0;
+    unsigned here = in_page < count ? in_page : count;
+    EACH(here, any |= mask[i])
+    if (any & 0x80) {
+        rmw_begin(cpu, seg, offset, 1);
+        rmw_end(cpu);
+    }
+    if (here < count)
+        probe_masked(cpu, seg, offset + here, mask + here, count - here);
+}
+
+static bool is_canonical(uint64_t linear) {
+    return (uint64_t)((int64_t)(linear << 16) >> 16) == linear;
+}
+
+static void maskmov(struct soft_cpu *cpu, const struct insn *insn, const uint8_t *data,
+                    const uint8_t *mask, unsigned count) {
+    uint64_t offset = rdi_offset(cpu, insn);
+    uint64_t linear = cpu->seg[insn->seg].read.base + offset;
+    bool checked = (cpu->rflags & FLAG_AC) && (cpu->cr0 & CR0_AM) && cpu->cpl == 3;
+    if (cpu->mode == INSN_MODE_64 && !(is_canonical(linear) && is_canonical(linear + count - 1)))
+        raise_error(cpu, EXC_GP, 0); /* whatever the mask */
+    if (checked && linear & 7)
+        raise_error(cpu, EXC_AC, 0);
+    probe_masked(cpu, insn->seg, offset, mask, count);
+    store_masked(cpu, insn->seg, offset, data, mask, count, 1);
+}
+
 HANDLER(mmx_maskmovq) {
     MMX_BEGIN;
     vec data = mmx(cpu, insn->reg), mask = mmx(cpu, insn->rm);
-    store_masked(cpu, insn->seg, rdi_offset(cpu, insn), (const uint8_t *)&data,
-                 (const uint8_t *)&mask, 8, 1);
     mmx_enter(cpu);
+    maskmov(cpu, insn, (const uint8_t *)&data, (const uint8_t *)&mask, 8);
     INSN_NEXT;
 }
 
 HANDLER(sse_maskmovdqu) {
     SSE_BEGIN;
-    store_masked(cpu, insn->seg, rdi_offset(cpu, insn), cpu->vec[insn->reg].b, cpu->vec[insn->rm].b,
-                 16, 1);
+    maskmov(cpu, insn, cpu->vec[insn->reg].b, cpu->vec[insn->rm].b, 16);
     INSN_NEXT;
 }
 
 HANDLER(v128_maskmovdqu) {
     AVX_BEGIN;
-    store_masked(cpu, insn->seg, rdi_offset(cpu, insn), cpu->vec[insn->reg].b, cpu->vec[insn->rm].b,
-                 16, 1);
+    maskmov(cpu, insn, cpu->vec[insn->reg].b, cpu->vec[insn->rm].b, 16);
     INSN_NEXT;
 }
 
@@ -450,7 +480,7 @@ static void load_masked(struct soft_cpu *cpu, const struct insn *insn, unsigned 
     uint8_t result[32] = {0};
     for (unsigned i = 0; i < count; i++) {
         if (mask[i * size + size - 1] & 0x80)
-            access_read(cpu, insn->seg, offset + i * size, result + i * size, size);
+            read_element(cpu, insn->seg, offset + i * size, result + i * size, size);
     }
     memcpy(cpu->vec[insn->reg].b, result, sizeof(result));
 }

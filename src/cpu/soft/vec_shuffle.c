@@ -534,32 +534,35 @@ static inline uint64_t insert_field(uint64_t v, uint64_t from, unsigned length, 
     return (v & ~mask) | (from << (index & 63) & mask);
 }
 
-/* Bits 127:64 of the result are undefined; they stay. */
+/* Bits 127:64 of the result are undefined by the manual; processors clear them. */
 HANDLER(sse_extrq_i) {
     SSE_BEGIN;
-    uint64_t *q = cpu->vec[insn->rm].q;
-    q[0] = extract_field(q[0], (unsigned)insn->imm, (unsigned)insn->imm >> 8);
+    uint64_t v = cpu->vec[insn->rm].q[0];
+    v = extract_field(v, (unsigned)insn->imm, (unsigned)insn->imm >> 8);
+    set_xmm(cpu, insn->rm, (vec){v, 0});
     INSN_NEXT;
 }
 
 HANDLER(sse_extrq) {
     SSE_BEGIN;
-    uint64_t *q = cpu->vec[insn->reg].q, control = cpu->vec[insn->rm].q[0];
-    q[0] = extract_field(q[0], (unsigned)control, (unsigned)control >> 8);
+    uint64_t v = cpu->vec[insn->reg].q[0], control = cpu->vec[insn->rm].q[0];
+    v = extract_field(v, (unsigned)control, (unsigned)control >> 8);
+    set_xmm(cpu, insn->reg, (vec){v, 0});
     INSN_NEXT;
 }
 
 HANDLER(sse_insertq_i) {
     SSE_BEGIN;
-    uint64_t *q = cpu->vec[insn->reg].q;
-    q[0] =
-        insert_field(q[0], cpu->vec[insn->rm].q[0], (unsigned)insn->imm, (unsigned)insn->imm >> 8);
+    uint64_t v = cpu->vec[insn->reg].q[0], from = cpu->vec[insn->rm].q[0];
+    v = insert_field(v, from, (unsigned)insn->imm, (unsigned)insn->imm >> 8);
+    set_xmm(cpu, insn->reg, (vec){v, 0});
     INSN_NEXT;
 }
 
 HANDLER(sse_insertq) {
     SSE_BEGIN;
-    uint64_t *q = cpu->vec[insn->reg].q, control = cpu->vec[insn->rm].q[1];
-    q[0] = insert_field(q[0], cpu->vec[insn->rm].q[0], (unsigned)control, (unsigned)control >> 8);
+    uint64_t v = cpu->vec[insn->reg].q[0], control = cpu->vec[insn->rm].q[1];
+    v = insert_field(v, cpu->vec[insn->rm].q[0], (unsigned)control, (unsigned)control >> 8);
+    set_xmm(cpu, insn->reg, (vec){v, 0});
     INSN_NEXT;
 }

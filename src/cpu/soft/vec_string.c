@@ -97,7 +97,7 @@ static unsigned compare(struct soft_cpu *cpu, const struct string *a, const stru
 static unsigned string_compare(struct soft_cpu *cpu, const struct insn *insn, vec second,
                                bool explicit) {
     unsigned imm = (unsigned)insn->imm, count = imm & STRING_WORDS ? 8 : 16;
-    bool wide = insn->flags & I_REX_W;
+    bool wide = (insn->flags & I_REX_W) && cpu->mode == INSN_MODE_64;
     struct string a, b;
     string_elements(&a, xmm(cpu, insn->reg), imm, count);
     string_elements(&b, second, imm, count);

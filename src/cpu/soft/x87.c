@@ -77,13 +77,10 @@ HANDLER(x87_register) {
     INSN_NEXT;
 }
 
-/* FCOMI and its like: RFLAGS stay when an invalid operand is not masked. */
+/* FCOMI and its like: RFLAGS change even with an invalid operand that is not masked. */
 HANDLER(x87_compare_flags) {
-    uint8_t flags;
     X87_BEGIN;
-    flags = run(cpu, insn, NULL);
-    if (!(cpu->fsw & ~cpu->fcw & MXCSR_IE))
-        flags_set_status(cpu, flags & (FLAG_ZF | FLAG_PF | FLAG_CF));
+    flags_set_status(cpu, run(cpu, insn, NULL) & (FLAG_ZF | FLAG_PF | FLAG_CF));
     INSN_NEXT;
 }
 
@@ -101,13 +98,24 @@ X87_LOAD(x87_load32, 4)
 X87_LOAD(x87_load64, 8)
 X87_LOAD(x87_load80, 10)
 
+/* Faults that writing would raise. */
+static void probe_write(struct soft_cpu *cpu, const struct insn *insn, uint64_t offset,
+                        unsigned size) {
+    rmw_begin(cpu, insn->seg, offset, size < 8 ? size : 8);
+    rmw_end(cpu);
+    if (size > 8)
+        probe_write(cpu, insn, offset + 8, size - 8);
+}
+
 /* The operand is written; the state changes when that has succeeded. */
 static void run_store(struct soft_cpu *cpu, const struct insn *insn, unsigned size) {
     struct x87_image image;
     uint8_t operand[10];
     put_image(cpu, &image);
     x87_host_run(&image, insn->opcode, insn->modrm, operand, 0);
-    if (!(image.status & ~cpu->fcw & FSW_NO_STORE))
+    if (image.status & ~cpu->fcw & FSW_NO_STORE)
+        probe_write(cpu, insn, insn_offset(cpu, insn), size);
+    else
         access_write(cpu, insn->seg, insn_offset(cpu, insn), operand, size);
     get_image(cpu, &image);
     note_pointers(cpu, insn);
@@ -251,6 +259,28 @@ static void get_environment(struct soft_cpu *cpu, const uint32_t field[ENV_FIELD
     cpu->fds = (uint16_t)field[ENV_DS];
 }
 
+/* Images are accessed field by field, which decides their alignment checks; the last byte is tried
+ * after the first field, so that an image is written as a whole or not at all. */
+static void write_image(struct soft_cpu *cpu, const struct insn *insn, const uint8_t *image,
+                        unsigned length) {
+    uint64_t offset = insn_offset(cpu, insn);
+    unsigned width = insn->size == 2 ? 2 : 4;
+    probe_write(cpu, insn, offset, width);
+    probe_write(cpu, insn, offset + length - 1, 1);
+    for (unsigned at = 0; at < length; at += width)
+        access_write(cpu, insn->seg, offset + at, image + at, width);
+}
+
+static void read_image(struct soft_cpu *cpu, const struct insn *insn, uint8_t *image,
+                       unsigned length) {
+    uint64_t offset = insn_offset(cpu, insn);
+    unsigned width = insn->size == 2 ? 2 : 4;
+    access_read(cpu, insn->seg, offset, image, width);
+    access_read(cpu, insn->seg, offset + length - 1, image + length - 1, 1);
+    for (unsigned at = 0; at < length; at += width)
+        access_read(cpu, insn->seg, offset + at, image + at, width);
+}
+
 /* Returns the image's length. */
 static unsigned environment_bytes(const struct soft_cpu *cpu, const struct insn *insn,
                                   uint8_t *image) {
@@ -277,8 +307,7 @@ static unsigned environment_size(const struct insn *insn) {
 HANDLER(x87_fnstenv) {
     uint8_t image[28];
     X87_BEGIN_NO_WAIT;
-    access_write(cpu, insn->seg, insn_offset(cpu, insn), image,
-                 environment_bytes(cpu, insn, image));
+    write_image(cpu, insn, image, environment_bytes(cpu, insn, image));
     cpu->fcw |= 0x3f;
     x87_update_pending(cpu);
     INSN_NEXT;
@@ -287,7 +316,7 @@ HANDLER(x87_fnstenv) {
 HANDLER(x87_fldenv) {
     uint8_t image[28];
     X87_BEGIN;
-    access_read(cpu, insn->seg, insn_offset(cpu, insn), image, environment_size(insn));
+    read_image(cpu, insn, image, environment_size(insn));
     environment_from(cpu, insn, image);
     INSN_NEXT;
 }
@@ -297,25 +326,19 @@ HANDLER(x87_fldenv) {
 HANDLER(x87_fnsave) {
     uint8_t image[28 + 80];
     unsigned length, top = x87_top(cpu);
-    uint64_t offset = insn_offset(cpu, insn);
     X87_BEGIN_NO_WAIT;
     length = environment_bytes(cpu, insn, image);
     EACH(8, memcpy(image + length + 10 * i, &cpu->x87[(top + i) & 7], 10))
-    length += 80;
-    for (unsigned at = 0; at < length; at += 32)
-        access_write(cpu, insn->seg, offset + at, image + at, length - at < 32 ? length - at : 32);
+    write_image(cpu, insn, image, length + 80);
     initialise(cpu);
     INSN_NEXT;
 }
 
 HANDLER(x87_frstor) {
     uint8_t image[28 + 80];
-    unsigned at = environment_size(insn), length = at + 80, top;
-    uint64_t offset = insn_offset(cpu, insn);
+    unsigned at = environment_size(insn), top;
     X87_BEGIN;
-    for (unsigned from = 0; from < length; from += 32)
-        access_read(cpu, insn->seg, offset + from, image + from,
-                    length - from < 32 ? length - from : 32);
+    read_image(cpu, insn, image, at + 80);
     environment_from(cpu, insn, image);
     top = x87_top(cpu);
     EACH(8, memcpy(&cpu->x87[(top + i) & 7], image + at + 10 * i, 10))
