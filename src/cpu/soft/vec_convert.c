@@ -194,7 +194,7 @@ TO_INT(cvttsd2si, 64, 8)
     SSE_BEGIN;                                                                                     \
     MMX_BEGIN
 
-/* From MMX or memory into an SSE register. */
+/* From MMX, or from memory (which leaves x87 alone), into an SSE register. */
 #define FROM_MMX(name, op, value)                                                                  \
     HANDLER(mmx_##name##_r) {                                                                      \
         BOTH_BEGIN;                                                                                \
@@ -207,7 +207,7 @@ TO_INT(cvttsd2si, 64, 8)
         INSN_NEXT;                                                                                 \
     }                                                                                              \
     HANDLER(mmx_##name##_m) {                                                                      \
-        BOTH_BEGIN;                                                                                \
+        SSE_BEGIN;                                                                                 \
         vec b = load_vec(cpu, insn, 8);                                                            \
         FP_BEGIN;                                                                                  \
         vec a = xmm(cpu, insn->reg), r = FP_LANE(op, VEC_ZERO, b);                                 \

@@ -421,36 +421,18 @@ static uint64_t rdi_offset(const struct soft_cpu *cpu, const struct insn *insn) 
     return insn->address_size == 8 ? rdi : insn->address_size == 4 ? (uint32_t)rdi : (uint16_t)rdi;
 }
 
-/* MASKMOV's operand counts as a whole within each page: its faults are at its first byte there. */
-static void probe_masked(struct soft_cpu *cpu, unsigned seg, uint64_t offset, const uint8_t *mask,
-                         unsigned count) {
-    uint64_t linear = cpu->seg[seg].read.base + offset;
-    unsigned in_page = PAGE_SIZE - (unsigned)(linear & (PAGE_SIZE - 1)), any = 0;
-    unsigned here = in_page < count ? in_page : count;
-    EACH(here, any |= mask[i])
-    if (any & 0x80) {
-        rmw_begin(cpu, seg, offset, 1);
-        rmw_end(cpu);
-    }
-    if (here < count)
-        probe_masked(cpu, seg, offset + here, mask + here, count - here);
-}
-
-static bool is_canonical(uint64_t linear) {
-    return (uint64_t)((int64_t)(linear << 16) >> 16) == linear;
-}
-
+/* MASKMOV's operand counts as a whole for faults and alignment, whatever the mask. */
 static void maskmov(struct soft_cpu *cpu, const struct insn *insn, const uint8_t *data,
                     const uint8_t *mask, unsigned count) {
     uint64_t offset = rdi_offset(cpu, insn);
-    uint64_t linear = cpu->seg[insn->seg].read.base + offset;
-    bool checked = (cpu->rflags & FLAG_AC) && (cpu->cr0 & CR0_AM) && cpu->cpl == 3;
-    if (cpu->mode == INSN_MODE_64 && !(is_canonical(linear) && is_canonical(linear + count - 1)))
-        raise_error(cpu, EXC_GP, 0); /* whatever the mask */
-    if (checked && linear & 7)
-        raise_error(cpu, EXC_AC, 0);
-    probe_masked(cpu, insn->seg, offset, mask, count);
-    store_masked(cpu, insn->seg, offset, data, mask, count, 1);
+    for (unsigned at = 0; at < count; at += 8) {
+        rmw_begin(cpu, insn->seg, offset + at, 8);
+        rmw_end(cpu);
+    }
+    for (unsigned i = 0; i < count; i++) {
+        if (mask[i] & 0x80)
+            store8(cpu, insn->seg, offset + i, data[i]);
+    }
 }
 
 HANDLER(mmx_maskmovq) {
