@@ -17,16 +17,16 @@
 #include "base/bytes.h"
 #include "cpu/engine.h"
 
-
 enum {
     TRIAL_RUN_MS = 20,       /* how long the loop runs */
     TRIAL_PATIENCE_MS = 100, /* for making the VM, and again for stopping it */
     TRIAL_RAM = 1 << 21,
     PML4_AT = 0x1000,
     PDPT_AT = 0x2000,
+    PD_AT = 0x5000,
     CODE_AT = 0x3000,
     COUNT_AT = 0x4000,
-    STACK_AT = 0x6000,
+    STACK_AT = 0x7000,
     ROUND_INSTRUCTIONS = 1 + 50 * 7 + 5,
 };
 
@@ -98,11 +98,12 @@ static int create_vm(const struct engine_ops *ops, struct trial_vm *vm, struct e
     return code;
 }
 
-/* Long mode, the first GiB mapped as it is, interrupts off. */
+/* Long mode, the RAM mapped as it is, interrupts off. */
 static int load_loop(struct trial_vm *vm, struct error *err) {
-    uint64_t pml4 = PDPT_AT | 0x23, pdpt = 0xe3;
+    uint64_t pml4 = PDPT_AT | 0x23, pdpt = PD_AT | 0x23, pd = 0xe3;
     if (memory_write(vm->memory, PML4_AT, &pml4, sizeof pml4) < 0 ||
         memory_write(vm->memory, PDPT_AT, &pdpt, sizeof pdpt) < 0 ||
+        memory_write(vm->memory, PD_AT, &pd, sizeof pd) < 0 ||
         memory_write(vm->memory, CODE_AT, loop_code, sizeof loop_code) < 0)
         return error_set(err, -EFAULT, "loading the measuring loop");
     struct x86_state state;

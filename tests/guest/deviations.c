@@ -43,6 +43,8 @@ static const struct {
     {"faults.elf", "syscall_64", "emulated: SYSCALL's page is not found; TCG: flags get lost"},
     {"faults.elf", "syscall_32", "emulated: the host's selectors show"},
     {"faults.elf", "syscall_disabled", "emulated: SYSCALL although disabled"},
+    {"faults.elf", "compatibility_addresses: null segment", "TCG and emulated: not looked at"},
+    {"faults.elf", "compatibility_addresses: rip", "TCG and emulated: goes with the null segment"},
     {"faults.elf", "decoding_faults: LOCK MOV", "TCG: runs it"},
     {"faults.elf", "control_registers", "TCG: reserved bits are not checked"},
     {"faults.elf", "the program did not end: failed KVM cannot emulate", "emulated: no DAA"},
