@@ -257,9 +257,11 @@ static void save_fp(const struct x86_state *state, struct fp_state *fp) {
     fp->fcw = state->fcw;
     fp->fsw = state->fsw;
     fp->ftw = state->ftw;
-    fp->fop = state->fop;
-    fp->fip = state->fip;
-    fp->fdp = state->fdp;
+    if (state->fsw & 0x80) { /* ES: only then does FXSAVE store the pointers */
+        fp->fop = state->fop;
+        fp->fip = state->fip;
+        fp->fdp = state->fdp;
+    }
     fp->mxcsr = state->mxcsr;
     for (unsigned i = 0; i < 16; i++)
         memcpy(fp->ymm[i], &state->vector[i], 32);

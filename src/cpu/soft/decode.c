@@ -213,6 +213,7 @@ struct decoder {
     uint8_t vex_prefix; /* enum insn_prefix */
     uint8_t encoding, map;
     bool rip_relative;
+    bool undefined; /* a prefix that VEX does not stand; refused once all bytes are there */
 };
 
 /* Past the end every byte reads as 0; the caller looks at truncated and stop once at the end. */
@@ -304,7 +305,8 @@ static void vex_prefix(struct decoder *d, uint8_t byte) {
         rxb = p1 & 0xe0;
         map = p1 & 0x1f;
     }
-    if ((map < MAP_0F || map > MAP_0F3A || prefixed) && !done(d))
+    d->undefined = prefixed;
+    if ((map < MAP_0F || map > MAP_0F3A) && !done(d))
         d->stop = -EXC_UD;
     d->encoding = ENC_VEX;
     d->map = map & 3;
@@ -574,10 +576,11 @@ static int decode(struct decoder *d, uint64_t rip) {
     if (done(d))
         return 0;
     traits = find_row(d, cell, false);
-    if (traits != NULL)
+    if (traits != NULL && !d->undefined)
         return finish(d, traits, rip);
     /* Processors fetch all of an instruction before they refuse it. */
-    traits = find_row(d, cell, true);
+    if (traits == NULL)
+        traits = find_row(d, cell, true);
     if (traits != NULL)
         finish(d, traits, rip);
     return -EXC_UD;

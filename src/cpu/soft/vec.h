@@ -172,12 +172,19 @@ static inline unsigned element_unit(const struct soft_cpu *cpu, unsigned size) {
     return unlikely(cpu->rflags & FLAG_AC) ? 1 : size;
 }
 
-static inline void read_element(struct soft_cpu *cpu, unsigned seg, uint64_t offset, uint8_t *to,
-                                unsigned size) {
+/* An offset that has left the address size; each element wraps by itself. */
+static inline uint64_t wrap_offset(const struct insn *insn, uint64_t offset) {
+    if (likely(insn->address_size == 8))
+        return offset;
+    return insn->address_size == 4 ? (uint32_t)offset : (uint16_t)offset;
+}
+
+static inline void read_element(struct soft_cpu *cpu, const struct insn *insn, uint64_t offset,
+                                uint8_t *to, unsigned size) {
     uint8_t bytes[8];
     unsigned unit = element_unit(cpu, size);
     for (unsigned at = 0; at < size; at += unit)
-        access_read(cpu, seg, offset + at, bytes + at, unit);
+        access_read(cpu, insn->seg, wrap_offset(insn, offset + at), bytes + at, unit);
     memcpy(to, bytes, size);
 }
 

@@ -5,11 +5,7 @@
 #include "cpu/soft/vec.h"
 
 static uint64_t gather_offset(const struct soft_cpu *cpu, const struct insn *insn, int64_t index) {
-    uint64_t offset =
-        cpu->gpr[insn->base] + ((uint64_t)index << insn->scale) + (uint64_t)insn->disp;
-    if (unlikely(insn->address_size != 8))
-        offset = insn->address_size == 4 ? (uint32_t)offset : (uint16_t)offset;
-    return offset;
+    return cpu->gpr[insn->base] + ((uint64_t)index << insn->scale) + (uint64_t)insn->disp;
 }
 
 /* `count` elements of `size` bytes; indexes of index_size bytes. */
@@ -22,7 +18,7 @@ static inline void gather(struct soft_cpu *cpu, const struct insn *insn, unsigne
     for (unsigned i = 0; i < count; i++) {
         int64_t index = index_size == 4 ? (int32_t)indexes->d[i] : (int64_t)indexes->q[i];
         if (mask[i * size + size - 1] & 0x80)
-            read_element(cpu, insn->seg, gather_offset(cpu, insn, index), to + i * size, size);
+            read_element(cpu, insn, gather_offset(cpu, insn, index), to + i * size, size);
         memset(mask + i * size, 0, size);
     }
     memset(to + count * size, 0, 32 - count * size);

@@ -401,30 +401,26 @@ HANDLER(mmx_pmovmskb) {
  * Only bytes whose mask says so are touched, also for faults. All of them are
  * probed (read for writing) before the first is stored.
  */
-static void store_masked(struct soft_cpu *cpu, unsigned seg, uint64_t offset, const uint8_t *data,
+static void store_masked(struct soft_cpu *cpu, const struct insn *insn, const uint8_t *data,
                          const uint8_t *mask, unsigned count, unsigned size) {
-    unsigned unit = element_unit(cpu, size);
+    unsigned unit = element_unit(cpu, size), seg = insn->seg;
+    uint64_t offset = insn_offset(cpu, insn);
     for (unsigned i = 0; i < count * size; i += unit) {
         if (mask[i / size * size + size - 1] & 0x80) {
-            rmw_begin(cpu, seg, offset + i, unit);
+            rmw_begin(cpu, seg, wrap_offset(insn, offset + i), unit);
             rmw_end(cpu);
         }
     }
     for (unsigned i = 0; i < count * size; i += unit) {
         if (mask[i / size * size + size - 1] & 0x80)
-            access_write(cpu, seg, offset + i, data + i, unit);
+            access_write(cpu, seg, wrap_offset(insn, offset + i), data + i, unit);
     }
-}
-
-static uint64_t rdi_offset(const struct soft_cpu *cpu, const struct insn *insn) {
-    uint64_t rdi = cpu->gpr[RDI];
-    return insn->address_size == 8 ? rdi : insn->address_size == 4 ? (uint32_t)rdi : (uint16_t)rdi;
 }
 
 /* MASKMOV's operand counts as a whole for faults and alignment, whatever the mask. */
 static void maskmov(struct soft_cpu *cpu, const struct insn *insn, const uint8_t *data,
                     const uint8_t *mask, unsigned count) {
-    uint64_t offset = rdi_offset(cpu, insn);
+    uint64_t offset = wrap_offset(insn, cpu->gpr[RDI]);
     for (unsigned at = 0; at < count; at += 8) {
         rmw_begin(cpu, insn->seg, offset + at, 8);
         rmw_end(cpu);
@@ -462,7 +458,7 @@ static void load_masked(struct soft_cpu *cpu, const struct insn *insn, unsigned 
     uint8_t result[32] = {0};
     for (unsigned i = 0; i < count; i++) {
         if (mask[i * size + size - 1] & 0x80)
-            read_element(cpu, insn->seg, offset + i * size, result + i * size, size);
+            read_element(cpu, insn, offset + i * size, result + i * size, size);
     }
     memcpy(cpu->vec[insn->reg].b, result, sizeof(result));
 }
@@ -475,8 +471,8 @@ static void load_masked(struct soft_cpu *cpu, const struct insn *insn, unsigned 
     }                                                                                              \
     HANDLER(prefix##_maskstore_##type) {                                                           \
         AVX_BEGIN;                                                                                 \
-        store_masked(cpu, insn->seg, insn_offset(cpu, insn), cpu->vec[insn->reg].b,                \
-                     cpu->vec[insn->vvvv].b, (bytes) / (size), size);                              \
+        store_masked(cpu, insn, cpu->vec[insn->reg].b, cpu->vec[insn->vvvv].b, (bytes) / (size),   \
+                     size);                                                                        \
         INSN_NEXT;                                                                                 \
     }
 MASKED(v128, d, 16, 4)
