@@ -18,7 +18,7 @@
 
 #include "cpu/soft/soft.h"
 
-enum { BLOCK_INSNS_MAX = 48, JUMP_BITS = 11, JUMP_ENTRIES = 1 << JUMP_BITS };
+enum { BLOCK_INSNS_MAX = 48, JUMP_BITS = 14, JUMP_ENTRIES = 1 << JUMP_BITS };
 
 /* cpu->request, beside those of soft.h: blocks were dropped, no chaining until the safe point. */
 enum { REQUEST_BLOCKS = 16 };
