@@ -135,7 +135,7 @@ static const struct insn_row rows[] = {
     ROW("fstp", 1B, 0xdf, REG_FORM, REG(3), OPS(STi), X87, EXEC_RM(x87_register, NULL)),
 
     /* Constants, functions, stack */
-    ROW("fnop", 1B, 0xd9, REG_FORM, REG(2), RM(0), X87, EXEC_RM(x87_fnop, NULL)),
+    ROW("fnop", 1B, 0xd9, REG_FORM, REG(2), RM(0), X87, EXEC_RM(x87_register, NULL)),
     ROW("fchs", 1B, 0xd9, REG_FORM, REG(4), RM(0), X87, EXEC_RM(x87_register, NULL)),
     ROW("fabs", 1B, 0xd9, REG_FORM, REG(4), RM(1), X87, EXEC_RM(x87_register, NULL)),
     ROW("ftst", 1B, 0xd9, REG_FORM, REG(4), RM(4), X87, EXEC_RM(x87_register, NULL)),

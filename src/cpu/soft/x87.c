@@ -143,11 +143,6 @@ HANDLER(x87_fwait) {
     INSN_NEXT;
 }
 
-HANDLER(x87_fnop) {
-    X87_BEGIN;
-    INSN_NEXT;
-}
-
 HANDLER(x87_fldcw) {
     X87_BEGIN;
     cpu->fcw = x87_control(load16(cpu, insn->seg, insn_offset(cpu, insn)));

@@ -43,9 +43,9 @@ static inline void x87_update_pending(struct soft_cpu *cpu) {
 }
 
 /* Handlers (x87.c). */
-insn_exec x87_compare_flags, x87_fldcw, x87_fldenv, x87_fnclex, x87_fninit, x87_fnop,
-    x87_fnop_no_wait, x87_fnsave, x87_fnstcw, x87_fnstenv, x87_fnstsw, x87_fnstsw_ax, x87_frstor,
-    x87_fwait, x87_load16, x87_load32, x87_load64, x87_load80, x87_register, x87_store16,
-    x87_store32, x87_store64, x87_store80;
+insn_exec x87_compare_flags, x87_fldcw, x87_fldenv, x87_fnclex, x87_fninit, x87_fnop_no_wait,
+    x87_fnsave, x87_fnstcw, x87_fnstenv, x87_fnstsw, x87_fnstsw_ax, x87_frstor, x87_fwait,
+    x87_load16, x87_load32, x87_load64, x87_load80, x87_register, x87_store16, x87_store32,
+    x87_store64, x87_store80;
 
 #endif
