@@ -66,8 +66,8 @@ static inline void access_write(struct soft_cpu *cpu, unsigned seg, uint64_t off
 }
 
 /*
- * The slow paths by value: the fast paths below take no local's address, so that handlers can end in
- * tail calls.
+ * The slow paths by value: the fast paths below take no local's address, so that handlers can end
+ * in tail calls.
  */
 uint64_t access_load_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, unsigned size);
 void access_store_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, uint64_t value,
@@ -75,15 +75,18 @@ void access_store_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, uint
 
 #define ACCESS_SIZED(bits)                                                                         \
     static inline uint##bits##_t load##bits(struct soft_cpu *cpu, unsigned seg, uint64_t offset) { \
-        const uint##bits##_t *host = access_fast(cpu, TLB_READ, seg, offset, bits / 8);            \
-        return likely(host != NULL) ? *host                                                        \
-                                    : (uint##bits##_t)access_load_slow(cpu, seg, offset, bits / 8); \
+        const void *host = access_fast(cpu, TLB_READ, seg, offset, bits / 8);                      \
+        uint##bits##_t value;                                                                      \
+        if (unlikely(host == NULL))                                                                \
+            return (uint##bits##_t)access_load_slow(cpu, seg, offset, bits / 8);                   \
+        memcpy(&value, host, sizeof value);                                                        \
+        return value;                                                                              \
     }                                                                                              \
     static inline void store##bits(struct soft_cpu *cpu, unsigned seg, uint64_t offset,            \
                                    uint##bits##_t value) {                                         \
-        uint##bits##_t *host = access_fast(cpu, TLB_WRITE, seg, offset, bits / 8);                 \
+        void *host = access_fast(cpu, TLB_WRITE, seg, offset, bits / 8);                           \
         if (likely(host != NULL))                                                                  \
-            *host = value;                                                                         \
+            memcpy(host, &value, sizeof value);                                                    \
         else                                                                                       \
             access_store_slow(cpu, seg, offset, value, bits / 8);                                  \
     }

@@ -70,6 +70,15 @@ static inline unsigned masked_count(uint64_t count, unsigned bits) {
     }
 FOR_EACH_SIZE(SHIFT_OPERATIONS)
 
+/* *pointer (at any alignment) = expression of `old`. */
+#define UPDATE(pointer, expression)                                                                \
+    do {                                                                                           \
+        __typeof__(*(pointer)) old, new_;                                                          \
+        memcpy(&old, pointer, sizeof old);                                                         \
+        new_ = (expression);                                                                       \
+        memcpy(pointer, &new_, sizeof new_);                                                       \
+    } while (0)
+
 /* ---- Forms: by 1, by imm8, by CL ---- */
 
 #define SHIFT_FORM(op, suffix, count, bits)                                                        \
@@ -83,7 +92,7 @@ FOR_EACH_SIZE(SHIFT_OPERATIONS)
         unsigned n = masked_count(count, bits);                                                    \
         uint##bits##_t *to = mem_rmw##bits(cpu, insn);                                             \
         if (n != 0)                                                                                \
-            *to = op##bits(cpu, *to, n);                                                           \
+            UPDATE(to, op##bits(cpu, old, n));                                                     \
         rmw_end(cpu);                                                                              \
         INSN_NEXT;                                                                                 \
     }
@@ -156,7 +165,7 @@ DOUBLE_OPERATIONS(64)
         unsigned n = masked_count(count, bits);                                                    \
         uint##bits##_t *to = mem_rmw##bits(cpu, insn);                                             \
         if (n != 0)                                                                                \
-            *to = op##bits(cpu, *to, get##bits(cpu, insn->reg), n);                                \
+            UPDATE(to, op##bits(cpu, old, get##bits(cpu, insn->reg), n));                          \
         rmw_end(cpu);                                                                              \
         INSN_NEXT;                                                                                 \
     }

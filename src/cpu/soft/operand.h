@@ -100,16 +100,17 @@ static inline bool is_locked(const struct insn *insn) {
  */
 #define RMW(insn, pointer, old, expression)                                                        \
     do {                                                                                           \
+        __typeof__(*(pointer)) new_;                                                               \
         if (is_locked(insn)) {                                                                     \
-            __typeof__(*(pointer)) new_;                                                           \
             old = __atomic_load_n(pointer, __ATOMIC_RELAXED);                                      \
             do                                                                                     \
                 new_ = (expression);                                                               \
             while (!__atomic_compare_exchange_n(pointer, &old, new_, false, __ATOMIC_SEQ_CST,      \
                                                 __ATOMIC_SEQ_CST));                                \
         } else {                                                                                   \
-            old = *(pointer);                                                                      \
-            *(pointer) = (expression);                                                             \
+            memcpy(&old, pointer, sizeof old);                                                     \
+            new_ = (expression);                                                                   \
+            memcpy(pointer, &new_, sizeof new_);                                                   \
         }                                                                                          \
     } while (0)
 
