@@ -40,6 +40,7 @@ struct guest {
     struct engine *engine;
     struct vcpu *vcpu;
     const struct background *background;
+    unsigned processor;
     struct x86_state template;
     uint8_t *low, *code, *data, *stack;
     uint64_t next_table;
@@ -95,6 +96,9 @@ static void build_descriptors(struct guest *guest) {
         UINT64_C(0x00affb000000ffff), /* 33: user code, 64 bits */
     };
     memcpy(guest->low + GDT, gdt, sizeof gdt);
+    /* 7b: the processor's number as the limit of an expand-down segment. */
+    store_le64(guest->low + GDT + 15 * 8,
+               UINT64_C(0x0040f50000000000) | (uint64_t)guest->processor);
     store_le64(guest->low + TSS + 4, SUPERVISOR + KERNEL_STACK); /* RSP0 */
     store_le16(guest->low + TSS + 102, 104);                     /* no I/O bitmap */
     for (unsigned vector = 0; vector < 256; vector++) {
@@ -197,12 +201,13 @@ static int build_machine(struct guest *guest, enum engine_kind kind, struct erro
     return rc;
 }
 
-int guest_create(const struct background *background, enum engine_kind engine, struct guest **guest,
-                 struct error *err) {
+int guest_create(const struct background *background, enum engine_kind engine, unsigned processor,
+                 struct guest **guest, struct error *err) {
     struct guest *made = calloc(1, sizeof *made);
     if (made == NULL)
         return error_set_errno(err, -ENOMEM, "guest side");
     made->background = background;
+    made->processor = processor;
     int rc = build_machine(made, engine, err);
     if (rc < 0) {
         guest_destroy(made);

@@ -244,7 +244,8 @@ int main(int argc, char **argv) {
     background_fill(&background);
     /* The child first, while this process is small and has one thread. */
     if (native_create(&background, &run.native, &err) < 0 ||
-        guest_create(&background, run.options.engine, &run.guest, &err) < 0) {
+        guest_create(&background, run.options.engine, native_processor(run.native), &run.guest,
+                     &err) < 0) {
         fprintf(stderr, "silicon: %s\n", err.text);
         return 1;
     }

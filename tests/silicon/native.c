@@ -11,6 +11,7 @@
  */
 #include <asm/prctl.h>
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,6 +35,7 @@ struct native {
     struct batch *batch;
     const struct background *background;
     uint64_t fs_base;
+    unsigned processor;
 };
 
 /* ---- The child. Everything below works on these. ---- */
@@ -260,8 +262,16 @@ static void child_alarm(bool on) {
     setitimer(ITIMER_REAL, &timer, NULL);
 }
 
-static _Noreturn void child_main(int commands, int answers) {
+static void child_pin(unsigned processor) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(processor, &set);
+    sched_setaffinity(0, sizeof set, &set);
+}
+
+static _Noreturn void child_main(int commands, int answers, unsigned processor) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    child_pin(processor);
     child_map();
     child_signals();
     __asm__ volatile("rdfsbase %0" : "=r"(native_home_fs));
@@ -298,7 +308,7 @@ static int spawn(struct native *native, struct error *err) {
     if (native->pid == 0) {
         close(down[1]);
         close(up[0]);
-        child_main(down[0], up[1]);
+        child_main(down[0], up[1], native->processor);
     }
     close(down[0]);
     close(up[1]);
@@ -312,6 +322,7 @@ int native_create(const struct background *given, struct native **native, struct
     if (made == NULL)
         return error_set_errno(err, -ENOMEM, "native side");
     made->background = given;
+    made->processor = (unsigned)sched_getcpu();
     made->batch =
         mmap(NULL, sizeof *made->batch, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (made->batch == MAP_FAILED) {
@@ -345,6 +356,10 @@ struct batch *native_batch(struct native *native) {
 
 uint64_t native_fs_base(const struct native *native) {
     return native->fs_base;
+}
+
+unsigned native_processor(const struct native *native) {
+    return native->processor;
 }
 
 static int replace_child(struct native *native, struct error *err) {

@@ -195,6 +195,8 @@ int native_create(const struct background *background, struct native **native, s
 void native_destroy(struct native *native);
 struct batch *native_batch(struct native *native);
 uint64_t native_fs_base(const struct native *native);
+/* The processor that the cases run on: user code can tell by a segment limit. */
+unsigned native_processor(const struct native *native);
 /* Runs the batch's cases. A case that ends the child gets VECTOR_LOST. */
 int native_run(struct native *native, struct error *err);
 
@@ -202,8 +204,8 @@ int native_run(struct native *native, struct error *err);
 
 struct guest;
 /* engine: soft or kvm (the latter is as good as a second opinion on this harness). */
-int guest_create(const struct background *background, enum engine_kind engine, struct guest **guest,
-                 struct error *err);
+int guest_create(const struct background *background, enum engine_kind engine, unsigned processor,
+                 struct guest **guest, struct error *err);
 void guest_destroy(struct guest *guest);
 void guest_run(struct guest *guest, const struct test_case *test, struct outcome *outcome);
 /* CPUID features that the vCPU offers, as insn_decode takes them. */

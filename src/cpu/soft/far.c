@@ -238,7 +238,9 @@ void call_far_m(struct soft_cpu *cpu, const struct insn *insn) {
     far_memory(cpu, insn, true);
 }
 
-/* ---- Returns ---- */
+/* ---- Returns ----
+ *
+ * Frames are read from the top down, so that of several faults AMD's is reported. */
 
 /* The code segment that RETF and IRET go back to: never a more privileged one. */
 static void target_return(struct soft_cpu *cpu, uint16_t selector, uint64_t rip,
@@ -289,8 +291,8 @@ static void return_outer(struct soft_cpu *cpu, const struct target *target,
 static void ret_far_by(struct soft_cpu *cpu, const struct insn *insn, unsigned extra) {
     cpu->insn = insn;
     unsigned size = insn->size;
-    uint64_t rip = stack_peek(cpu, 0, size);
     uint16_t selector = (uint16_t)stack_peek(cpu, size, size);
+    uint64_t rip = stack_peek(cpu, 0, size);
     if (!mode_protected(cpu)) {
         jump_real(cpu, selector, rip);
         stack_move(cpu, 2 * size + extra);
@@ -303,8 +305,8 @@ static void ret_far_by(struct soft_cpu *cpu, const struct insn *insn, unsigned e
         target_commit(cpu, &target);
     } else {
         struct x86_segment ss;
-        uint64_t rsp = stack_peek(cpu, 2 * size + extra, size);
         uint16_t stack = (uint16_t)stack_peek(cpu, 3 * size + extra, size);
+        uint64_t rsp = stack_peek(cpu, 2 * size + extra, size);
         target_return(cpu, selector, rip, &target);
         stack_return(cpu, stack, &target, &ss);
         return_outer(cpu, &target, &ss, rsp + extra);
@@ -368,9 +370,9 @@ static void iret_vm86(struct soft_cpu *cpu, uint64_t rip, uint16_t cs, uint64_t 
 
 static void iret_protected(struct soft_cpu *cpu, const struct insn *insn) {
     unsigned size = insn->size;
-    uint64_t rip = stack_peek(cpu, 0, size);
-    uint16_t selector = (uint16_t)stack_peek(cpu, size, size);
     uint64_t image = stack_peek(cpu, 2 * size, size);
+    uint16_t selector = (uint16_t)stack_peek(cpu, size, size);
+    uint64_t rip = stack_peek(cpu, 0, size);
     uint64_t flags = iret_flags(cpu, image, size);
     if (image & FLAG_VM && size == 4 && cpu->cpl == 0 && !cpu->long_mode) {
         iret_vm86(cpu, rip, selector, flags);
@@ -385,8 +387,8 @@ static void iret_protected(struct soft_cpu *cpu, const struct insn *insn) {
         target_commit(cpu, &target);
     } else {
         struct x86_segment ss;
-        uint64_t rsp = stack_peek(cpu, 3 * size, size);
         uint16_t stack = (uint16_t)stack_peek(cpu, 4 * size, size);
+        uint64_t rsp = stack_peek(cpu, 3 * size, size);
         target_return(cpu, selector, rip, &target);
         stack_return(cpu, stack, &target, &ss);
         flags_set(cpu, flags);

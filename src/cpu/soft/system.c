@@ -95,14 +95,28 @@ bool system_set_efer(struct soft_cpu *cpu, uint64_t value) {
     return true;
 }
 
+static void check_privileged(struct soft_cpu *cpu) {
+    if (cpu->cpl != 0)
+        raise_error(cpu, EXC_GP, 0);
+}
+
+/* The control register that MOV names: #UD where there is none, whatever the privilege. */
+static unsigned control_register(struct soft_cpu *cpu, const struct insn *insn) {
+    unsigned n = insn->reg + (insn->flags & I_LOCK ? 8 : 0);
+    cpu->insn = insn;
+    if (n == 1 || n == 5 || n == 6 || n == 7 || n > 8)
+        raise_exception(cpu, EXC_UD);
+    check_privileged(cpu);
+    return n;
+}
+
 static uint64_t control_read(struct soft_cpu *cpu, unsigned n) {
     switch (n) {
     case 0: return cpu->cr0;
     case 2: return cpu->cr2;
     case 3: return cpu->cr3;
     case 4: return cpu->cr4;
-    case 8: return cpu->lapic != NULL ? lapic_cr8(cpu->lapic) : 0;
-    default: raise_exception(cpu, EXC_UD);
+    default: return cpu->lapic != NULL ? lapic_cr8(cpu->lapic) : 0;
     }
 }
 
@@ -112,13 +126,12 @@ static bool control_write(struct soft_cpu *cpu, unsigned n, uint64_t value) {
     case 2: cpu->cr2 = value; return true;
     case 3: return system_set_cr3(cpu, value);
     case 4: return system_set_cr4(cpu, value);
-    case 8:
+    default:
         if (value > 15)
             return false;
         if (cpu->lapic != NULL)
             lapic_set_cr8(cpu->lapic, (uint8_t)value);
         return true;
-    default: raise_exception(cpu, EXC_UD);
     }
 }
 
@@ -128,15 +141,15 @@ static uint64_t width_value(const struct soft_cpu *cpu, uint64_t value) {
 }
 
 void mov_r_c(struct soft_cpu *cpu, const struct insn *insn) {
-    cpu->insn = insn;
-    cpu->gpr[insn->rm] = width_value(cpu, control_read(cpu, insn->reg));
+    unsigned n = control_register(cpu, insn);
+    cpu->gpr[insn->rm] = width_value(cpu, control_read(cpu, n));
     INSN_NEXT;
 }
 
 void mov_c_r(struct soft_cpu *cpu, const struct insn *insn) {
-    cpu->insn = insn;
+    unsigned n = control_register(cpu, insn);
     uint64_t next = insn_next_rip(cpu, insn);
-    if (!control_write(cpu, insn->reg, width_value(cpu, cpu->gpr[insn->rm])))
+    if (!control_write(cpu, n, width_value(cpu, cpu->gpr[insn->rm])))
         raise_error(cpu, EXC_GP, 0);
     INSN_JUMP(next);
 }
@@ -196,6 +209,7 @@ static unsigned debug_register(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->insn = insn;
     if (n > 7 || ((n == 4 || n == 5) && cpu->cr4 & CR4_DE))
         raise_exception(cpu, EXC_UD);
+    check_privileged(cpu);
     if (cpu->dr[7] & DR7_GD) {
         debug_enter(cpu, DR6_BD);
         raise_exception(cpu, EXC_DB);

@@ -52,7 +52,7 @@ static const struct insn_row rows[] = {
     GROUP_6("lldt", 2, Ew, INSN_CPL0, lldt),
     GROUP_6("ltr", 3, Ew, INSN_CPL0, ltr),
     GROUP_6("verr", 4, Ew, 0, verr),
-    GROUP_6("verw", 5, Ew, 0, verw),
+    GROUP_6("verw", 5, Ew, INSN_LOCK, verw), /* LOCK does no harm on AMD processors */
     ROW("sgdt", 0F, 0x01, OPS(M), MEM_FORM, REG(0), EXEC_RM(NULL, sgdt)),
     ROW("sidt", 0F, 0x01, OPS(M), MEM_FORM, REG(1), EXEC_RM(NULL, sidt)),
     ROW("lgdt", 0F, 0x01, OPS(M), MEM_FORM, REG(2), CPL0, EXEC_RM(NULL, lgdt)),
@@ -81,10 +81,12 @@ static const struct insn_row rows[] = {
     ROW("sysexit", 0F, 0x35, NO_MODRM, END, EXEC(sysexit)),
 
     /* Control and debug registers. */
-    ROW("mov", 0F, 0x20, OPS(Ry, Cd), CPL0, EXEC(mov_r_c)),
-    ROW("mov", 0F, 0x22, OPS(Cd, Ry), CPL0_E, EXEC(mov_c_r)),
-    ROW("mov", 0F, 0x21, OPS(Ry, Dd), CPL0, EXEC(mov_r_d)),
-    ROW("mov", 0F, 0x23, OPS(Dd, Ry), CPL0_E, EXEC(mov_d_r)),
+    /* Privileged as well, but a register that does not exist is #UD before that: their handlers
+     * look. LOCK names CR8 to CR15. */
+    ROW("mov", 0F, 0x20, OPS(Ry, Cd), REG_FORM, PROPS(INSN_LOCK), EXEC(mov_r_c)),
+    ROW("mov", 0F, 0x22, OPS(Cd, Ry), REG_FORM, PROPS(INSN_END | INSN_LOCK), EXEC(mov_c_r)),
+    ROW("mov", 0F, 0x21, OPS(Ry, Dd), EXEC(mov_r_d)),
+    ROW("mov", 0F, 0x23, OPS(Dd, Ry), END, EXEC(mov_d_r)),
     ROW("clts", 0F, 0x06, NO_MODRM, CPL0_E, EXEC(clts)),
     ROW("smsw", 0F, 0x01, OPS(Ev), REG(4), EXEC_RM(smsw_r, smsw_m)),
     ROW("lmsw", 0F, 0x01, OPS(Ew), REG(6), CPL0_E, EXEC_RM(lmsw_r, lmsw_m)),
