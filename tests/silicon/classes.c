@@ -29,6 +29,7 @@ static const struct reason excluded[] = {
     {"smsw", "the host's kernel emulates it for user code"},
     {"monitor", "not offered to guests"},
     {"mwait", "not offered to guests"},
+    {"int1", "the host's own hypervisor intercepts it and reports another RIP"},
     {"vmmcall", "leaves the host's own virtual machine"},
     {"rdpmc", "depends on the host's kernel"},
 };
