@@ -23,6 +23,7 @@ enum run_option {
     OPT_VERBOSE,
     OPT_HELP,
     OPT_BOOT,
+    OPT_RINGS,
 };
 
 const struct option_spec run_options[] = {
@@ -43,6 +44,7 @@ const struct option_spec run_options[] = {
     [OPT_VERBOSE] = {"verbose", 'v', NULL, "say what runs and how long it took; twice: more"},
     [OPT_HELP] = {"help", 'h', NULL, "show this help"},
     [OPT_BOOT] = {"boot", 0, "auto|bzimage|elf|pvh", NULL},
+    [OPT_RINGS] = {"rings", 0, "split|packed", NULL},
     {NULL, 0, NULL, NULL},
 };
 
@@ -52,6 +54,7 @@ static const char *const consoles[] = {"agent", "serial", NULL};
 static const char *const reboots[] = {"restart", "stop", NULL};
 static const char *const panics[] = {"stop", "hold", NULL};
 static const char *const boots[] = {"auto", "bzimage", "elf", "pvh", NULL};
+static const char *const rings[] = {"split", "packed", NULL};
 static const char *const disk_devices[] = {"virtio", "nvme", NULL};
 
 /* A choice into an enumeration whose values are the list's indices. */
@@ -134,6 +137,7 @@ static int take_option(struct run_config *config, enum run_option option, char *
     case OPT_ON_PANIC: CHOOSE(machine->on_panic, "on-panic", panics); break;
     case OPT_VERBOSE: config->verbose++; break;
     case OPT_BOOT: CHOOSE(machine->boot, "boot", boots); break;
+    case OPT_RINGS: CHOOSE(machine->packed_rings, "rings", rings); break;
     case OPT_HELP: break;
     }
     return 0;

@@ -57,7 +57,8 @@ struct machine_config {
     enum net_kind net;
     struct net_publish publish[MACHINE_PUBLISH_MAX];
     unsigned publish_count;
-    bool vsock; /* a way to lodge-agent */
+    bool vsock;        /* a way to lodge-agent */
+    bool packed_rings; /* virtio devices offer packed rings */
     /* Where the first serial port leads to; the caller's, outlives the machine. NULL: nowhere. */
     struct chardev *serial;
     /* The loop that the machine's back ends run on; the caller's, outlives the machine. */

@@ -90,6 +90,10 @@ static int create_chips(struct machine *machine, struct error *err) {
     return result == 0 ? add(machine, &serial_class, "serial0", &serial, NULL, err) : result;
 }
 
+static struct virtio_options virtio_options(const struct machine *machine) {
+    return (struct virtio_options){.packed = machine->config.packed_rings};
+}
+
 static int add_disk(struct machine *machine, unsigned index, struct error *err) {
     const struct disk_config *disk = &machine->config.disks[index];
     char name[16];
@@ -97,7 +101,8 @@ static int add_disk(struct machine *machine, unsigned index, struct error *err) 
     int result = block_open_raw(disk->path, disk->readonly, &machine->blocks[index], err);
     if (result < 0)
         return result;
-    struct virtio_blk_config config = {.block = machine->blocks[index]};
+    struct virtio_blk_config config = {.options = virtio_options(machine),
+                                       .block = machine->blocks[index]};
     return add(machine, &virtio_blk_class, name, &config, NULL, err);
 }
 
@@ -107,13 +112,13 @@ static int add_network(struct machine *machine, struct error *err) {
     int result = net_user_create(&user, &machine->net, err);
     if (result < 0)
         return result;
-    struct virtio_net_config config = {.net = machine->net};
+    struct virtio_net_config config = {.options = virtio_options(machine), .net = machine->net};
     return add(machine, &virtio_net_class, "net0", &config, NULL, err);
 }
 
 static int create_virtio(struct machine *machine, struct error *err) {
-    static const struct virtio_rng_config rng;
-    static const struct virtio_vsock_config vsock;
+    struct virtio_rng_config rng = {.options = virtio_options(machine)};
+    struct virtio_vsock_config vsock = {.options = virtio_options(machine)};
     int result = add(machine, &virtio_rng_class, "rng0", &rng, NULL, err);
     if (result == 0 && machine->config.vsock)
         result = add(machine, &virtio_vsock_class, "vsock0", &vsock, &machine->vsock, err);

@@ -234,6 +234,20 @@ static void tell_plain(struct vsock_conn *conn, void (*call)(void *, struct vsoc
     lock_take(lock);
 }
 
+/* Room that the user made is the guest's again; told unasked when it sees less than half free. */
+static void give_credit(struct vsock_conn *conn) {
+    uint32_t outstanding = conn->received - conn->user_consumed;
+    if (outstanding < conn->in.length)
+        outstanding = conn->in.length;
+    conn->consumed = conn->received - outstanding;
+    uint32_t guest_sees = conn->received - conn->consumed_told;
+    if (conn->state == CONN_OPEN && conn->consumed != conn->consumed_told &&
+        guest_sees > VSOCK_BUFFER / 2) {
+        vsock_conn_owe(conn, OP_CREDIT_UPDATE);
+        virtio_serve(&conn->vsock->virtio, RECEIVE);
+    }
+}
+
 static void tell_data(struct vsock_conn *conn) {
     struct lock *lock = &conn->vsock->virtio.device.lock;
     while (conn->ops != NULL && conn->in.length > 0) {
@@ -246,6 +260,7 @@ static void tell_data(struct vsock_conn *conn) {
         ops->received(context, conn, bytes, length);
         lock_take(lock);
         vsock_ring_drop(&conn->in, length);
+        give_credit(conn);
     }
 }
 
@@ -398,15 +413,9 @@ ssize_t vsock_send(struct vsock_conn *conn, const void *bytes, size_t length) {
 void vsock_consumed(struct vsock_conn *conn, size_t length) {
     struct virtio_vsock *vsock = conn->vsock;
     lock_take(&vsock->virtio.device.lock);
-    uint32_t outstanding = conn->received - conn->consumed;
-    conn->consumed += length < outstanding ? (uint32_t)length : outstanding;
-    /* Told unasked when the guest sees less than half of the buffer free. */
-    uint32_t guest_sees = conn->received - conn->consumed_told;
-    if (conn->state == CONN_OPEN && conn->consumed != conn->consumed_told &&
-        guest_sees > VSOCK_BUFFER / 2) {
-        vsock_conn_owe(conn, OP_CREDIT_UPDATE);
-        virtio_serve(&vsock->virtio, RECEIVE);
-    }
+    uint32_t outstanding = conn->received - conn->user_consumed;
+    conn->user_consumed += length < outstanding ? (uint32_t)length : outstanding;
+    give_credit(conn);
     lock_release(&vsock->virtio.device.lock);
 }
 

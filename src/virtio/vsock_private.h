@@ -65,7 +65,9 @@ struct vsock_conn {
     bool shutdown_wanted, shutdown_sent, credit_asked;
     uint8_t guest_shutdown;
     struct byte_ring in, out;
-    uint32_t received, consumed, consumed_told;        /* guest to host, modulo 2^32 */
+    /* Guest to host, modulo 2^32. What the user consumed while its callback still runs counts
+     * as consumed only when it has left the ring. */
+    uint32_t received, user_consumed, consumed, consumed_told;
     uint32_t sent, guest_buffer_size, guest_forwarded; /* host to guest */
 };
 

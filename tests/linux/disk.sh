@@ -23,13 +23,13 @@ expect_same "$(sha256sum <"$work/disk")" "$before" "and leave the file alone"
 
 # A filesystem's worth of metadata traffic, then discard.
 expect_exit 0 "ext4 or vfat on the disk, discard" lodge_run --disk "$work/disk" -- sh -c '
-    mkfs.vfat /dev/vda 2>/dev/null || mke2fs -q /dev/vda || exit 3
+    { mkfs.vfat /dev/vda || mke2fs -q /dev/vda; } >/dev/null 2>&1 || exit 3
     cat /sys/block/vda/queue/discard_max_bytes /sys/block/vda/queue/write_zeroes_max_bytes
     blkdiscard -o 0 -l 33554432 /dev/vda'
 expect_same "$(awk '$1 > 0' "$work/out" | wc -l)" 2 "discard and write-zeroes are offered"
 expect_same "$(head -c 33554432 "$work/disk" | tr -d '\0' | wc -c)" 0 "discarded blocks read as zeroes"
 
-two() { lodge_run --disk "$work/disk" --disk "$work/second,readonly" -- sh -c 'cat /sys/block/vd?/size; cat /sys/block/vd?/serial'; }
+two() { lodge_run --disk "$work/disk" --disk "$work/second,readonly" -- sh -c 'cat /sys/block/vd?/size; for s in /sys/block/vd?/serial; do cat $s; echo; done'; }
 truncate -s 1M "$work/second"
 expect_exit 0 "two disks" two
 expect_same "$(head -n 2 "$work/out" | tr '\n' ' ')" "131072 2048 " "in order"

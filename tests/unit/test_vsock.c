@@ -35,6 +35,7 @@ struct fixture {
     unsigned accepted, connected, ended, closed, writable;
     int error, refuse;
     bool hoard; /* do not return credit */
+    void (*in_received)(struct fixture *f);
     uint8_t received[256 << 10];
     size_t received_length;
 };
@@ -54,6 +55,8 @@ static void on_received(void *context, struct vsock_conn *conn, const void *byte
     f->received_length += length;
     if (!f->hoard)
         vsock_consumed(conn, length);
+    if (f->in_received != NULL)
+        f->in_received(f);
 }
 
 static void on_writable(void *context, struct vsock_conn *conn) {
@@ -390,6 +393,25 @@ static void test_guest_out_of_credit(void **state) {
     assert_int_equal(f->received_length, VSOCK_BUFFER + 1);
 }
 
+/* The bytes are still being looked at: their room is not the guest's yet. */
+static void ask_for_credit(struct fixture *f) {
+    f->in_received = NULL;
+    put(f, CREDIT_REQUEST, 50, 1000, 0);
+    assert_int_equal(expect(f, CREDIT_UPDATE).forwarded, 0);
+}
+
+static void test_credit_in_callback(void **state) {
+    struct fixture *f = *state;
+    uint8_t data[BUFFER] = {1};
+    open_from_guest(f);
+    f->in_received = ask_for_credit;
+    for (unsigned sent = 0; sent < VSOCK_BUFFER; sent += BUFFER)
+        put_data(f, 50, 1000, data, BUFFER);
+    rig_pump(&f->rig);
+    assert_int_equal(expect(f, CREDIT_UPDATE).forwarded, VSOCK_BUFFER);
+    vsock_abort(f->conn);
+}
+
 static void test_host_out_of_credit(void **state) {
     struct fixture *f = *state;
     static uint8_t data[2 * VSOCK_BUFFER];
@@ -616,6 +638,7 @@ int main(void) {
         TEST(test_any_listener),
         TEST(test_before_the_driver),
         TEST(test_guest_out_of_credit),
+        TEST(test_credit_in_callback),
         TEST(test_host_out_of_credit),
         TEST(test_stream),
         TEST(test_malformed),
