@@ -324,6 +324,31 @@ static void watched_code_gets_no_write_entry(void **state) {
     assert_int_equal(fixture_peek(f, 0x200000, 8), 2);
 }
 
+static bool fetch_dirty(struct fixture *f, uint64_t gpa) {
+    uint64_t bitmap = 0;
+    return memory_fetch_dirty(f->memory, gpa, PAGE_SIZE, &bitmap) == 1;
+}
+
+/* A write through an entry from before the flags were cleared must not get lost. */
+static void dirty_log_misses_nothing(void **state) {
+    struct fixture *f = *state;
+    struct soft_cpu *cpu = f->cpu;
+    fixture_map(f, KERNEL_PAGE, 0x200000, PT_P | PT_W);
+    store64(cpu, SEG_DS, KERNEL_PAGE, 1);
+    assert_true(fetch_dirty(f, 0x200000));
+    assert_non_null(access_fast(cpu, TLB_WRITE, SEG_DS, KERNEL_PAGE, 8));
+    store64(cpu, SEG_DS, KERNEL_PAGE, 2);
+    assert_true(atomic_load(&cpu->request) & REQUEST_FLUSH);
+    mmu_serve_requests(cpu);
+    assert_null(access_fast(cpu, TLB_WRITE, SEG_DS, KERNEL_PAGE, 8));
+    assert_true(fetch_dirty(f, 0x200000));
+    mmu_serve_requests(cpu);
+    assert_false(fetch_dirty(f, 0x200000));
+    mmu_serve_requests(cpu);
+    store64(cpu, SEG_DS, KERNEL_PAGE, 3);
+    assert_true(fetch_dirty(f, 0x200000));
+}
+
 static void legacy_segments_limit_the_fast_path(void **state) {
     struct fixture *f = *state;
     struct soft_cpu *cpu = f->cpu;
@@ -428,6 +453,7 @@ int main(void) {
         T(walks_pae_tables),
         T(fast_path_finds_what_slow_path_entered),
         T(watched_code_gets_no_write_entry),
+        T(dirty_log_misses_nothing),
         T(legacy_segments_limit_the_fast_path),
         T(reaches_io),
         T(views_refuse),

@@ -15,7 +15,23 @@
 
 /* ---- Contexts and flushes ---- */
 
+static void mark_dirty(_Atomic(uint8_t) *flags) {
+    if (flags != NULL)
+        atomic_fetch_or_explicit(flags, MEM_PAGE_DIRTY, memory_order_relaxed);
+}
+
+void mmu_drop_writes(struct soft_cpu *cpu) {
+    struct mmu *mmu = mmu_of(cpu);
+    for (unsigned index = 0; index < TLB_INDEXES; index++) {
+        memset(cpu->tlbs[index][TLB_WRITE], 0xff, sizeof cpu->tlbs[index][TLB_WRITE]);
+        for (unsigned slot = 0; slot < TLB_ENTRIES; slot++)
+            mark_dirty(mmu->write_flags[index][slot]);
+    }
+    memset(mmu->write_flags, 0, sizeof mmu->write_flags);
+}
+
 static void level1_clear(struct soft_cpu *cpu) {
+    mmu_drop_writes(cpu);
     memset(cpu->tlbs, 0xff, sizeof cpu->tlbs); /* TLB_EMPTY */
 }
 
@@ -130,11 +146,6 @@ void mmu_flush_page(struct soft_cpu *cpu, uint64_t linear) {
     }
 }
 
-void mmu_drop_writes(struct soft_cpu *cpu) {
-    for (unsigned index = 0; index < TLB_INDEXES; index++)
-        memset(cpu->tlbs[index][TLB_WRITE], 0xff, sizeof cpu->tlbs[index][TLB_WRITE]);
-}
-
 /* ---- Filling ---- */
 
 static bool is_lapic_page(const struct soft_cpu *cpu, uint64_t gpa) {
@@ -247,12 +258,18 @@ void mmu_enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *pag
     }
     if (page->rom)
         return;
+    unsigned slot = (linear >> PAGE_SHIFT) & (TLB_ENTRIES - 1);
+    _Atomic(uint8_t) **flags =
+        &mmu_of(cpu)->write_flags[(cpu->tlb - cpu->tlbs[0]) / TLB_KINDS][slot];
+    if (*flags != page->flags)
+        mark_dirty(*flags);
+    *flags = page->flags;
     /* First the entry, then the look at the flag: whoever marks the page as code after that finds
      * the entry, or asks us to drop it (mmu_watch_code). */
     atomic_fetch_or(page->flags, MEM_PAGE_DIRTY);
     level1_enter(cpu, linear, page, kind);
     if (atomic_load(page->flags) & MEM_PAGE_CODE)
-        cpu->tlb[TLB_WRITE][(linear >> PAGE_SHIFT) & (TLB_ENTRIES - 1)].tag = TLB_EMPTY;
+        cpu->tlb[TLB_WRITE][slot].tag = TLB_EMPTY;
 }
 
 bool mmu_fetch(struct soft_cpu *cpu, uint64_t linear, struct code_page *code) {

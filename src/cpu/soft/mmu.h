@@ -95,6 +95,10 @@ struct mmu {
     /* Which 2 MiB / 1 GiB of linear addresses (hashed) hold fragments of large pages. */
     uint64_t large[MMU_LARGE_BITS / 64], huge[MMU_LARGE_BITS / 64];
 
+    /* Flag bytes of the pages that level 1 write entries name. A page written through its entry is
+     * not marked again, so it counts as dirty once more when the entry goes (mmu_drop_writes). */
+    _Atomic(uint8_t) *write_flags[TLB_INDEXES][TLB_ENTRIES];
+
     /* A read-modify-write in progress. */
     struct {
         struct mmu_page page[2];
@@ -164,7 +168,8 @@ void mmu_flush_page(struct soft_cpu *cpu, uint64_t linear);
 /* Tells of writes to [gpa, gpa+length), which is watched code: listeners run at once. */
 void mmu_code_written(struct soft_cpu *cpu, uint64_t gpa, size_t length);
 
-/* Forgets write entries of a page; then what it held is void for every block of it. */
+/* Forgets all write entries: what is written from here on is marked dirty anew, and so is what may
+ * have been written through them since the flags were cleared. */
 void mmu_drop_writes(struct soft_cpu *cpu);
 
 /* ---- access.c ---- */
