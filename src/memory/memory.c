@@ -491,7 +491,8 @@ int memory_add_listener(struct memory *memory, const struct memory_listener *lis
 
 static bool same_listener(const struct memory_listener *a, const struct memory_listener *b) {
     return a->context == b->context && a->changed == b->changed && a->ram_added == b->ram_added &&
-           a->code_written == b->code_written && a->dirty_cleared == b->dirty_cleared;
+           a->code_written == b->code_written && a->dirty_cleared == b->dirty_cleared &&
+           a->dirty_wanted == b->dirty_wanted;
 }
 
 void memory_remove_listener(struct memory *memory, const struct memory_listener *listener) {
@@ -546,6 +547,16 @@ static void tell_dirty_cleared(struct memory *memory) {
     pthread_rwlock_unlock(&memory->listeners_lock);
 }
 
+static void tell_dirty_wanted(struct memory *memory, uint64_t gpa, uint64_t size) {
+    pthread_rwlock_rdlock(&memory->listeners_lock);
+    for (size_t i = 0; i < memory->listener_count; i++) {
+        const struct memory_listener *l = &memory->listeners[i];
+        if (l->dirty_wanted != NULL)
+            l->dirty_wanted(l->context, gpa, size);
+    }
+    pthread_rwlock_unlock(&memory->listeners_lock);
+}
+
 static bool all_ram(const struct memory *memory, uint64_t gpa, uint64_t size) {
     while (size > 0) {
         const struct ram_region *region = memory_region(memory, gpa);
@@ -563,6 +574,7 @@ static bool all_ram(const struct memory *memory, uint64_t gpa, uint64_t size) {
 int64_t memory_fetch_dirty(struct memory *memory, uint64_t gpa, uint64_t size, uint64_t *bitmap) {
     if (((gpa | size) & (PAGE_SIZE - 1)) || !all_ram(memory, gpa, size))
         return -EFAULT;
+    tell_dirty_wanted(memory, gpa, size);
     int64_t dirty = 0;
     uint64_t pages = size >> PAGE_SHIFT;
     memset(bitmap, 0, (pages + 63) / 64 * 8);

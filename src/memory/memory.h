@@ -118,11 +118,11 @@ enum {
 
 /* A page as a view shows it. host is NULL when no memory is there (I/O or nothing). */
 struct mem_page {
-    uint8_t *host;              /* the page's first byte */
-    _Atomic(uint8_t) *flags;    /* its flag byte */
-    uint8_t rights;             /* MEM_* that the view and the region allow */
-    bool rom;                   /* writes are ignored rather than refused */
-    uint64_t region_gpa;        /* where the page lives in the default view: its identity */
+    uint8_t *host;           /* the page's first byte */
+    _Atomic(uint8_t) *flags; /* its flag byte */
+    uint8_t rights;          /* MEM_* that the view and the region allow */
+    bool rom;                /* writes are ignored rather than refused */
+    uint64_t region_gpa;     /* where the page lives in the default view: its identity */
 };
 
 /*
@@ -149,6 +149,9 @@ struct memory_listener {
     void (*code_written)(void *context, uint64_t gpa, size_t length);
     /* Pages' dirty flags were cleared: writes must set them anew. */
     void (*dirty_cleared)(void *context);
+    /* The dirty flags of [gpa, gpa+size) are about to be fetched: an engine whose writes do not set
+     * them as they happen sets them now. */
+    void (*dirty_wanted)(void *context, uint64_t gpa, uint64_t size);
     void *context;
 };
 int memory_add_listener(struct memory *memory, const struct memory_listener *listener);

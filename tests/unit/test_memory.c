@@ -260,7 +260,7 @@ static void on_cleared(void *context) {
 
 static void listeners_hear(void **state) {
     struct fixture *f = *state;
-    const struct memory_listener listener = {on_ram, on_changed, on_code, on_cleared, f};
+    const struct memory_listener listener = {on_ram, on_changed, on_code, on_cleared, NULL, f};
     struct io_region *region;
     struct mem_page page;
     uint64_t word = 0;

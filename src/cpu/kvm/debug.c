@@ -3,20 +3,10 @@
  * four, and while one is set the guest's own hardware breakpoints do not
  * fire.
  */
-#include <stdio.h>
-
 #include "base/bytes.h"
 #include "cpu/kvm/kvm.h"
 
 enum { DR7_FIXED = 1 << 10, DR7_GLOBAL_EXACT = 1 << 9 };
-
-int kvm_translate(struct vcpu *base, uint64_t gva, uint64_t *gpa) {
-    struct kvm_translation translation = {.linear_address = gva};
-    if (kvm_ioctl(kvm_vcpu_of(base)->fd, KVM_TRANSLATE, &translation) < 0 || !translation.valid)
-        return -EFAULT;
-    *gpa = translation.physical_address;
-    return 0;
-}
 
 static int tell_kernel(struct kvm_vcpu *vcpu) {
     struct kvm_guest_debug debug = {0};

@@ -5,11 +5,13 @@
  *
  *   engine.c      the VM: creation, capabilities, the table of operations
  *   memory.c      memory slots that follow the default view
+ *   dirty.c       the dirty log
  *   vcpu.c        a vCPU: creation, the run loop, kicks
  *   state.c       struct x86_state to and from the kernel, reset, injection
  *   cpuid.c       the processor that guests see
  *   interrupt.c   the split irqchip
- *   debug.c       breakpoints, address translation
+ *   debug.c       breakpoints
+ *   translate.c   guest-virtual addresses
  *
  * Split irqchip: the kernel has the local APICs, lodge the I/O APIC, the 8259s
  * and all timers but the APICs' own. Pins and MSIs go in as messages
@@ -67,6 +69,7 @@ struct kvm_engine {
     struct lock slot_lock; /* LOCK_MEMORY: the slots; one change at a time */
     struct kvm_slot slot[KVM_SLOTS_MAX];
     uint64_t ram_end; /* no RAM at or above */
+    bool dirty_log;   /* the kernel keeps one */
     int slot_error;   /* negative errno of the first slot that the kernel refused */
 
     /* A change of slots that must not be seen half done holds vCPUs out of the guest. */
@@ -128,6 +131,13 @@ int kvm_capability(const struct kvm_engine *engine, int capability);
 /* memory.c */
 int kvm_memory_init(struct kvm_engine *engine, struct error *err);
 void kvm_memory_destroy(struct kvm_engine *engine);
+/* Tells the kernel what engine->slot[number] says; with slot_lock held. */
+int kvm_slot_tell(struct kvm_engine *engine, unsigned number);
+
+/* dirty.c: struct memory_listener's dirty_wanted */
+void kvm_dirty_wanted(void *context, uint64_t gpa, uint64_t size);
+/* Moves what the kernel logged of a slot to the pages' flags; with slot_lock held. */
+void kvm_dirty_collect(struct kvm_engine *engine, unsigned number);
 
 /* cpuid.c: fills engine->cpuid; gives a vCPU its own copy. */
 int kvm_cpuid_init(struct kvm_engine *engine, struct error *err);
@@ -160,8 +170,10 @@ void kvm_inject(struct vcpu *vcpu, enum exception vector, bool has_error, uint32
 bool kvm_tsc_lead(struct kvm_vcpu *vcpu, int64_t *lead);
 void kvm_set_tsc_lead(struct kvm_vcpu *vcpu, int64_t lead);
 
-/* debug.c */
+/* translate.c */
 int kvm_translate(struct vcpu *vcpu, uint64_t gva, uint64_t *gpa);
+
+/* debug.c */
 int kvm_set_breakpoint(struct vcpu *vcpu, uint64_t gva, bool on, struct error *err);
 int kvm_set_view(struct vcpu *vcpu, struct view *view, struct error *err);
 /* KVM_EXIT_DEBUG: true when it was one of ours; else the guest has been given its #DB. */

@@ -12,11 +12,13 @@
 #include "base/log.h"
 #include "cpu/kvm/kvm.h"
 
-static int tell_kernel(struct kvm_engine *engine, unsigned number) {
+int kvm_slot_tell(struct kvm_engine *engine, unsigned number) {
     const struct kvm_slot *slot = &engine->slot[number];
     struct kvm_userspace_memory_region region = {
         .slot = number,
-        .flags = slot->readonly && slot->size != 0 ? KVM_MEM_READONLY : 0,
+        .flags = slot->readonly      ? KVM_MEM_READONLY
+                 : engine->dirty_log ? KVM_MEM_LOG_DIRTY_PAGES
+                                     : 0,
         .guest_phys_addr = slot->gpa,
         .memory_size = slot->size,
         .userspace_addr = (uintptr_t)slot->host,
@@ -29,7 +31,7 @@ static void add_slot(struct kvm_engine *engine, struct kvm_slot wanted) {
         if (engine->slot[i].size != 0)
             continue;
         engine->slot[i] = wanted;
-        int code = tell_kernel(engine, i);
+        int code = kvm_slot_tell(engine, i);
         if (code < 0) {
             engine->slot[i].size = 0;
             if (engine->slot_error == 0)
@@ -45,8 +47,9 @@ static void add_slot(struct kvm_engine *engine, struct kvm_slot wanted) {
 }
 
 static void remove_slot(struct kvm_engine *engine, unsigned number) {
+    kvm_dirty_collect(engine, number);
     engine->slot[number].size = 0;
-    tell_kernel(engine, number);
+    kvm_slot_tell(engine, number);
 }
 
 /* Takes [gpa, gpa+size) out of all slots; what they have before and after it stays. */
@@ -151,22 +154,12 @@ static void changed(void *context, const struct view *view, uint64_t gpa, uint64
     kvm_release(engine);
 }
 
-/* Nothing is decoded here and writes by devices need no telling: the kernel sees the same pages. */
-static void code_written(void *context, uint64_t gpa, size_t length) {
-    (void)context, (void)gpa, (void)length;
-}
-
-static void dirty_cleared(void *context) {
-    (void)context;
-}
-
 int kvm_memory_init(struct kvm_engine *engine, struct error *err) {
     lock_init(&engine->slot_lock, LOCK_MEMORY, "kvm slots");
     engine->listener = (struct memory_listener){
         .ram_added = ram_added,
         .changed = changed,
-        .code_written = code_written,
-        .dirty_cleared = dirty_cleared,
+        .dirty_wanted = kvm_dirty_wanted,
         .context = engine,
     };
     int code = memory_add_listener(engine->engine.config.memory, &engine->listener);

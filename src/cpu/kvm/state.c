@@ -444,7 +444,7 @@ void kvm_reset(struct vcpu *base, bool init) {
     struct kvm_lapic_state lapic = vcpu->reset_lapic;
     if (kvm_ioctl(vcpu->fd, KVM_SET_LAPIC, &lapic) < 0)
         log_error("resetting vCPU %u: KVM refused the local APIC's state", base->id);
-    vcpu->external_waits = false;
+    vcpu->external_waits = base->id == 0; /* look at the 8259 anew */
 }
 
 void kvm_inject(struct vcpu *base, enum exception vector, bool has_error, uint32_t error) {
