@@ -27,6 +27,7 @@ enum {
     CODE_AT = 0x3000,
     COUNT_AT = 0x4000,
     STACK_AT = 0x7000,
+    ROUNDS_ENOUGH = 20,
     ROUND_INSTRUCTIONS = 1 + 50 * 7 + 5,
 };
 
@@ -51,8 +52,9 @@ struct trial {
     pthread_cond_t changed;
     unsigned owners; /* the trial's thread and who waits for it */
     bool started, done;
-    struct vcpu *vcpu; /* while it may be kicked */
-    double rate;       /* instructions a second; 0: it did not run */
+    struct vcpu *vcpu;     /* while it may be kicked */
+    struct memory *memory; /* while there is a vCPU: COUNT_AT holds the rounds */
+    double rate;           /* instructions a second; 0: it did not run */
     struct error err;
 };
 
@@ -124,9 +126,16 @@ static int load_loop(struct trial_vm *vm, struct error *err) {
     return vcpu_set_state(vm->vcpu, &state, err);
 }
 
-static void set_vcpu(struct trial *trial, struct vcpu *vcpu) {
+static uint64_t rounds_of(struct memory *memory) {
+    uint64_t rounds = 0;
+    memory_read(memory, COUNT_AT, &rounds, sizeof rounds);
+    return rounds;
+}
+
+static void set_vcpu(struct trial *trial, struct vcpu *vcpu, struct memory *memory) {
     pthread_mutex_lock(&trial->mutex);
     trial->vcpu = vcpu;
+    trial->memory = memory;
     trial->started = true;
     pthread_cond_broadcast(&trial->changed);
     pthread_mutex_unlock(&trial->mutex);
@@ -134,13 +143,15 @@ static void set_vcpu(struct trial *trial, struct vcpu *vcpu) {
 
 static double run_loop(struct trial *trial, struct trial_vm *vm) {
     struct vcpu_exit exit;
-    set_vcpu(trial, vm->vcpu);
+    set_vcpu(trial, vm->vcpu, vm->memory);
     uint64_t start = host_clock_ns();
     vcpu_run(vm->vcpu, &exit);
     uint64_t end = host_clock_ns();
-    set_vcpu(trial, NULL);
-    uint64_t rounds = 0;
-    memory_read(vm->memory, COUNT_AT, &rounds, sizeof rounds);
+    set_vcpu(trial, NULL, NULL);
+    uint64_t rounds = rounds_of(vm->memory);
+    if (exit.stop == VCPU_KICKED && rounds == 0)
+        error_set(&trial->err, -ETIMEDOUT, "no round of the measuring loop in %d ms",
+                  TRIAL_PATIENCE_MS);
     if (exit.stop != VCPU_KICKED)
         error_set(&trial->err, -EIO, "%s", exit.text[0] ? exit.text : "the measuring loop ended");
     if (exit.stop != VCPU_KICKED || end == start)
@@ -218,7 +229,12 @@ static double measure(const struct engine_ops *ops, struct error *err) {
     pthread_mutex_lock(&trial->mutex);
     wait_for(trial, &trial->started, TRIAL_PATIENCE_MS);
     if (trial->started) {
-        wait_for(trial, &trial->done, TRIAL_RUN_MS);
+        /* On a busy host the first slice may pass without a turn for the trial. */
+        for (unsigned waited = 0; waited < TRIAL_PATIENCE_MS; waited += TRIAL_RUN_MS) {
+            wait_for(trial, &trial->done, TRIAL_RUN_MS);
+            if (trial->done || trial->vcpu == NULL || rounds_of(trial->memory) >= ROUNDS_ENOUGH)
+                break;
+        }
         if (trial->vcpu != NULL)
             vcpu_kick(trial->vcpu);
         wait_for(trial, &trial->done, TRIAL_PATIENCE_MS);
@@ -249,7 +265,12 @@ enum engine_kind engine_choose(const char **why) {
         return ENGINE_SOFT;
     }
     double soft = measure(&soft_engine_ops, &err);
-    snprintf(text, sizeof text, "measured %.1f million instructions a second on kvm, %.1f on soft",
-             kvm / 1e6, soft / 1e6);
+    if (soft == 0)
+        snprintf(text, sizeof text, "measured %.1f million instructions a second on kvm; soft: %s",
+                 kvm / 1e6, err.text);
+    else
+        snprintf(text, sizeof text,
+                 "measured %.1f million instructions a second on kvm, %.1f on soft", kvm / 1e6,
+                 soft / 1e6);
     return kvm > soft ? ENGINE_KVM : ENGINE_SOFT;
 }
