@@ -145,8 +145,16 @@ static void write_data(struct serial *serial, uint8_t byte) {
     drain(serial);
 }
 
+/*
+ * A sender waits for "request to send": what is typed before a driver has opened the port is kept
+ * by the back end, where a driver's clearing of the FIFO does not lose it.
+ */
+static bool takes_input(const struct serial *serial) {
+    return (serial->mcr & (MCR_RTS | MCR_LOOP)) == MCR_RTS;
+}
+
 static void resume_input(struct serial *serial) {
-    if (serial->chardev && !(serial->mcr & MCR_LOOP))
+    if (serial->chardev && takes_input(serial))
         serial->chardev->ops->resume_input(serial->chardev);
 }
 
@@ -166,7 +174,7 @@ static size_t front_receive(void *context, const uint8_t *bytes, size_t length) 
     size_t taken = 0;
 
     lock_take(&serial->device.lock);
-    if (!(serial->mcr & MCR_LOOP))
+    if (takes_input(serial))
         while (taken < length && serial->receive.count < fifo_limit(serial))
             fifo_push(&serial->receive, bytes[taken++]);
     update_interrupt(serial);
@@ -245,10 +253,10 @@ static void write_fcr(struct serial *serial, uint8_t value) {
 }
 
 static void write_mcr(struct serial *serial, uint8_t value) {
-    bool left_loop = (serial->mcr & ~value) & MCR_LOOP;
+    bool took_input = takes_input(serial);
     serial->mcr = value & MCR_WRITABLE;
     update_modem(serial);
-    if (left_loop)
+    if (!took_input)
         resume_input(serial);
 }
 

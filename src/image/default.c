@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "image/file.h"
@@ -59,14 +60,11 @@ static int make_key(struct assembly *a, const struct guest_packages *packages, s
 /* ---- The cache ---- */
 
 static int open_cache(struct assembly *a, struct error *err) {
-    char lock[PATH_MAX];
     int result = image_cache_path(a->cache, err);
     if (result == 0)
         result = path_join(a->debs, a->cache, "debs", err);
     if (result == 0)
         result = path_join(a->root, a->cache, "default", err);
-    if (result == 0)
-        result = path_join(lock, a->cache, "lock", err);
     if (result == 0)
         result = agent_path(a->agent, err);
     if (result == 0)
@@ -75,15 +73,12 @@ static int open_cache(struct assembly *a, struct error *err) {
         result = make_directories(a->root, err);
     if (result < 0)
         return result;
-    a->lock = open(lock, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    /* A cache that others prepared and that cannot be written to is good for reading. */
-    if (a->lock < 0 && (errno == EROFS || errno == EACCES))
-        return 0;
+    a->lock = open(a->cache, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (a->lock < 0)
-        return error_set_errno(err, -errno, "%s", lock);
+        return error_set_errno(err, -errno, "%s", a->cache);
     while (flock(a->lock, LOCK_EX) < 0)
         if (errno != EINTR || interrupt_seen())
-            return error_set_errno(err, -errno, "%s", lock);
+            return error_set_errno(err, -errno, "%s", a->cache);
     return 0;
 }
 
@@ -94,8 +89,26 @@ static void remove_leftovers(const char *cache) {
         remove_tree(path);
 }
 
+static int check_space(const struct assembly *a, struct error *err) {
+    enum { NEEDED_MIB = 200 };
+    struct statvfs disk;
+    if (statvfs(a->cache, &disk) < 0)
+        return 0;
+    uint64_t free_mib = (uint64_t)disk.f_bavail * disk.f_frsize >> 20;
+    if (free_mib >= NEEDED_MIB)
+        return 0;
+    return error_set(
+        err, -ENOSPC,
+        "%s: %llu MiB are free, the default guest's assembly needs %d; make room, or set "
+        "LODGE_CACHE to another directory",
+        a->cache, (unsigned long long)free_mib, NEEDED_MIB);
+}
+
 static int make_work(struct assembly *a, struct error *err) {
     remove_leftovers(a->cache);
+    int space = check_space(a, err);
+    if (space < 0)
+        return space;
     int result = path_join(a->work, a->cache, "work", err);
     return result == 0 ? make_directories(a->work, err) : result;
 }

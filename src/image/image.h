@@ -8,10 +8,9 @@
  *         debs/           the packages
  *         default/KEY/    vmlinuz and initrd.cpio; KEY names all versions
  *         default/current a symbolic link to the one in use
- *         lock            one assembly at a time
  *
- * A directory under default/ is complete or not there at all: it is made under
- * another name and renamed. Progress goes to standard error.
+ * One assembly at a time: the cache directory is locked. A directory under default/ is complete or
+ * not there at all: it is made under another name and renamed. Progress goes to standard error.
  *
  * Errors: -EINTR when SIGINT or SIGTERM came (nothing is left half-made),
  * -ENOSPC, -EROFS, -EACCES … of the cache, -ENOENT when apt does not know the

@@ -227,9 +227,20 @@ static void serve_reset(struct machine *machine) {
         restart(machine);
 }
 
+/* An empty interrupt table under the processor's feet is a way of old to reset a PC. */
+static bool is_deliberate(struct machine *machine) {
+    struct x86_state state;
+    vcpu_get_state(machine->vcpus[0].vcpu, &state);
+    return state.idtr.limit == 0;
+}
+
 static void serve_triple_fault(struct machine *machine) {
     if (atomic_load(&machine->panic_seen)) {
         serve_panic(machine, false);
+        return;
+    }
+    if (is_deliberate(machine)) {
+        serve_reset(machine);
         return;
     }
     dump_vcpus(machine);

@@ -42,7 +42,7 @@ refused 125 "unknown disk option" --disk "$work/empty,colour=red" -- true
 refused 125 "option without value" --memory
 refused 125 "command line too long" --append "$(head -c 100000 /dev/zero | tr '\0' x)" -- true
 
-expect_exit 125 "unknown verb" "$LODGE" frobnicate
+expect_exit 2 "unknown verb" "$LODGE" frobnicate
 expect_one_line_error "unknown verb"
 expect_exit 0 "help" "$LODGE" --help
 expect_exit 0 "help of run" "$LODGE" run --help
