@@ -214,6 +214,8 @@ int image_default(bool refresh, struct image_default *image, struct error *err) 
     a->lock = -1;
     interrupt_begin();
     int result = make(a, refresh, image, err);
+    if (result == 0 && interrupt_seen() != 0)
+        result = error_set(err, -EINTR, "interrupted");
     if (a->work[0] != 0)
         remove_leftovers(a->cache);
     interrupt_end();

@@ -329,7 +329,16 @@ static int load_initrd(const struct boot *boot, struct load *load, struct error 
 
 /* ---- Together ---- */
 
+/* As firmware leaves them: everything write-back. */
+static void set_memory_types(struct x86_state *state) {
+    enum { WRITE_BACK = 6, ENABLED = 0xc00 };
+    state->mtrr_def_type = ENABLED | WRITE_BACK;
+    for (size_t i = 0; i < ARRAY_SIZE(state->mtrr_fixed); i++)
+        state->mtrr_fixed[i] = UINT64_C(0x0101010101010101) * WRITE_BACK;
+}
+
 static int prepare(struct load *load, struct x86_state *state, struct error *err) {
+    set_memory_types(state);
     if (load->protocol == BOOT_PVH)
         return pvh_prepare(load->memory, &load->info, load->entry, state, err);
     return linux_prepare(load->memory, load->is_bzimage ? &load->bzimage : NULL, &load->info,

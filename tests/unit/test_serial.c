@@ -126,6 +126,18 @@ static void receives_without_losing(void **state) {
     assert_int_equal(type("XYZ"), 3);
 }
 
+static void input_waits_for_a_driver(void **state) {
+    (void)state;
+    outb(PORT + MCR, OUT2 | 1);
+    assert_int_equal(type("early"), 0);
+    unsigned resumed = backend.resumed;
+    outb(PORT + IIR, 7); /* as a driver does that opens the port */
+    inb(PORT);
+    outb(PORT + MCR, OUT2 | 3);
+    assert_true(backend.resumed > resumed);
+    assert_int_equal(type("early"), 5);
+}
+
 static void interrupts(void **state) {
     (void)state;
     outb(PORT + IIR, 0x81); /* FIFOs, trigger at 8 */
@@ -211,6 +223,7 @@ static void descriptors_carry_both_ways(void **state) {
     close(in[1]);
 
     outb(0x2f8 + IIR, 1);
+    outb(0x2f8 + MCR, 3);
     unsigned echoed = 0;
     for (unsigned turn = 0; turn < 10000 && (echoed < LENGTH || !over); turn++) {
         loop_timer_arm(timer, host_clock_ns() + 1000000);
@@ -252,6 +265,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(sends, setup, teardown),
         cmocka_unit_test_setup_teardown(waits_for_a_slow_back_end, setup, teardown),
         cmocka_unit_test_setup_teardown(receives_without_losing, setup, teardown),
+        cmocka_unit_test_setup_teardown(input_waits_for_a_driver, setup, teardown),
         cmocka_unit_test_setup_teardown(interrupts, setup, teardown),
         cmocka_unit_test_setup_teardown(loops_back, setup, teardown),
         cmocka_unit_test_setup_teardown(without_a_back_end, setup, teardown),
