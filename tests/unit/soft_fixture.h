@@ -36,6 +36,7 @@ enum {
 
 struct fixture {
     struct memory *memory;
+    struct vm_clock *clock;
     struct engine engine;
     struct soft_cpu *cpu;
     uint64_t next_table;
@@ -55,7 +56,8 @@ static inline struct fixture *fixture_create(void) {
     struct fixture *f = calloc(1, sizeof *f);
     assert_int_equal(memory_create(&f->memory, NULL), 0);
     assert_int_equal(memory_add_ram(f->memory, "ram", 0, FIXTURE_RAM, NULL), 0);
-    f->engine.config = (struct engine_config){.memory = f->memory, .vcpus = 1};
+    assert_int_equal(vm_clock_create(&f->clock, NULL), 0);
+    f->engine.config = (struct engine_config){.memory = f->memory, .clock = f->clock, .vcpus = 1};
     f->next_table = FIXTURE_CR3 + PAGE_SIZE;
     f->cpu = aligned_alloc(64, round_up(sizeof *f->cpu, 64));
     memset(f->cpu, 0, sizeof *f->cpu);
@@ -71,6 +73,7 @@ static inline struct fixture *fixture_create(void) {
 static inline void fixture_destroy(struct fixture *f) {
     mmu_destroy(f->cpu);
     free(f->cpu);
+    vm_clock_destroy(f->clock);
     memory_destroy(f->memory);
     free(f);
 }
