@@ -6,15 +6,23 @@
 #include "cpu/soft/vec.h"
 
 static uint64_t gather_offset(const struct soft_cpu *cpu, const struct insn *insn, int64_t index) {
-    return cpu->gpr[insn->base] + ((uint64_t)index << insn->scale) + (uint64_t)insn->disp;
+    return wrap_offset(insn, cpu->gpr[insn->base] + ((uint64_t)index << insn->scale) +
+                                 (uint64_t)insn->disp);
+}
+
+/* Gathers want the offset in canonical form as well, before FS or GS is added. */
+static bool offset_is_canonical(const struct soft_cpu *cpu, const struct insn *insn,
+                                uint64_t offset) {
+    return (insn->seg != SEG_FS && insn->seg != SEG_GS) || cpu->mode != INSN_MODE_64 ||
+           (uint64_t)((int64_t)(offset << 16) >> 16) == offset;
 }
 
 static bool would_fault(struct soft_cpu *cpu, const struct insn *insn, uint64_t offset,
                         unsigned size) {
     uint64_t linear, value;
     struct fault fault;
-    return !segment_check(cpu, insn->seg, wrap_offset(insn, offset), size, false, &linear,
-                          &fault) ||
+    return !offset_is_canonical(cpu, insn, offset) ||
+           !segment_check(cpu, insn->seg, offset, size, false, &linear, &fault) ||
            !linear_read(cpu, linear, &value, size, access_by_cpl(cpu), &fault);
 }
 
@@ -36,6 +44,8 @@ static inline bool gather(struct soft_cpu *cpu, const struct insn *insn, unsigne
         if (mask[i * size + size - 1] & 0x80) {
             if (unlikely(stepping) && would_fault(cpu, insn, offset, size))
                 return false;
+            if (!offset_is_canonical(cpu, insn, offset))
+                raise_error(cpu, EXC_GP, 0);
             read_element(cpu, insn, offset, to + i * size, size);
             stepping = cpu->rflags & FLAG_TF;
         }

@@ -117,23 +117,15 @@ YMM_FRAMES(pmuldq)
 
 /* ---- Neighbours ---- */
 
-KERNEL(pmaddwd) {
-    s16x8 x = (s16x8)a, y = (s16x8)b;
-    u32x4 r = {0};
-    EACH(4, r[i] = (uint32_t)(x[2 * i] * y[2 * i]) + (uint32_t)(x[2 * i + 1] * y[2 * i + 1]))
-    return (vec)r;
-}
-ALL_FRAMES(pmaddwd)
-
-KERNEL(pmaddubsw) {
-    u8x16 x = (u8x16)a;
-    s8x16 y = (s8x16)b;
-    s16x8 r = {0};
-    EACH(8, r[i] = (int16_t)clamp(x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1], INT16_MIN,
-                                  INT16_MAX))
-    return (vec)r;
-}
-ALL_FRAMES(pmaddubsw)
+/* The host does in one instruction what takes compilers twenty. */
+#define HOST(name)                                                                                 \
+    KERNEL(name) {                                                                                 \
+        return host_##name(a, b);                                                                  \
+    }                                                                                              \
+    ALL_FRAMES(name)
+HOST(pmaddwd)
+HOST(pmaddubsw)
+HOST(psadbw)
 
 /* The lower half comes from a's pairs, the upper from b's. */
 #define HORIZONTAL(name, type, count, expression)                                                  \
@@ -157,14 +149,6 @@ HORIZONTAL(phsubsw, s16x8, 8, (int16_t)clamp(x - y, INT16_MIN, INT16_MAX))
 static inline unsigned difference(unsigned x, unsigned y) {
     return x > y ? x - y : y - x;
 }
-
-KERNEL(psadbw) {
-    u8x16 x = (u8x16)a, y = (u8x16)b;
-    vec r = VEC_ZERO;
-    EACH(16, r[i / 8] += difference(x[i], y[i]))
-    return r;
-}
-ALL_FRAMES(psadbw)
 
 KERNEL(mpsadbw) {
     u8x16 x = (u8x16)a, y = (u8x16)b;
@@ -269,17 +253,11 @@ SHIFT_ARITHMETIC(psrad, 31, (s32x4)a >> (s32x4)splat32(n))
 
 /* By whole bytes. */
 static inline vec by_psrldq(vec a, uint64_t n) {
-    uint8_t bytes[32] = {0};
-    memcpy(bytes, &a, 16);
-    memcpy(&a, bytes + at_most(n, 16), 16);
-    return a;
+    return n > 15 ? VEC_ZERO : host_psrldq(a, (unsigned)n);
 }
 
 static inline vec by_pslldq(vec a, uint64_t n) {
-    uint8_t bytes[32] = {0};
-    memcpy(bytes + 16, &a, 16);
-    memcpy(&a, bytes + 16 - at_most(n, 16), 16);
-    return a;
+    return n > 15 ? VEC_ZERO : host_pslldq(a, (unsigned)n);
 }
 SHIFT_FRAMES_IMM(psrldq)
 SHIFT_FRAMES_IMM(pslldq)

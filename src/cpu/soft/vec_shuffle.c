@@ -5,20 +5,18 @@
 
 /* ---- Interleave ---- */
 
-#define UNPACK(name, type, count, from)                                                            \
+#define UNPACK(name, type, ...)                                                                    \
     KERNEL(name) {                                                                                 \
-        type r = {0};                                                                              \
-        EACH((count) / 2, r[2 * i] = ((type)a)[(from) + i]; r[2 * i + 1] = ((type)b)[(from) + i])  \
-        return (vec)r;                                                                             \
+        return (vec)__builtin_shufflevector((type)a, (type)b, __VA_ARGS__);                        \
     }
-UNPACK(punpcklbw, u8x16, 16, 0)
-UNPACK(punpcklwd, u16x8, 8, 0)
-UNPACK(punpckldq, u32x4, 4, 0)
-UNPACK(punpcklqdq, vec, 2, 0)
-UNPACK(punpckhbw, u8x16, 16, 8)
-UNPACK(punpckhwd, u16x8, 8, 4)
-UNPACK(punpckhdq, u32x4, 4, 2)
-UNPACK(punpckhqdq, vec, 2, 1)
+UNPACK(punpcklbw, u8x16, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+UNPACK(punpckhbw, u8x16, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+UNPACK(punpcklwd, u16x8, 0, 8, 1, 9, 2, 10, 3, 11)
+UNPACK(punpckhwd, u16x8, 4, 12, 5, 13, 6, 14, 7, 15)
+UNPACK(punpckldq, u32x4, 0, 4, 1, 5)
+UNPACK(punpckhdq, u32x4, 2, 6, 3, 7)
+UNPACK(punpcklqdq, vec, 0, 2)
+UNPACK(punpckhqdq, vec, 1, 3)
 YMM_FRAMES(punpcklbw)
 YMM_FRAMES(punpcklwd)
 YMM_FRAMES(punpckldq)
@@ -37,23 +35,14 @@ MMX_FRAME_AS(punpckhdq, 8, op_punpckldq(a, b, imm)[1])
 
 /* ---- Pack with saturation ---- */
 
-static inline int clamp(int value, int low, int high) {
-    return value < low ? low : value > high ? high : value;
-}
-
-#define PACK(name, wide, narrow, element, count, low, high)                                        \
+#define PACK(name)                                                                                 \
     KERNEL(name) {                                                                                 \
-        narrow r = {0};                                                                            \
-        for (unsigned i = 0; i < (count); i++) {                                                   \
-            r[i] = (element)clamp(((wide)a)[i], low, high);                                        \
-            r[(count) + i] = (element)clamp(((wide)b)[i], low, high);                              \
-        }                                                                                          \
-        return (vec)r;                                                                             \
+        return host_##name(a, b);                                                                  \
     }
-PACK(packsswb, s16x8, s8x16, int8_t, 8, INT8_MIN, INT8_MAX)
-PACK(packuswb, s16x8, u8x16, uint8_t, 8, 0, UINT8_MAX)
-PACK(packssdw, s32x4, s16x8, int16_t, 4, INT16_MIN, INT16_MAX)
-PACK(packusdw, s32x4, u16x8, uint16_t, 4, 0, UINT16_MAX)
+PACK(packsswb)
+PACK(packuswb)
+PACK(packssdw)
+PACK(packusdw)
 FOLD_FRAMES(packsswb)
 FOLD_FRAMES(packuswb)
 FOLD_FRAMES(packssdw)
@@ -103,21 +92,18 @@ KERNEL(shufpd) {
 XMM_FRAMES(shufpd)
 V256_FRAME_IMM(shufpd, 2)
 
-/* Bytes imm to imm + width - 1 of b (low) and a (high) side by side; zero beyond. */
-static inline vec align_bytes(vec a, vec b, unsigned imm, unsigned width) {
-    uint8_t bytes[64] = {0};
-    vec r = VEC_ZERO;
-    memcpy(bytes, &b, width);
-    memcpy(bytes + width, &a, width);
-    memcpy(&r, bytes + (imm < 2 * width ? imm : 2 * width), width);
-    return r;
+/* A lane's width of bytes out of a (high) and b (low) side by side, from byte imm on. */
+KERNEL(palignr) {
+    return imm > 31 ? VEC_ZERO : host_palignr(a, b, imm);
 }
 
-KERNEL(palignr) {
-    return align_bytes(a, b, imm, 16);
+/* The same for MMX: both fit in a lane. */
+static inline uint64_t align_mmx(vec a, vec b, unsigned imm) {
+    unsigned __int128 both = (unsigned __int128)a[0] << 64 | b[0];
+    return imm >= 16 ? 0 : (uint64_t)(both >> 8 * imm);
 }
 YMM_FRAMES(palignr)
-MMX_FRAME_AS(palignr, 8, align_bytes(a, b, imm, 8)[0])
+MMX_FRAME_AS(palignr, 8, align_mmx(a, b, imm))
 
 KERNEL(permilps) {
     u32x4 x = (u32x4)a, y = (u32x4)b, r = {0};
@@ -160,15 +146,15 @@ V256_FRAME(movddup)
 
 /* ---- Blends ---- */
 
-#define BLEND(name, type, count)                                                                   \
+/* `bits`: which bit of the immediate is each element's. */
+#define BLEND(name, type, element, ...)                                                            \
     KERNEL(name) {                                                                                 \
-        type r = (type)a;                                                                          \
-        EACH(count, r[i] = imm >> i & 1 ? ((type)b)[i] : ((type)a)[i])                             \
-        return (vec)r;                                                                             \
+        type m = (type)((((type){0} + (element)imm) & (type)__VA_ARGS__) != 0);                    \
+        return (a & ~(vec)m) | (b & (vec)m);                                                       \
     }
-BLEND(pblendw, u16x8, 8)
-BLEND(blendps, u32x4, 4)
-BLEND(blendpd, vec, 2)
+BLEND(pblendw, u16x8, uint16_t, {1, 2, 4, 8, 16, 32, 64, 128})
+BLEND(blendps, u32x4, uint32_t, {1, 2, 4, 8})
+BLEND(blendpd, vec, uint64_t, {1, 2})
 YMM_FRAMES(pblendw)
 XMM_FRAMES(blendps)
 V256_FRAME_IMM(blendps, 4)

@@ -7,6 +7,7 @@
  * the compacted format.
  */
 #include "base/bytes.h"
+#include "cpu/soft/mmu.h"
 #include "cpu/soft/vec.h"
 #include "cpu/soft/x87.h"
 
@@ -64,11 +65,16 @@ static void put_x87(const struct soft_cpu *cpu, const struct insn *insn, uint8_t
     }
 }
 
+/* The pointers hold 57 bits, sign-extended. */
+static uint64_t pointer(uint64_t value) {
+    return (uint64_t)((int64_t)(value << 7) >> 7);
+}
+
 static void get_pointers(struct soft_cpu *cpu, const struct insn *insn, const uint8_t *area) {
     cpu->fop = load_le16(area + AREA_FOP) & 0x7ff;
     if (insn->flags & I_REX_W) {
-        cpu->fip = load_le64(area + AREA_FIP);
-        cpu->fdp = load_le64(area + AREA_FDP);
+        cpu->fip = pointer(load_le64(area + AREA_FIP));
+        cpu->fdp = pointer(load_le64(area + AREA_FDP));
         return;
     }
     cpu->fip = load_le32(area + AREA_FIP);
@@ -117,14 +123,16 @@ static void write_area(struct soft_cpu *cpu, const struct insn *insn, const uint
                        unsigned from, unsigned to) {
     uint64_t offset = insn_offset(cpu, insn);
     for (unsigned at = from; at < to; at += 32)
-        access_write(cpu, insn->seg, offset + at, area + at, to - at < 32 ? to - at : 32);
+        access_write(cpu, insn->seg, wrap_offset(insn, offset + at), area + at,
+                     to - at < 32 ? to - at : 32);
 }
 
 static void read_area(struct soft_cpu *cpu, const struct insn *insn, uint8_t *area, unsigned from,
                       unsigned to) {
     uint64_t offset = insn_offset(cpu, insn);
     for (unsigned at = from; at < to; at += 32)
-        access_read(cpu, insn->seg, offset + at, area + at, to - at < 32 ? to - at : 32);
+        access_read(cpu, insn->seg, wrap_offset(insn, offset + at), area + at,
+                    to - at < 32 ? to - at : 32);
 }
 
 /* ---- FXSAVE and FXRSTOR ---- */
@@ -133,18 +141,37 @@ static bool fast_fxsave(const struct soft_cpu *cpu) {
     return (cpu->efer & EFER_FFXSR) && cpu->mode == INSN_MODE_64 && cpu->cpl == 0;
 }
 
-static void fx_check(struct soft_cpu *cpu, const struct insn *insn) {
+static bool alignment_checked(const struct soft_cpu *cpu) {
+    return (cpu->rflags & FLAG_AC) && (cpu->cr0 & CR0_AM) && cpu->cpl == 3;
+}
+
+/* In the processor's order: canonical form, #AC as for doublewords, alignment, and then the last of
+ * the 512 bytes, so that most faults leave no partial image. */
+static void fx_check(struct soft_cpu *cpu, const struct insn *insn, bool write) {
+    uint64_t offset = insn_offset(cpu, insn), linear;
+    uint64_t last = wrap_offset(insn, offset + AREA_HEADER - 1);
+    struct fault fault;
     cpu->insn = insn;
     if (cpu->cr0 & CR0_EM)
         raise_exception(cpu, EXC_UD);
     if (cpu->cr0 & CR0_TS)
         raise_exception(cpu, EXC_NM);
-    check_aligned(cpu, insn, insn_offset(cpu, insn), 16);
+    if (!segment_check(cpu, insn->seg, offset, 1, write, &linear, &fault))
+        raise_fault(cpu, &fault);
+    if (alignment_checked(cpu) && linear & 3)
+        raise_error(cpu, EXC_AC, 0);
+    check_aligned(cpu, insn, offset, 16);
+    if (!write) {
+        load8(cpu, insn->seg, last);
+        return;
+    }
+    rmw_begin(cpu, insn->seg, last, 1);
+    rmw_end(cpu);
 }
 
 HANDLER(fxsave) {
     uint8_t area[AREA_FXSAVE_END];
-    fx_check(cpu, insn);
+    fx_check(cpu, insn, true);
     put_x87(cpu, insn, area);
     put_mxcsr(cpu, area);
     put_xmm(cpu, area);
@@ -160,7 +187,7 @@ static void check_mxcsr(struct soft_cpu *cpu, uint32_t value) {
 
 HANDLER(fxrstor) {
     uint8_t area[AREA_FXSAVE_END];
-    fx_check(cpu, insn);
+    fx_check(cpu, insn, false);
     read_area(cpu, insn, area, 0, AREA_XMM + 16 * register_count(cpu));
     check_mxcsr(cpu, load_le32(area + AREA_MXCSR));
     get_x87(cpu, insn, area);
