@@ -44,13 +44,6 @@ ACCUMULATOR(64, 128)
         bool over = r != (int##bits##_t)r;                                                         \
         set_accumulator##bits(cpu, (uint##wide##_t)r);                                             \
         flags_set_cf_of(cpu, over, over);                                                          \
-    }                                                                                              \
-    static inline uint##bits##_t product##bits(struct soft_cpu *cpu, uint##bits##_t a,             \
-                                               uint##bits##_t b) {                                 \
-        int##bits##_t r;                                                                           \
-        bool over = __builtin_mul_overflow((int##bits##_t)a, (int##bits##_t)b, &r);                \
-        flags_set_cf_of(cpu, over, over);                                                          \
-        return (uint##bits##_t)r;                                                                  \
     }
 MULTIPLY(8, 16)
 MULTIPLY(16, 32)
@@ -100,6 +93,13 @@ DIVIDE(64, 128)
 FOR_EACH_SIZE(ONE_OPERANDS)
 
 #define PRODUCTS(bits)                                                                             \
+    static inline uint##bits##_t product##bits(struct soft_cpu *cpu, uint##bits##_t a,             \
+                                               uint##bits##_t b) {                                 \
+        int##bits##_t r;                                                                           \
+        bool over = __builtin_mul_overflow((int##bits##_t)a, (int##bits##_t)b, &r);                \
+        flags_set_cf_of(cpu, over, over);                                                          \
+        return (uint##bits##_t)r;                                                                  \
+    }                                                                                              \
     void imul_g_e_r##bits(struct soft_cpu *cpu, const struct insn *insn) {                         \
         set##bits(cpu, insn->reg,                                                                  \
                   product##bits(cpu, get##bits(cpu, insn->reg), get##bits(cpu, insn->rm)));        \
