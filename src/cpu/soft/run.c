@@ -206,6 +206,7 @@ static bool serve_requests(struct soft_cpu *cpu, struct vcpu_exit *exit) {
 
 static void deliver_pending(struct soft_cpu *cpu) {
     cpu->event.pending = false;
+    cpu->halted = false;
     event_deliver(cpu, cpu->event.vector, (enum event_kind)cpu->event.kind, cpu->event.has_error,
                   cpu->event.error);
 }
@@ -275,6 +276,7 @@ static bool holds_trap_back(const struct soft_cpu *cpu, const struct insn *insn)
 
 static void trap(struct soft_cpu *cpu, uint64_t bits) {
     debug_enter(cpu, bits);
+    cpu->halted = false; /* HLT itself was stepped */
     event_deliver(cpu, EXC_DB, EVENT_TRAP, false, 0);
 }
 
