@@ -4,6 +4,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <pthread.h>
+#include <semaphore.h>
+
 #include <cmocka.h>
 
 #include "platform_rig.h"
@@ -345,6 +348,78 @@ static void state_survives(void **state) {
     state_buffer_free(&buffer);
 }
 
+/* ---- Senders on other threads ---- */
+
+enum { SENDERS = 4, SENDINGS = 2000, FIRST_VECTOR = 0x40, VECTOR_STEP = 0x13 };
+
+/* A sender sends its vector again only once it has been taken, as devices do that wait for their
+ * driver: an interrupt or a wake-up that is lost stops it. */
+struct sender {
+    pthread_t thread;
+    uint8_t vector;
+    sem_t taken;
+};
+
+static struct {
+    struct sender senders[SENDERS];
+    sem_t woken;
+    struct lapic *lapic;
+} threads;
+
+static void post_woken(void *context) {
+    (void)context;
+    sem_post(&threads.woken);
+}
+
+static bool wait_a_minute(sem_t *semaphore) {
+    struct timespec limit;
+    clock_gettime(CLOCK_REALTIME, &limit);
+    limit.tv_sec += 60;
+    return sem_timedwait(semaphore, &limit) == 0;
+}
+
+static void *send_often(void *context) {
+    struct sender *sender = context;
+    for (unsigned i = 0; i < SENDINGS; i++) {
+        msi(CPUS, sender->vector);
+        if (!wait_a_minute(&sender->taken))
+            return sender;
+    }
+    return NULL;
+}
+
+static void nothing_is_lost_between_threads(void **state) {
+    (void)state;
+    unsigned received = 0;
+    sem_init(&threads.woken, 0, 0);
+    assert_int_equal(
+        lapic_create(rig.platform.irqchip, CPUS, post_woken, NULL, &threads.lapic, NULL), 0);
+    lapic_mmio_write(threads.lapic, SVR, 0x1ff);
+    for (unsigned i = 0; i < SENDERS; i++) {
+        struct sender *sender = &threads.senders[i];
+        sender->vector = (uint8_t)(FIRST_VECTOR + i * VECTOR_STEP);
+        sem_init(&sender->taken, 0, 0);
+        assert_int_equal(pthread_create(&sender->thread, NULL, send_often, sender), 0);
+    }
+    while (received < SENDERS * SENDINGS) {
+        if (!lapic_attention(threads.lapic)) {
+            assert_true(wait_a_minute(&threads.woken));
+            continue;
+        }
+        int vector = lapic_ack(threads.lapic);
+        assert_in_range(vector, FIRST_VECTOR, 255);
+        lapic_mmio_write(threads.lapic, EOI, 0);
+        sem_post(&threads.senders[(vector - FIRST_VECTOR) / VECTOR_STEP].taken);
+        received++;
+    }
+    for (unsigned i = 0; i < SENDERS; i++) {
+        void *failed;
+        pthread_join(threads.senders[i].thread, &failed);
+        assert_null(failed);
+    }
+    lapic_destroy(threads.lapic);
+}
+
 static void garbage_is_survived(void **state) {
     (void)state;
     uint64_t seed = 7, value;
@@ -395,6 +470,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(deadline_timer, setup, teardown),
         cmocka_unit_test_setup_teardown(x2apic_mode, setup, teardown),
         cmocka_unit_test_setup_teardown(state_survives, setup, teardown),
+        cmocka_unit_test_setup_teardown(nothing_is_lost_between_threads, setup, teardown),
         cmocka_unit_test_setup_teardown(garbage_is_survived, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
