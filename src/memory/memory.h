@@ -183,7 +183,9 @@ void view_restore(struct view *view, uint64_t gpa, uint64_t size);
 /*
  * Fetches and clears dirty flags: bit n of bitmap is page n of [gpa,
  * gpa+size). The flags are always kept; the first fetch tells all pages ever
- * written. Returns the number of dirty pages, or -EFAULT when not all RAM.
+ * written. A page that a vCPU could write without a look at its flag when
+ * the flags were cleared may be told once more by the next fetch. Returns the
+ * number of dirty pages, or -EFAULT when not all RAM.
  */
 int64_t memory_fetch_dirty(struct memory *memory, uint64_t gpa, uint64_t size, uint64_t *bitmap);
 

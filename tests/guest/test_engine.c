@@ -505,10 +505,12 @@ static void dirty_log(void **context) {
     assert_true(is_dirty(bitmap, DATA));
     assert_true(is_dirty(bitmap, CODE));
     assert_false(is_dirty(bitmap, RAM - PAGE_SIZE));
-    memory_fetch_dirty(rig->memory, 0, RAM, bitmap);
-    store(rig, DATA + 5 * PAGE_SIZE);
-    memory_fetch_dirty(rig->memory, 0, RAM, bitmap);
-    assert_true(is_dirty(bitmap, DATA + 5 * PAGE_SIZE));
+    /* An engine may report once more what it could write when the flags were cleared. */
+    for (unsigned turn = 0; turn < 2; turn++) {
+        store(rig, DATA + 5 * PAGE_SIZE);
+        memory_fetch_dirty(rig->memory, 0, RAM, bitmap);
+        assert_true(is_dirty(bitmap, DATA + 5 * PAGE_SIZE));
+    }
     assert_false(is_dirty(bitmap, DATA));
     assert_false(is_dirty(bitmap, DATA + 4 * PAGE_SIZE));
     assert_int_equal(memory_fetch_dirty(rig->memory, 0, RAM, bitmap), 0);
