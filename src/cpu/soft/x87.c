@@ -96,7 +96,16 @@ HANDLER(x87_compare_flags) {
 X87_LOAD(x87_load16, 2)
 X87_LOAD(x87_load32, 4)
 X87_LOAD(x87_load64, 8)
-X87_LOAD(x87_load80, 10)
+
+/* Eight bytes and two, which shows where canonical addresses end. */
+HANDLER(x87_load80) {
+    uint8_t operand[10];
+    X87_BEGIN;
+    access_read(cpu, insn->seg, insn_offset(cpu, insn), operand, 8);
+    access_read(cpu, insn->seg, wrap_offset(insn, insn_offset(cpu, insn) + 8), operand + 8, 2);
+    run(cpu, insn, operand);
+    INSN_NEXT;
+}
 
 /* Faults that writing would raise. */
 static void probe_write(struct soft_cpu *cpu, const struct insn *insn, uint64_t offset,
@@ -113,9 +122,10 @@ static void run_store(struct soft_cpu *cpu, const struct insn *insn, unsigned si
     uint8_t operand[10];
     put_image(cpu, &image);
     x87_host_run(&image, insn->opcode, insn->modrm, operand, 0);
-    if (image.status & ~cpu->fcw & FSW_NO_STORE)
+    bool stores = !(image.status & ~cpu->fcw & FSW_NO_STORE);
+    if (!stores || size == 10)
         probe_write(cpu, insn, insn_offset(cpu, insn), size);
-    else
+    if (stores)
         access_write(cpu, insn->seg, insn_offset(cpu, insn), operand, size);
     get_image(cpu, &image);
     note_pointers(cpu, insn);
