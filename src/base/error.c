@@ -37,7 +37,10 @@ int error_prefix(struct error *err, const char *format, ...) {
     va_start(args, format);
     int used = vsnprintf(err->text, sizeof err->text, format, args);
     va_end(args);
-    if (used >= 0 && (size_t)used < sizeof err->text)
-        snprintf(err->text + used, sizeof err->text - (size_t)used, ": %s", old);
+    if (used >= 0 && (size_t)used + 2 < sizeof err->text) {
+        size_t room = sizeof err->text - (size_t)used;
+        int fits = (int)(room - 3); /* ": " and the end; what is too long is cut */
+        snprintf(err->text + used, room, ": %.*s", fits, old);
+    }
     return err->code;
 }
