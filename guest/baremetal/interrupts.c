@@ -331,6 +331,48 @@ static void halt_until_line(void) {
     set_pin(6, PIN_MASKED);
 }
 
+/* An NMI wakes also those who do not want interrupts. */
+static void count_nmi(struct frame *frame) {
+    nmis++;
+}
+
+static void nmi_ends_halt(void) {
+    if (!has_harness())
+        return skip("no harness");
+    start(note_and_eoi);
+    set_handler(NMI, count_nmi);
+    nmis = 0;
+    set_pin(7, 0x400);
+    request(REQUEST_LINE_LATER, 7, 1, 0);
+    asm volatile("cli; hlt" ::: "memory");
+    check("woken", nmis, 1);
+    request(REQUEST_LINE, 7, 0, 0);
+    set_pin(7, PIN_MASKED);
+    set_handler(NMI, NULL);
+}
+
+/* Logical destinations, flat model: a bit for each. */
+static void logical_destination(void) {
+    start(note_and_eoi);
+    apic_write(0xe0, 0xffffffff);
+    apic_write(0xd0, 0x04000000);
+    apic_write(APIC_ICR_HIGH, 0x06000000);
+    apic_write(APIC_ICR_LOW, 0x800 | 0x61);
+    open_window();
+    check("with our bit", record.count, 1);
+    apic_write(APIC_ICR_HIGH, 0x03000000);
+    apic_write(APIC_ICR_LOW, 0x800 | 0x61);
+    open_window();
+    check("without", record.count, 1);
+    apic_write(APIC_ICR_HIGH, 0);
+    apic_write(APIC_ICR_LOW, 0x80000 | 0x71); /* all, with ourselves */
+    open_window();
+    check("broadcast", record.count, 2);
+    apic_write(APIC_ICR_LOW, 0xc0000 | 0x71); /* all but ourselves */
+    open_window();
+    check("others", record.count, 2);
+}
+
 /* ---- The 8259 pair through LINT0 ---- */
 
 static uint8_t pic_isr_inside;
@@ -485,6 +527,8 @@ void program(void) {
     TEST(edge_pin);
     TEST(level_pin);
     TEST(halt_until_line);
+    TEST(nmi_ends_halt);
+    TEST(logical_destination);
     TEST(virtual_wire);
     TEST(virtual_wire_order);
     TEST(virtual_wire_halt);
