@@ -42,6 +42,7 @@ struct vsock_unix {
     struct loop_fd *watch;
     struct relay *relays;
     unsigned relay_count;
+    bool has_port; /* VSOCK_PORT_ANY is ours */
 };
 
 /* ---- Life of a relay ---- */
@@ -376,6 +377,7 @@ int vsock_unix_create(struct device *vsock, struct loop *loop, const char *path,
         vsock_unix_destroy(bridge);
         return rc;
     }
+    bridge->has_port = true;
     *bridge_out = bridge;
     return 0;
 }
@@ -383,7 +385,7 @@ int vsock_unix_create(struct device *vsock, struct loop *loop, const char *path,
 void vsock_unix_destroy(struct vsock_unix *bridge) {
     if (bridge == NULL)
         return;
-    if (bridge->watch != NULL)
+    if (bridge->has_port)
         vsock_unlisten(bridge->vsock, VSOCK_PORT_ANY);
     while (bridge->relays != NULL)
         end_relay(bridge->relays);

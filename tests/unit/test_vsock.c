@@ -7,29 +7,10 @@
 
 #include <cmocka.h>
 
-#include "device_rig.h"
-#include "virtio/vsock.h"
-
-enum { RX = 0, TX = 1, EV = 2, QUEUE = 16 };
-enum { REQUEST = 1, RESPONSE, RST, SHUTDOWN, RW, CREDIT_UPDATE, CREDIT_REQUEST };
-enum { HEADER = 44, BUFFER = 4096, TX_DATA = RIG_DATA, RX_DATA = RIG_DATA + 0x100000 };
-
-struct packet {
-    uint64_t source_cid, target_cid;
-    uint32_t source_port, target_port, length;
-    uint16_t type, op;
-    uint32_t flags, buffer_size, forwarded;
-    uint8_t data[BUFFER];
-};
+#include "vsock_rig.h"
 
 struct fixture {
-    struct rig rig;
-    struct rig_driver driver;
-    struct device *device;
-    uint64_t rx_of_id[VIRTQ_SIZE_MAX];
-    unsigned rx_next;
-    /* the guest's side of flow control */
-    uint32_t guest_buffer, guest_forwarded;
+    struct vsock_guest guest;
     /* what the user was told */
     struct vsock_conn *conn;
     unsigned accepted, connected, ended, closed, writable;
@@ -85,142 +66,24 @@ static int on_accept(void *context, struct vsock_conn *conn, uint32_t port) {
     return 0;
 }
 
-/* ---- The guest's driver ---- */
-
-static void post_buffers(struct fixture *f, unsigned count) {
-    for (unsigned i = 0; i < count; i++) {
-        uint64_t address = RX_DATA + (f->rx_next++ % QUEUE) * 2 * BUFFER;
-        const struct driver_buffer buffer = {address, HEADER + BUFFER};
-        int id = ring_add(&f->driver.rings[RX], &buffer, 0, 1);
-        if (id < 0)
-            break;
-        f->rx_of_id[id] = address;
-    }
-    driver_notify(&f->driver, RX);
-}
-
-static void start_driver(struct fixture *f) {
-    driver_start(&f->driver, VIRTIO_FEATURE(VIRTIO_F_EVENT_IDX), 3, QUEUE);
-    f->rx_next = 0;
-    f->guest_forwarded = 0;
-    post_buffers(f, QUEUE);
-}
-
-static void put_packet(struct fixture *f, const struct packet *packet) {
-    uint8_t raw[HEADER];
-    uint16_t id;
-    uint32_t length;
-    store_le64(raw, packet->source_cid);
-    store_le64(raw + 8, packet->target_cid);
-    store_le32(raw + 16, packet->source_port);
-    store_le32(raw + 20, packet->target_port);
-    store_le32(raw + 24, packet->length);
-    store_le16(raw + 28, packet->type);
-    store_le16(raw + 30, packet->op);
-    store_le32(raw + 32, packet->flags);
-    store_le32(raw + 36, packet->buffer_size);
-    store_le32(raw + 40, packet->forwarded);
-    rig_put(&f->rig, TX_DATA, raw, sizeof raw);
-    rig_put(&f->rig, TX_DATA + HEADER, packet->data, sizeof packet->data);
-    uint32_t data = packet->length < BUFFER ? packet->length : BUFFER;
-    const struct driver_buffer buffers[] = {{TX_DATA, HEADER}, {TX_DATA + HEADER, data}};
-    assert_true(ring_add(&f->driver.rings[TX], buffers, data ? 2 : 1, data ? 2 : 1) >= 0);
-    driver_notify(&f->driver, TX);
-    assert_true(ring_used(&f->driver.rings[TX], &id, &length));
-}
-
-static struct packet packet_of(struct fixture *f, uint16_t op, uint32_t guest_port,
-                               uint32_t host_port) {
-    return (struct packet){.source_cid = VSOCK_GUEST_CID,
-                           .target_cid = VSOCK_HOST_CID,
-                           .source_port = guest_port,
-                           .target_port = host_port,
-                           .type = 1,
-                           .op = op,
-                           .buffer_size = f->guest_buffer,
-                           .forwarded = f->guest_forwarded};
-}
-
-static void put(struct fixture *f, uint16_t op, uint32_t guest_port, uint32_t host_port,
-                uint32_t flags) {
-    struct packet packet = packet_of(f, op, guest_port, host_port);
-    packet.flags = flags;
-    put_packet(f, &packet);
-}
-
-static void put_data(struct fixture *f, uint32_t guest_port, uint32_t host_port, const void *bytes,
-                     uint32_t length) {
-    struct packet packet = packet_of(f, RW, guest_port, host_port);
-    packet.length = length;
-    memcpy(packet.data, bytes, length < BUFFER ? length : BUFFER);
-    put_packet(f, &packet);
-}
-
-/* The next packet to the guest; false: none. Puts its buffer back. */
-static bool get(struct fixture *f, struct packet *packet) {
-    uint8_t raw[HEADER + BUFFER];
-    uint16_t id;
-    uint32_t length;
-    if (!ring_used(&f->driver.rings[RX], &id, &length))
-        return false;
-    rig_get(&f->rig, f->rx_of_id[id], raw, sizeof raw);
-    *packet = (struct packet){.source_cid = load_le64(raw),
-                              .target_cid = load_le64(raw + 8),
-                              .source_port = load_le32(raw + 16),
-                              .target_port = load_le32(raw + 20),
-                              .length = load_le32(raw + 24),
-                              .type = load_le16(raw + 28),
-                              .op = load_le16(raw + 30),
-                              .flags = load_le32(raw + 32),
-                              .buffer_size = load_le32(raw + 36),
-                              .forwarded = load_le32(raw + 40)};
-    assert_int_equal(length, HEADER + packet->length);
-    memcpy(packet->data, raw + HEADER, BUFFER);
-    post_buffers(f, 1);
-    return true;
-}
-
-static struct packet expect(struct fixture *f, uint16_t op) {
-    struct packet packet;
-    assert_true(get(f, &packet));
-    assert_int_equal(packet.op, op);
-    assert_int_equal(packet.source_cid, VSOCK_HOST_CID);
-    assert_int_equal(packet.target_cid, VSOCK_GUEST_CID);
-    assert_int_equal(packet.type, 1);
-    return packet;
-}
-
-static void expect_nothing(struct fixture *f) {
-    struct packet packet;
-    assert_false(get(f, &packet));
-}
-
 static int setup(void **state) {
     struct fixture *f = *state = &fixture;
-    struct virtio_vsock_config config = {0};
-    *f = (struct fixture){.guest_buffer = 64 << 10};
-    rig_start(&f->rig);
-    assert_int_equal(
-        device_create(&virtio_vsock_class, "vsock0", &f->rig.platform, &config, &f->device, NULL),
-        0);
-    driver_find(&f->driver, &f->rig, VIRTIO_ID_VSOCK);
-    start_driver(f);
-    assert_int_equal(vsock_listen(f->device, 1000, on_accept, f, NULL), 0);
+    *f = (struct fixture){0};
+    guest_start(&f->guest);
+    assert_int_equal(vsock_listen(f->guest.device, 1000, on_accept, f, NULL), 0);
     return 0;
 }
 
 static int teardown(void **state) {
-    struct fixture *f = *state;
-    device_destroy(f->device);
-    rig_stop(&f->rig);
+    guest_stop(&((struct fixture *)*state)->guest);
     return 0;
 }
 
 /* A connection from guest port 50 to host port 1000. */
 static void open_from_guest(struct fixture *f) {
-    put(f, REQUEST, 50, 1000, 0);
-    rig_pump(&f->rig);
-    struct packet packet = expect(f, RESPONSE);
+    put(&f->guest, REQUEST, 50, 1000, 0);
+    rig_pump(&f->guest.rig);
+    struct packet packet = expect(&f->guest, RESPONSE);
     assert_int_equal(packet.source_port, 1000);
     assert_int_equal(packet.target_port, 50);
     assert_int_equal(packet.buffer_size, VSOCK_BUFFER);
@@ -230,27 +93,27 @@ static void open_from_guest(struct fixture *f) {
 
 static void test_config(void **state) {
     struct fixture *f = *state;
-    assert_int_equal(driver_read(&f->driver, VIRTIO_PCI_DEVICE, 8), VSOCK_GUEST_CID);
-    assert_int_equal(vsock_listen(f->device, 1000, on_accept, f, NULL), -EADDRINUSE);
+    assert_int_equal(driver_read(&f->guest.driver, VIRTIO_PCI_DEVICE, 8), VSOCK_GUEST_CID);
+    assert_int_equal(vsock_listen(f->guest.device, 1000, on_accept, f, NULL), -EADDRINUSE);
 }
 
 static void test_guest_connects(void **state) {
     struct fixture *f = *state;
     open_from_guest(f);
     assert_int_equal(f->accepted, 1);
-    put_data(f, 50, 1000, "hello", 5);
-    rig_pump(&f->rig);
+    put_data(&f->guest, 50, 1000, "hello", 5);
+    rig_pump(&f->guest.rig);
     assert_int_equal(f->received_length, 5);
     assert_memory_equal(f->received, "hello", 5);
     assert_int_equal(vsock_send(f->conn, "world!", 6), 6);
-    struct packet packet = expect(f, RW);
+    struct packet packet = expect(&f->guest, RW);
     assert_int_equal(packet.length, 6);
     assert_int_equal(packet.forwarded, 5);
     assert_memory_equal(packet.data, "world!", 6);
     /* The guest closes: all is over at once. */
-    put(f, SHUTDOWN, 50, 1000, 3);
-    expect(f, RST);
-    rig_pump(&f->rig);
+    put(&f->guest, SHUTDOWN, 50, 1000, 3);
+    expect(&f->guest, RST);
+    rig_pump(&f->guest.rig);
     assert_int_equal(f->ended, 1);
     assert_int_equal(f->closed, 1);
     assert_int_equal(f->error, 0);
@@ -261,67 +124,67 @@ static void test_guest_connects(void **state) {
 
 static void test_host_connects(void **state) {
     struct fixture *f = *state;
-    assert_int_equal(vsock_connect(f->device, 77, &ops, f, &f->conn, NULL), 0);
-    struct packet packet = expect(f, REQUEST);
+    assert_int_equal(vsock_connect(f->guest.device, 77, &ops, f, &f->conn, NULL), 0);
+    struct packet packet = expect(&f->guest, REQUEST);
     assert_int_equal(packet.target_port, 77);
     uint32_t port = packet.source_port;
     assert_int_equal(port, vsock_host_port(f->conn));
     /* What is sent before the answer waits for it. */
     assert_int_equal(vsock_send(f->conn, "early", 5), 5);
-    expect_nothing(f);
-    put(f, RESPONSE, 77, port, 0);
-    packet = expect(f, RW);
+    expect_nothing(&f->guest);
+    put(&f->guest, RESPONSE, 77, port, 0);
+    packet = expect(&f->guest, RW);
     assert_memory_equal(packet.data, "early", 5);
-    rig_pump(&f->rig);
+    rig_pump(&f->guest.rig);
     assert_int_equal(f->connected, 1);
     /* The host closes: what is still to go goes first. */
     vsock_send(f->conn, "late", 4);
     vsock_close(f->conn);
-    packet = expect(f, RW);
-    packet = expect(f, SHUTDOWN);
+    packet = expect(&f->guest, RW);
+    packet = expect(&f->guest, SHUTDOWN);
     assert_int_equal(packet.flags, 3);
-    put(f, RST, 77, port, 0);
-    rig_pump(&f->rig);
+    put(&f->guest, RST, 77, port, 0);
+    rig_pump(&f->guest.rig);
     assert_int_equal(f->closed, 0);
 }
 
 static void test_refused(void **state) {
     struct fixture *f = *state;
-    assert_int_equal(vsock_connect(f->device, 77, &ops, f, &f->conn, NULL), 0);
-    struct packet packet = expect(f, REQUEST);
-    put(f, RST, 77, packet.source_port, 0);
-    rig_pump(&f->rig);
+    assert_int_equal(vsock_connect(f->guest.device, 77, &ops, f, &f->conn, NULL), 0);
+    struct packet packet = expect(&f->guest, REQUEST);
+    put(&f->guest, RST, 77, packet.source_port, 0);
+    rig_pump(&f->guest.rig);
     assert_int_equal(f->closed, 1);
     assert_int_equal(f->error, -ECONNREFUSED);
     /* The other way round: by the listener, and for want of one. */
     f->refuse = 1;
-    put(f, REQUEST, 50, 1000, 0);
-    rig_pump(&f->rig);
-    expect(f, RST);
-    put(f, REQUEST, 50, 1001, 0);
-    expect(f, RST);
-    vsock_unlisten(f->device, 1000);
-    put(f, REQUEST, 50, 1000, 0);
-    expect(f, RST);
+    put(&f->guest, REQUEST, 50, 1000, 0);
+    rig_pump(&f->guest.rig);
+    expect(&f->guest, RST);
+    put(&f->guest, REQUEST, 50, 1001, 0);
+    expect(&f->guest, RST);
+    vsock_unlisten(f->guest.device, 1000);
+    put(&f->guest, REQUEST, 50, 1000, 0);
+    expect(&f->guest, RST);
 }
 
 static void test_half_close(void **state) {
     struct fixture *f = *state;
     open_from_guest(f);
-    put_data(f, 50, 1000, "last", 4);
-    put(f, SHUTDOWN, 50, 1000, 2);
-    rig_pump(&f->rig);
+    put_data(&f->guest, 50, 1000, "last", 4);
+    put(&f->guest, SHUTDOWN, 50, 1000, 2);
+    rig_pump(&f->guest.rig);
     assert_int_equal(f->received_length, 4);
     assert_int_equal(f->ended, 1);
     assert_int_equal(f->closed, 0);
     vsock_send(f->conn, "answer", 6);
     vsock_shutdown(f->conn);
-    expect(f, RW);
-    struct packet packet = expect(f, SHUTDOWN);
+    expect(&f->guest, RW);
+    struct packet packet = expect(&f->guest, SHUTDOWN);
     assert_int_equal(packet.flags, 2);
     assert_int_equal(vsock_send(f->conn, "x", 1), -EPIPE);
-    put(f, RST, 50, 1000, 0);
-    rig_pump(&f->rig);
+    put(&f->guest, RST, 50, 1000, 0);
+    rig_pump(&f->guest.rig);
     assert_int_equal(f->closed, 1);
     assert_int_equal(f->error, 0);
 }
@@ -329,38 +192,38 @@ static void test_half_close(void **state) {
 static void test_no_receiver(void **state) {
     struct fixture *f = *state;
     open_from_guest(f);
-    put(f, SHUTDOWN, 50, 1000, 1);
+    put(&f->guest, SHUTDOWN, 50, 1000, 1);
     assert_int_equal(vsock_send(f->conn, "x", 1), -EPIPE);
     vsock_abort(f->conn);
-    expect(f, RST);
-    expect_nothing(f);
+    expect(&f->guest, RST);
+    expect_nothing(&f->guest);
 }
 
 static void test_any_listener(void **state) {
     struct fixture *f = *state;
-    assert_int_equal(vsock_listen(f->device, VSOCK_PORT_ANY, on_accept, f, NULL), 0);
-    put(f, REQUEST, 50, 4242, 0);
-    rig_pump(&f->rig);
-    assert_int_equal(expect(f, RESPONSE).source_port, 4242);
+    assert_int_equal(vsock_listen(f->guest.device, VSOCK_PORT_ANY, on_accept, f, NULL), 0);
+    put(&f->guest, REQUEST, 50, 4242, 0);
+    rig_pump(&f->guest.rig);
+    assert_int_equal(expect(&f->guest, RESPONSE).source_port, 4242);
     vsock_abort(f->conn);
 }
 
 static void test_before_the_driver(void **state) {
     struct fixture *f = *state;
-    driver_write(&f->driver, VIRTIO_COMMON_STATUS, 0, 1);
-    assert_int_equal(vsock_connect(f->device, 77, &ops, f, &f->conn, NULL), 0);
-    rig_pump(&f->rig);
-    start_driver(f);
-    expect(f, REQUEST);
+    driver_write(&f->guest.driver, VIRTIO_COMMON_STATUS, 0, 1);
+    assert_int_equal(vsock_connect(f->guest.device, 77, &ops, f, &f->conn, NULL), 0);
+    rig_pump(&f->guest.rig);
+    start_driver(&f->guest);
+    expect(&f->guest, REQUEST);
     /* Another reset before the guest answered: asked again. */
-    driver_write(&f->driver, VIRTIO_COMMON_STATUS, 0, 1);
-    start_driver(f);
-    struct packet packet = expect(f, REQUEST);
-    put(f, RESPONSE, 77, packet.source_port, 0);
-    rig_pump(&f->rig);
+    driver_write(&f->guest.driver, VIRTIO_COMMON_STATUS, 0, 1);
+    start_driver(&f->guest);
+    struct packet packet = expect(&f->guest, REQUEST);
+    put(&f->guest, RESPONSE, 77, packet.source_port, 0);
+    rig_pump(&f->guest.rig);
     assert_int_equal(f->connected, 1);
-    driver_write(&f->driver, VIRTIO_COMMON_STATUS, 0, 1);
-    rig_pump(&f->rig);
+    driver_write(&f->guest.driver, VIRTIO_COMMON_STATUS, 0, 1);
+    rig_pump(&f->guest.rig);
     assert_int_equal(f->closed, 1);
     assert_int_equal(f->error, -ECONNRESET);
 }
@@ -373,22 +236,22 @@ static void test_guest_out_of_credit(void **state) {
     f->hoard = true;
     open_from_guest(f);
     for (unsigned sent = 0; sent < VSOCK_BUFFER; sent += BUFFER)
-        put_data(f, 50, 1000, data, BUFFER);
-    rig_pump(&f->rig);
+        put_data(&f->guest, 50, 1000, data, BUFFER);
+    rig_pump(&f->guest.rig);
     assert_int_equal(f->received_length, VSOCK_BUFFER);
-    expect_nothing(f);
+    expect_nothing(&f->guest);
     /* Credit comes back by itself once it is worth a packet. */
     vsock_consumed(f->conn, 1);
-    assert_int_equal(expect(f, CREDIT_UPDATE).forwarded, 1);
-    put_data(f, 50, 1000, data, 1);
-    rig_pump(&f->rig);
+    assert_int_equal(expect(&f->guest, CREDIT_UPDATE).forwarded, 1);
+    put_data(&f->guest, 50, 1000, data, 1);
+    rig_pump(&f->guest.rig);
     assert_int_equal(f->received_length, VSOCK_BUFFER + 1);
-    put(f, CREDIT_REQUEST, 50, 1000, 0);
-    assert_int_equal(expect(f, CREDIT_UPDATE).forwarded, 1);
+    put(&f->guest, CREDIT_REQUEST, 50, 1000, 0);
+    assert_int_equal(expect(&f->guest, CREDIT_UPDATE).forwarded, 1);
     /* One byte more than allowed. */
-    put_data(f, 50, 1000, data, 1);
-    expect(f, RST);
-    rig_pump(&f->rig);
+    put_data(&f->guest, 50, 1000, data, 1);
+    expect(&f->guest, RST);
+    rig_pump(&f->guest.rig);
     assert_int_equal(f->error, -ECONNRESET);
     assert_int_equal(f->received_length, VSOCK_BUFFER + 1);
 }
@@ -396,8 +259,8 @@ static void test_guest_out_of_credit(void **state) {
 /* The bytes are still being looked at: their room is not the guest's yet. */
 static void ask_for_credit(struct fixture *f) {
     f->in_received = NULL;
-    put(f, CREDIT_REQUEST, 50, 1000, 0);
-    assert_int_equal(expect(f, CREDIT_UPDATE).forwarded, 0);
+    put(&f->guest, CREDIT_REQUEST, 50, 1000, 0);
+    assert_int_equal(expect(&f->guest, CREDIT_UPDATE).forwarded, 0);
 }
 
 static void test_credit_in_callback(void **state) {
@@ -406,9 +269,9 @@ static void test_credit_in_callback(void **state) {
     open_from_guest(f);
     f->in_received = ask_for_credit;
     for (unsigned sent = 0; sent < VSOCK_BUFFER; sent += BUFFER)
-        put_data(f, 50, 1000, data, BUFFER);
-    rig_pump(&f->rig);
-    assert_int_equal(expect(f, CREDIT_UPDATE).forwarded, VSOCK_BUFFER);
+        put_data(&f->guest, 50, 1000, data, BUFFER);
+    rig_pump(&f->guest.rig);
+    assert_int_equal(expect(&f->guest, CREDIT_UPDATE).forwarded, VSOCK_BUFFER);
     vsock_abort(f->conn);
 }
 
@@ -417,26 +280,26 @@ static void test_host_out_of_credit(void **state) {
     static uint8_t data[2 * VSOCK_BUFFER];
     struct packet packet;
     uint32_t got = 0;
-    f->guest_buffer = 5000;
+    f->guest.guest_buffer = 5000;
     open_from_guest(f);
     assert_int_equal(vsock_send(f->conn, data, sizeof data), VSOCK_BUFFER);
     while (got < 5000) {
-        packet = expect(f, RW);
+        packet = expect(&f->guest, RW);
         got += packet.length;
     }
     assert_int_equal(got, 5000);
-    expect(f, CREDIT_REQUEST);
-    expect_nothing(f);
-    f->guest_forwarded = 10;
-    put(f, CREDIT_UPDATE, 50, 1000, 0);
-    assert_int_equal(expect(f, RW).length, 10);
-    rig_pump(&f->rig);
+    expect(&f->guest, CREDIT_REQUEST);
+    expect_nothing(&f->guest);
+    f->guest.guest_forwarded = 10;
+    put(&f->guest, CREDIT_UPDATE, 50, 1000, 0);
+    assert_int_equal(expect(&f->guest, RW).length, 10);
+    rig_pump(&f->guest.rig);
     assert_true(f->writable > 0);
     /* Credit figures that make no sense give none. */
-    f->guest_forwarded = 0x80000000;
-    expect(f, CREDIT_REQUEST);
-    put(f, CREDIT_UPDATE, 50, 1000, 0);
-    expect_nothing(f);
+    f->guest.guest_forwarded = 0x80000000;
+    expect(&f->guest, CREDIT_REQUEST);
+    put(&f->guest, CREDIT_UPDATE, 50, 1000, 0);
+    expect_nothing(&f->guest);
     vsock_abort(f->conn);
 }
 
@@ -451,7 +314,7 @@ static void test_stream(void **state) {
         to_guest[i] = (uint8_t)rand();
         to_host[i] = (uint8_t)rand();
     }
-    f->guest_buffer = 10000;
+    f->guest.guest_buffer = 10000;
     open_from_guest(f);
     for (unsigned round = 0; got < TOTAL || f->received_length < TOTAL; round++) {
         assert_true(round < 100000);
@@ -468,23 +331,23 @@ static void test_stream(void **state) {
         if (piece > TOTAL - put_bytes)
             piece = TOTAL - put_bytes;
         if (piece > 0)
-            put_data(f, 50, 1000, to_host + put_bytes, piece);
+            put_data(&f->guest, 50, 1000, to_host + put_bytes, piece);
         put_bytes += piece;
         struct packet packet;
-        while (rand() % 4 != 0 && get(f, &packet)) {
+        while (rand() % 4 != 0 && get(&f->guest, &packet)) {
             host_forwarded = packet.forwarded;
             if (packet.op == RW) {
                 memcpy(at_guest + got, packet.data, packet.length);
                 got += packet.length;
             }
         }
-        assert_true(got - f->guest_forwarded <= f->guest_buffer);
+        assert_true(got - f->guest.guest_forwarded <= f->guest.guest_buffer);
         if (rand() % 3 == 0) {
-            f->guest_forwarded = got;
-            put(f, CREDIT_UPDATE, 50, 1000, 0);
+            f->guest.guest_forwarded = got;
+            put(&f->guest, CREDIT_UPDATE, 50, 1000, 0);
         }
         if (rand() % 2 == 0)
-            rig_pump(&f->rig);
+            rig_pump(&f->guest.rig);
     }
     assert_memory_equal(at_guest, to_guest, TOTAL);
     assert_memory_equal(f->received, to_host, TOTAL);
@@ -495,34 +358,34 @@ static void test_stream(void **state) {
 
 static void test_malformed(void **state) {
     struct fixture *f = *state;
-    struct packet packet = packet_of(f, REQUEST, 50, 1000);
+    struct packet packet = packet_of(&f->guest, REQUEST, 50, 1000);
     packet.source_cid = 99;
-    put_packet(f, &packet);
-    packet = packet_of(f, RW, 50, 1000);
+    put_packet(&f->guest, &packet);
+    packet = packet_of(&f->guest, RW, 50, 1000);
     packet.length = 1 << 20; /* more than the buffers hold */
-    put_packet(f, &packet);
-    expect_nothing(f);
-    packet = packet_of(f, REQUEST, 50, 1000);
+    put_packet(&f->guest, &packet);
+    expect_nothing(&f->guest);
+    packet = packet_of(&f->guest, REQUEST, 50, 1000);
     packet.target_cid = 17;
-    put_packet(f, &packet);
-    assert_true(get(f, &packet));
+    put_packet(&f->guest, &packet);
+    assert_true(get(&f->guest, &packet));
     assert_int_equal(packet.op, RST);
     assert_int_equal(packet.source_cid, 17);
-    packet = packet_of(f, REQUEST, 50, 1000);
+    packet = packet_of(&f->guest, REQUEST, 50, 1000);
     packet.type = 2;
-    put_packet(f, &packet);
-    expect(f, RST);
+    put_packet(&f->guest, &packet);
+    expect(&f->guest, RST);
     /* Packets of a connection that is none; an RST is never answered. */
     for (uint16_t op = 0; op < 20; op++) {
-        put(f, op, 60, 2000, 3);
+        put(&f->guest, op, 60, 2000, 3);
         if (op == RST)
-            expect_nothing(f);
+            expect_nothing(&f->guest);
         else
-            expect(f, RST);
+            expect(&f->guest, RST);
     }
-    rig_pump(&f->rig);
+    rig_pump(&f->guest.rig);
     assert_int_equal(f->accepted, 0);
-    assert_false(driver_status(&f->driver) & VIRTIO_NEEDS_RESET);
+    assert_false(driver_status(&f->guest.driver) & VIRTIO_NEEDS_RESET);
 }
 
 static void test_wrong_state(void **state) {
@@ -530,9 +393,9 @@ static void test_wrong_state(void **state) {
     struct fixture *f = *state;
     for (unsigned i = 0; i < ARRAY_SIZE(wrong); i++) {
         open_from_guest(f);
-        put(f, wrong[i], 50, 1000, 0);
-        expect(f, RST);
-        rig_pump(&f->rig);
+        put(&f->guest, wrong[i], 50, 1000, 0);
+        expect(&f->guest, RST);
+        rig_pump(&f->guest.rig);
         assert_int_equal(f->closed, i + 1);
         assert_int_equal(f->error, -ECONNRESET);
     }
@@ -543,10 +406,10 @@ static void test_short_header(void **state) {
     const struct driver_buffer buffer = {TX_DATA, HEADER - 1};
     uint16_t id;
     uint32_t length;
-    ring_add(&f->driver.rings[TX], &buffer, 1, 1);
-    driver_notify(&f->driver, TX);
-    assert_true(ring_used(&f->driver.rings[TX], &id, &length));
-    expect_nothing(f);
+    ring_add(&f->guest.driver.rings[TX], &buffer, 1, 1);
+    driver_notify(&f->guest.driver, TX);
+    assert_true(ring_used(&f->guest.driver.rings[TX], &id, &length));
+    expect_nothing(&f->guest);
 }
 
 static void test_many_connections(void **state) {
@@ -554,18 +417,18 @@ static void test_many_connections(void **state) {
     unsigned refused = 0;
     struct packet packet;
     for (unsigned i = 0; i < VSOCK_CONNECTIONS_MAX + 10; i++) {
-        put(f, REQUEST, 5000 + i, 1000, 0);
-        rig_pump(&f->rig);
-        while (get(f, &packet))
+        put(&f->guest, REQUEST, 5000 + i, 1000, 0);
+        rig_pump(&f->guest.rig);
+        while (get(&f->guest, &packet))
             refused += packet.op == RST;
     }
     assert_int_equal(f->accepted, VSOCK_CONNECTIONS_MAX);
     assert_int_equal(refused, 10);
     /* Those the host closes make room, even if the guest never answers. */
     vsock_close(f->conn);
-    expect(f, SHUTDOWN);
-    put(f, REQUEST, 9000, 1000, 0);
-    rig_pump(&f->rig);
+    expect(&f->guest, SHUTDOWN);
+    put(&f->guest, REQUEST, 9000, 1000, 0);
+    rig_pump(&f->guest.rig);
     assert_int_equal(f->accepted, VSOCK_CONNECTIONS_MAX + 1);
 }
 
@@ -576,42 +439,42 @@ static void test_no_buffers(void **state) {
     unsigned resets = 0;
     uint16_t id;
     uint32_t length;
-    driver_start(&f->driver, 0, 3, QUEUE);
-    f->rx_next = 0;
+    driver_start(&f->guest.driver, 0, 3, QUEUE);
+    f->guest.rx_next = 0;
     for (unsigned i = 0; i < 300; i++) {
         uint8_t raw[HEADER] = {0};
         raw[0] = VSOCK_GUEST_CID;
         raw[8] = VSOCK_HOST_CID;
         raw[28] = 1;
         raw[30] = RW;
-        rig_put(&f->rig, TX_DATA, raw, sizeof raw);
+        rig_put(&f->guest.rig, TX_DATA, raw, sizeof raw);
         const struct driver_buffer buffer = {TX_DATA, HEADER};
-        ring_add(&f->driver.rings[TX], &buffer, 1, 1);
-        driver_notify(&f->driver, TX);
-        while (ring_used(&f->driver.rings[TX], &id, &length))
+        ring_add(&f->guest.driver.rings[TX], &buffer, 1, 1);
+        driver_notify(&f->guest.driver, TX);
+        while (ring_used(&f->guest.driver.rings[TX], &id, &length))
             ;
     }
-    assert_true(f->driver.rings[TX].free_count < QUEUE);
-    post_buffers(f, QUEUE);
+    assert_true(f->guest.driver.rings[TX].free_count < QUEUE);
+    post_buffers(&f->guest, QUEUE);
     for (unsigned i = 0; i < 200; i++) {
-        rig_pump(&f->rig);
-        while (get(f, &packet))
+        rig_pump(&f->guest.rig);
+        while (get(&f->guest, &packet))
             resets++;
     }
-    while (ring_used(&f->driver.rings[TX], &id, &length))
+    while (ring_used(&f->guest.driver.rings[TX], &id, &length))
         ;
-    assert_int_equal(f->driver.rings[TX].free_count, QUEUE);
+    assert_int_equal(f->guest.driver.rings[TX].free_count, QUEUE);
     assert_true(resets >= 128 + QUEUE);
 }
 
 static void test_small_buffer(void **state) {
     struct fixture *f = *state;
     const struct driver_buffer buffer = {RX_DATA, HEADER - 1};
-    driver_start(&f->driver, 0, 3, QUEUE);
-    ring_add(&f->driver.rings[RX], &buffer, 0, 1);
-    put(f, RW, 60, 2000, 0);
-    assert_true(driver_status(&f->driver) & VIRTIO_NEEDS_RESET);
-    rig_pump(&f->rig);
+    driver_start(&f->guest.driver, 0, 3, QUEUE);
+    ring_add(&f->guest.driver.rings[RX], &buffer, 0, 1);
+    put(&f->guest, RW, 60, 2000, 0);
+    assert_true(driver_status(&f->guest.driver) & VIRTIO_NEEDS_RESET);
+    rig_pump(&f->guest.rig);
 }
 
 static void test_bad_cid(void **state) {
@@ -620,9 +483,9 @@ static void test_bad_cid(void **state) {
     static const uint64_t bad[] = {1, 2, UINT32_MAX, UINT64_MAX};
     for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
         struct virtio_vsock_config config = {.guest_cid = bad[i]};
-        assert_int_equal(
-            device_create(&virtio_vsock_class, "vsock1", &f->rig.platform, &config, &device, NULL),
-            -EINVAL);
+        assert_int_equal(device_create(&virtio_vsock_class, "vsock1", &f->guest.rig.platform,
+                                       &config, &device, NULL),
+                         -EINVAL);
     }
 }
 
