@@ -287,6 +287,27 @@ static void virtual_8086_and_back(void **state) {
     assert_int_equal(cpu->segment[SEG_SS].base, 0x20000);
 }
 
+static void int_n(struct soft_cpu *cpu, const struct insn *insn) {
+    event_software(cpu, insn, 0x40);
+}
+
+/* INT n is a fault's source, too: RIP is the instruction's own then, else the next one's. */
+static void software_interrupts(void **state) {
+    struct fixture *f = *state;
+    const struct insn insn = {.length = 2, .size = 4, .opcode = 0xcd};
+    uint64_t gate = TARGET | CODE0 << 16 | UINT64_C(0x8e0000000000);
+    fixture_poke(f, FIXTURE_IDT + 0x40 * 8, gate, 8);
+    assert_int_equal(run(f, int_n, insn), -1);
+    stack_is(f, 3, (uint32_t[]){RIP + 2, CODE0, FLAGS_FIXED});
+    user_mode(f);
+    assert_int_equal(run(f, int_n, insn), EXC_GP); /* DPL 0 */
+    assert_int_equal(f->cpu->event.error, 0x40 * 8 + 2);
+    fixture_poke(f, FIXTURE_IDT + 0x40 * 8, gate | UINT64_C(0x600000000000), 8);
+    f->cpu->rflags |= FLAG_VM;
+    assert_int_equal(run(f, int_n, insn), EXC_GP); /* IOPL is not 3 */
+    assert_int_equal(f->cpu->event.error, 0);
+}
+
 /* ---- System segments ---- */
 
 static int load(struct fixture *f, insn_exec *exec, uint16_t selector) {
@@ -358,6 +379,7 @@ int main(void) {
         T(iret_between_levels),
         T(iret_from_a_task),
         T(virtual_8086_and_back),
+        T(software_interrupts),
         T(task_register),
         T(local_table),
         T(questions),

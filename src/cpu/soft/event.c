@@ -370,9 +370,12 @@ bool event_deliver(struct soft_cpu *cpu, uint8_t vector, enum event_kind kind, b
 }
 
 void event_software(struct soft_cpu *cpu, const struct insn *insn, uint8_t vector) {
+    enum { INT_N = 0xcd };
     struct event event = {.vector = vector, .kind = EVENT_SOFTWARE};
     struct fault fault;
     cpu->insn = insn;
+    if (cpu->rflags & FLAG_VM && insn->opcode == INT_N && (cpu->rflags & FLAG_IOPL) != FLAG_IOPL)
+        raise_error(cpu, EXC_GP, 0);
     uint64_t before = cpu->rip;
     cpu->rip = insn_next_rip(cpu, insn);
     cpu->counters.exceptions++;

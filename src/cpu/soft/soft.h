@@ -6,9 +6,12 @@
  *   block.c               decoded blocks, found by physical address; code watch
  *   run.c                 the run loop: blocks, exceptions, interrupts, HLT
  *   flags.h               lazy status flags
- *   access.h, mmu.c       guest-virtual memory: software TLB, paging, segment checks
- *   event.c               exception and interrupt delivery, IRET, far transfers
+ *   access.h, access.c    guest-virtual memory: the fast path, what it leaves, segment checks
+ *   mmu.c, walk.c         software TLB, flushes, listeners; page walks
+ *   segment.c, far.c      descriptors and segment registers; far transfers, IRET
+ *   event.c, syscall.c    exception and interrupt delivery; SYSCALL and its like
  *   system.c, msr.c, cpuid.c   control registers, MSRs, CPUID
+ *   debug.c               debug registers
  *   int_*.c               integer instructions
  *   x87.c, vec_*.c, xsave.c    floating point and vectors
  *   engine.c              cpu/engine.h for all of it
