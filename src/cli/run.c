@@ -275,11 +275,24 @@ static int create_console(struct run *run, struct error *err) {
     return result;
 }
 
+/* Told to the default guest, which would busy-wait for half a second to measure it. 0: unknown. */
+static uint64_t tsc_khz(void) {
+    struct vm_clock *clock;
+    if (vm_clock_create(&clock, NULL) < 0)
+        return 0;
+    uint64_t hz = vm_clock_tsc_hz(clock);
+    vm_clock_destroy(clock);
+    return hz / 1000;
+}
+
 static int make_cmdline(struct run *run, bool default_guest, struct error *err) {
     const struct run_config *config = run->config;
     bool network = uses_agent(run) && config->machine.net == NET_USER;
-    int length = asprintf(&run->cmdline, "%s%s%s%s%s%s", network ? network_cmdline : "",
-                          network ? " " : "", default_guest ? default_cmdline : "",
+    char tsc[40] = "";
+    if (default_guest)
+        snprintf(tsc, sizeof tsc, " tsc_early_khz=%llu", (unsigned long long)tsc_khz());
+    int length = asprintf(&run->cmdline, "%s%s%s%s%s%s%s", network ? network_cmdline : "",
+                          network ? " " : "", default_guest ? default_cmdline : "", tsc,
                           default_guest && uses_agent(run) ? " quiet" : "",
                           default_guest && config->append != NULL ? " " : "",
                           config->append != NULL ? config->append : "");
