@@ -99,7 +99,7 @@ bool compare(const struct test_case *test, const struct outcome *native,
 
 /* ---- Showing one ---- */
 
-static void show_code(const struct test_case *test) {
+void show_code(const struct test_case *test) {
     uint64_t address = test->start;
     ZyanUSize at = 0;
     ZydisDisassembledInstruction instruction;
@@ -226,7 +226,7 @@ static void show_vector(const char *side, const struct outcome *o) {
 
 void show_difference(const struct test_case *test, const struct outcome *native,
                      const struct outcome *guest, const uint64_t *features) {
-    printf("difference: %s%s, %s\n", insn_row_at(test->rows[0])->name,
+    printf("difference: %s%s, %s\n", test->row_count ? insn_row_at(test->rows[0])->name : "wild",
            test->row_count > 1 ? " …" : "", test->mode32 ? "32-bit code" : "64-bit code");
     show_code(test);
     show_before(test);

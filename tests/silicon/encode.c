@@ -120,15 +120,11 @@ static void choose_repeat(struct builder *b) {
         add_legacy(b, random_once_in(b->random, 2) ? 0xf2 : 0xf3);
 }
 
-/* FS leads to the C library's thread data: only where a register can make up for its base. */
 static void choose_segment(struct builder *b) {
     b->seg = -1;
     if (b->e->fixed || !random_once_in(b->random, 16))
         return;
     b->seg = (int)random_below(b->random, 6);
-    if (b->seg == SEG_FS && (b->address_override || has(b->row, OPERAND_Ob) ||
-                             has(b->row, OPERAND_Ov) || !row_has_memory(b->row)))
-        b->seg = SEG_GS;
     add_legacy(b, segment_prefix[b->seg]);
 }
 

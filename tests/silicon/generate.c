@@ -148,7 +148,7 @@ static void choose_state(struct generator *g, struct test_case *test, const stru
     choose_flags(random, &test->state);
     choose_x87(random, &test->state.fp, random_once_in(random, 4));
     choose_vectors(random, &test->state.fp);
-    test->state.fs_base = g->fs_base;
+    test->state.fs_base = FS_BASE;
     test->state.gs_base = GS_BASE;
     (void)row;
 }
@@ -330,6 +330,15 @@ static void clear_case(struct test_case *test) {
     test->row_count = 0;
     test->patch_count = 0;
     test->flags_unknown = test->flags_unknown_any = 0;
+    test->is_twin = false;
+}
+
+/* Prefixes may have made something else of the row. */
+static bool may_run(const struct generator *g, const struct test_case *test) {
+    struct insn insn;
+    enum insn_mode mode = test->mode32 ? INSN_MODE_32 : INSN_MODE_64;
+    return insn_decode(&insn, test->code, test->code_length, test->start, mode, g->features) <= 0 ||
+           row_excluded(insn_row_of(&insn)) == NULL;
 }
 
 static bool choose_mode32(struct random *random, const struct insn_row *row) {
@@ -358,8 +367,17 @@ bool generate_single(struct generator *g, unsigned n, struct test_case *test) {
     if (!encode(&encoder))
         return false;
     test->rows[test->row_count++] = (uint16_t)n;
+    if (random_once_in(random, 32) && strncmp(row->name, "loop", 4) != 0)
+        add_wild_prefixes(random, test);
     clip_code(test);
-    return true;
+    return may_run(g, test);
+}
+
+void generate_state(struct generator *g, struct test_case *test) {
+    clear_case(test);
+    test->mode32 = random_once_in(&g->random, 4);
+    test->start = CASE_CODE + random_below(&g->random, 16);
+    choose_state(g, test, NULL);
 }
 
 /* ---- Sequences ---- */

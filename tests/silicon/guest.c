@@ -6,8 +6,10 @@
  * exception frame. Only cpu.h is used, so any engine can be compared.
  */
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/bytes.h"
 #include "cpu/cpu.h"
@@ -24,6 +26,7 @@ enum {
     STUB_SIZE = 16,
     KERNEL_STACK = 0x20000, /* its top */
     STOP_PORT = 0xf4,
+    WATCH_TICKS = 50,
 };
 #define SUPERVISOR UINT64_C(0xffffffffc0000000)
 
@@ -44,6 +47,11 @@ struct guest {
     struct x86_state template;
     uint8_t *low, *code, *data, *stack;
     uint64_t next_table;
+    /* The watchdog: kicks a vCPU that still runs the same case as a while ago. */
+    pthread_t watchdog;
+    bool watched;
+    atomic_bool ending;
+    atomic_ulong cases;
 };
 
 /* ---- Building it ---- */
@@ -201,6 +209,22 @@ static int build_machine(struct guest *guest, enum engine_kind kind, struct erro
     return rc;
 }
 
+static void *watch(void *context) {
+    struct guest *guest = context;
+    unsigned long seen = 0;
+    for (unsigned ticks = 0; !atomic_load(&guest->ending); ticks++) {
+        const struct timespec tick = {.tv_nsec = 20 * 1000 * 1000};
+        nanosleep(&tick, NULL);
+        if (ticks % WATCH_TICKS != 0)
+            continue;
+        unsigned long now = atomic_load(&guest->cases);
+        if (now == seen && now % 2 != 0)
+            vcpu_kick(guest->vcpu);
+        seen = now;
+    }
+    return NULL;
+}
+
 int guest_create(const struct background *background, enum engine_kind engine, unsigned processor,
                  struct guest **guest, struct error *err) {
     struct guest *made = calloc(1, sizeof *made);
@@ -214,6 +238,7 @@ int guest_create(const struct background *background, enum engine_kind engine, u
         return rc;
     }
     build_template(made);
+    made->watched = pthread_create(&made->watchdog, NULL, watch, made) == 0;
     *guest = made;
     return 0;
 }
@@ -221,6 +246,9 @@ int guest_create(const struct background *background, enum engine_kind engine, u
 void guest_destroy(struct guest *guest) {
     if (guest == NULL)
         return;
+    atomic_store(&guest->ending, true);
+    if (guest->watched)
+        pthread_join(guest->watchdog, NULL);
     if (guest->vcpu != NULL)
         vcpu_destroy(guest->vcpu);
     if (guest->engine != NULL)
@@ -300,7 +328,7 @@ static void finish_case(struct guest *guest, const struct x86_state *state,
     struct user_state *user = &outcome->state;
     uint64_t stub = state->rip - (SUPERVISOR + STUBS);
     if (stub >= 256 * STUB_SIZE) {
-        outcome->vector = VECTOR_LOST;
+        outcome->vector = VECTOR_TIMEOUT;
         user->rip = state->rip;
         return;
     }
@@ -336,7 +364,9 @@ void guest_run(struct guest *guest, const struct test_case *test, struct outcome
     if (vcpu_set_state(guest->vcpu, &state, &err) < 0) {
         outcome->vector = VECTOR_LOST;
     } else {
+        atomic_fetch_add(&guest->cases, 1); /* odd: one runs */
         vcpu_run(guest->vcpu, &stop);
+        atomic_fetch_add(&guest->cases, 1);
         vcpu_get_state(guest->vcpu, &state);
         if (stop.stop == VCPU_KICKED)
             finish_case(guest, &state, outcome);

@@ -12,11 +12,13 @@
 #include "cpu/soft/soft.h"
 #include "silicon.h"
 
-enum { CLASSES_MAX = 32, SHOWN_PER_ROW = 2, ROWS_MAX = 4096 };
+enum { CLASSES_MAX = 32, SHOWN_PER_ROW = 2, ROWS_MAX = 4096, TWIN_EVERY = 8 };
 
 struct options {
     unsigned long cases;     /* of each row */
+    unsigned long at_least;  /* of each class */
     unsigned long sequences; /* in total */
+    unsigned long wild;      /* in total */
     unsigned long seed;
     unsigned shown; /* differences shown of a row */
     const char *only;
@@ -81,6 +83,8 @@ static void judge(struct run *run, const struct test_case *test, const struct ou
                   struct class_count *class) {
     static struct outcome guest;
     const uint64_t *features = guest_features(run->guest);
+    if (native->vector == VECTOR_TIMEOUT)
+        return; /* an endless loop that chance has made */
     guest_run(run->guest, test, &guest);
     class->cases++;
     if (compare(test, native, &guest, features))
@@ -93,7 +97,18 @@ static void judge(struct run *run, const struct test_case *test, const struct ou
     }
 }
 
-/* Makes up to `wanted` cases with `make` and runs them. */
+static void judge_table(struct run *run, uint32_t n, struct class_count *class) {
+    const struct batch *batch = native_batch(run->native);
+    if (table_agrees(&batch->test[n - 1], &batch->native[n - 1], &batch->test[n], &batch->native[n],
+                     guest_features(run->guest)))
+        return;
+    class->differences++;
+    run->row_differences++;
+    if (run->row_shown++ < run->options.shown)
+        show_table(&batch->test[n - 1], &batch->native[n - 1], &batch->test[n], &batch->native[n]);
+}
+
+/* Runs the batch's cases on both sides. */
 static int run_batch(struct run *run, struct class_count *class) {
     struct batch *batch = native_batch(run->native);
     struct error err;
@@ -102,13 +117,16 @@ static int run_batch(struct run *run, struct class_count *class) {
         fprintf(stderr, "silicon: %s\n", err.text);
         return rc;
     }
-    for (uint32_t i = 0; i < batch->count; i++)
+    for (uint32_t i = 0; i < batch->count; i++) {
+        if (batch->test[i].is_twin)
+            judge_table(run, i, class);
         judge(run, &batch->test[i], &batch->native[i], class);
+    }
     return 0;
 }
 
 static struct generator row_generator(const struct run *run, unsigned n) {
-    struct generator g = {.fs_base = native_fs_base(run->native)};
+    struct generator g = {.features = guest_features(run->guest)};
     g.random.state = (run->options.seed + 1) * UINT64_C(0x9e3779b97f4a7c15) ^
                      (n + 1) * UINT64_C(0xd1342543de82ef95);
     for (unsigned i = 0; i < 8; i++)
@@ -116,19 +134,30 @@ static struct generator row_generator(const struct run *run, unsigned n) {
     return g;
 }
 
+/* Classes of few rows get more of each. */
+static unsigned long cases_of_row(const struct run *run, const struct class_count *class) {
+    unsigned long share = (run->options.at_least + class->rows - 1) / class->rows;
+    return share > run->options.cases ? share : run->options.cases;
+}
+
 static int run_row(struct run *run, unsigned n) {
     const struct insn_row *row = insn_row_at(n);
     struct class_count *class = count_of(run, row_class(row));
     struct generator g = row_generator(run, n);
     struct batch *batch = native_batch(run->native);
-    unsigned long left = run->options.cases;
+    unsigned long left = cases_of_row(run, class);
     unsigned long tries = left * 8;
-    class->rows++;
     run->row_differences = run->row_shown = 0;
     while (left > 0 && tries > 0) {
         batch->count = 0;
-        while (batch->count < BATCH_SIZE && left > 0 && tries-- > 0) {
-            if (generate_single(&g, n, &batch->test[batch->count])) {
+        while (batch->count < BATCH_SIZE - 1 && left > 0 && tries-- > 0) {
+            struct test_case *test = &batch->test[batch->count];
+            if (!generate_single(&g, n, test))
+                continue;
+            left--;
+            batch->count++;
+            if (left > 0 && random_once_in(&g.random, TWIN_EVERY) &&
+                make_twin(&g.random, test, test + 1, g.features)) {
                 batch->count++;
                 left--;
             }
@@ -164,19 +193,45 @@ static int run_sequences(struct run *run) {
     return 0;
 }
 
+static int run_wild(struct run *run) {
+    struct class_count *class = count_of(run, "wild");
+    struct generator g = row_generator(run, ROWS_MAX + 1);
+    struct batch *batch = native_batch(run->native);
+    run->row_differences = run->row_shown = 0;
+    for (unsigned long left = run->options.wild; left > 0;) {
+        batch->count = left < BATCH_SIZE ? (uint32_t)left : BATCH_SIZE;
+        for (uint32_t i = 0; i < batch->count; i++)
+            generate_wild(&g, &batch->test[i]);
+        if (run_batch(run, class) < 0)
+            return -1;
+        left -= batch->count;
+    }
+    return 0;
+}
+
 static bool selected(const struct run *run, const struct insn_row *row) {
     const char *only = run->options.only;
     return only == NULL || strcmp(only, row->name) == 0 || strcmp(only, row_class(row)) == 0;
 }
 
+static bool wanted(const struct run *run, const char *class) {
+    return run->options.only == NULL || strcmp(run->options.only, class) == 0;
+}
+
 static int run_all(struct run *run) {
+    for (unsigned n = 0; insn_row_at(n) != NULL; n++) {
+        const struct insn_row *row = insn_row_at(n);
+        if (why_not(run, row) == NULL)
+            count_of(run, row_class(row))->rows++;
+    }
     for (unsigned n = 0; insn_row_at(n) != NULL; n++) {
         const struct insn_row *row = insn_row_at(n);
         if (selected(run, row) && why_not(run, row) == NULL && run_row(run, n) < 0)
             return 1;
     }
-    if ((run->options.only == NULL || strcmp(run->options.only, "sequences") == 0) &&
-        run_sequences(run) < 0)
+    if (wanted(run, "sequences") && run_sequences(run) < 0)
+        return 1;
+    if (wanted(run, "wild") && run_wild(run) < 0)
         return 1;
     return summary(run);
 }
@@ -195,22 +250,31 @@ static int list(const struct run *run) {
 /* ---- Options ---- */
 
 static int usage(void) {
-    fprintf(stderr, "usage: silicon [--cases N] [--sequences N] [--seed N] [--only ROW|CLASS] "
+    fprintf(stderr, "usage: silicon [--cases N] [--at-least N] [--sequences N] [--wild N] [--seed "
+                    "N] [--only ROW|CLASS] "
                     "[--show N] [--kvm] [--list]\n");
     return 2;
 }
 
 static bool parse(int argc, char **argv, struct options *options) {
     static const struct option known[] = {
-        {"cases", required_argument, NULL, 'c'}, {"sequences", required_argument, NULL, 'q'},
-        {"seed", required_argument, NULL, 's'},  {"only", required_argument, NULL, 'o'},
-        {"show", required_argument, NULL, 'n'},  {"list", no_argument, NULL, 'l'},
-        {"kvm", no_argument, NULL, 'k'},         {NULL, 0, NULL, 0},
+        {"at-least", required_argument, NULL, 'a'},
+        {"wild", required_argument, NULL, 'w'},
+        {"cases", required_argument, NULL, 'c'},
+        {"sequences", required_argument, NULL, 'q'},
+        {"seed", required_argument, NULL, 's'},
+        {"only", required_argument, NULL, 'o'},
+        {"show", required_argument, NULL, 'n'},
+        {"list", no_argument, NULL, 'l'},
+        {"kvm", no_argument, NULL, 'k'},
+        {NULL, 0, NULL, 0},
     };
     int option;
     while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
         switch (option) {
         case 'c': options->cases = strtoul(optarg, NULL, 0); break;
+        case 'a': options->at_least = strtoul(optarg, NULL, 0); break;
+        case 'w': options->wild = strtoul(optarg, NULL, 0); break;
         case 'q': options->sequences = strtoul(optarg, NULL, 0); break;
         case 's': options->seed = strtoul(optarg, NULL, 0); break;
         case 'n': options->shown = (unsigned)strtoul(optarg, NULL, 0); break;
@@ -229,9 +293,12 @@ static bool host_fits(void) {
 
 int main(int argc, char **argv) {
     static struct background background;
-    static struct run run = {
-        .options = {
-            .cases = 200, .sequences = 20000, .shown = SHOWN_PER_ROW, .engine = ENGINE_SOFT}};
+    static struct run run = {.options = {.cases = 200,
+                                         .at_least = 5000,
+                                         .sequences = 20000,
+                                         .wild = 20000,
+                                         .shown = SHOWN_PER_ROW,
+                                         .engine = ENGINE_SOFT}};
     struct error err;
     if (!parse(argc, argv, &run.options))
         return usage();
@@ -243,7 +310,7 @@ int main(int argc, char **argv) {
     insn_index_init();
     background_fill(&background);
     /* The child first, while this process is small and has one thread. */
-    if (native_create(&background, &run.native, &err) < 0 ||
+    if (native_create(&run.native, &err) < 0 ||
         guest_create(&background, run.options.engine, native_processor(run.native), &run.guest,
                      &err) < 0) {
         fprintf(stderr, "silicon: %s\n", err.text);

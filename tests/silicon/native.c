@@ -1,342 +1,87 @@
 /*
- * The processor's side. A child process maps the case's memory and lets the
- * kernel do the state switching: a case ends in an exception, whose signal
- * frame holds all of the user state, including the XSAVE image; the handler
- * notes it, writes the next case's state into the same frame and returns into
- * the case. So one case costs one signal. Compatibility mode needs no more
- * than another CS in the frame.
- *
- * The handler's first instructions are hand-written: a case may leave any
- * flags (AC, NT) and any segment registers, FS among them, on which C depends.
+ * The processor's side, as the harness sees it: batches go to a child process
+ * (native_child.c) through shared memory. A child that a case kills is
+ * replaced.
  */
-#include <asm/prctl.h>
 #include <errno.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <sys/time.h>
 #include <sys/wait.h>
-#include <ucontext.h>
 #include <unistd.h>
 
-#include "base/bytes.h"
 #include "silicon.h"
-
-enum { CASE_TIMEOUT_MS = 500, SIGNAL_STACK = 1 << 18, UC_REGS = 16 };
 
 struct native {
     pid_t pid;
-    int to_child, from_child;
+    int memory, to_child, from_child;
     struct batch *batch;
-    const struct background *background;
-    uint64_t fs_base;
     unsigned processor;
 };
 
-/* ---- The child. Everything below works on these. ---- */
-
-static struct batch *batch;
-static const struct background *background;
-static bool running;    /* a case runs; else the INT3 that starts a batch */
-static ucontext_t home; /* where a finished batch returns to */
-static uint8_t *const data_page = (uint8_t *)DATA_BASE;
-static uint8_t *const stack_page = (uint8_t *)STACK_BASE;
-
-/* What the entry code saves and puts right. */
-struct segments {
-    uint64_t fs_base, gs_base;
-    uint16_t ds, es, fs, gs;
-};
-struct segments native_segments __attribute__((visibility("hidden")));
-uint64_t native_home_fs __attribute__((visibility("hidden")));
-
-void native_entry(int number, siginfo_t *info, void *context);
-void native_handler(int number, siginfo_t *info, void *context);
-
-__asm__(".text\n"
-        ".globl native_entry\n"
-        ".hidden native_entry\n"
-        ".type native_entry, @function\n"
-        "native_entry:\n"
-        "    pushq $0x202\n"
-        "    popfq\n"
-        "    movw %ds, native_segments+16(%rip)\n"
-        "    movw %es, native_segments+18(%rip)\n"
-        "    movw %fs, native_segments+20(%rip)\n"
-        "    movw %gs, native_segments+22(%rip)\n"
-        "    rdfsbase %rax\n"
-        "    movq %rax, native_segments(%rip)\n"
-        "    rdgsbase %rax\n"
-        "    movq %rax, native_segments+8(%rip)\n"
-        "    movl $0x2b, %eax\n"
-        "    movl %eax, %ds\n"
-        "    movl %eax, %es\n"
-        "    xorl %eax, %eax\n"
-        "    movl %eax, %fs\n"
-        "    movl %eax, %gs\n"
-        "    movq native_home_fs(%rip), %rax\n"
-        "    wrfsbase %rax\n"
-        "    movl $0x4ffff000, %eax\n" /* GS_BASE */
-        "    wrgsbase %rax\n"
-        "    jmp native_handler\n"
-        ".size native_entry, . - native_entry\n");
-_Static_assert(GS_BASE == 0x4ffff000, "as the entry code has it");
-
-/* The signal frame's XSAVE image (SDM vol. 1, 13.4; the kernel uses the standard format). */
-enum {
-    XSAVE_FCW = 0,
-    XSAVE_FSW = 2,
-    XSAVE_FTW = 4,
-    XSAVE_FOP = 6,
-    XSAVE_FIP = 8,
-    XSAVE_FDP = 16,
-    XSAVE_MXCSR = 24,
-    XSAVE_ST = 32,
-    XSAVE_XMM = 160,
-    XSAVE_BV = 512,
-    XSAVE_YMM = 576,
-    FEATURE_X87 = 1,
-    FEATURE_SSE = 2,
-    FEATURE_AVX = 4,
-};
-
-static void load_fp(uint8_t *image, const struct fp_state *fp) {
-    unsigned top = fp->fsw >> 11 & 7;
-    store_le16(image + XSAVE_FCW, fp->fcw);
-    store_le16(image + XSAVE_FSW, fp->fsw);
-    image[XSAVE_FTW] = fp->ftw;
-    store_le16(image + XSAVE_FOP, fp->fop);
-    store_le64(image + XSAVE_FIP, fp->fip);
-    store_le64(image + XSAVE_FDP, fp->fdp);
-    store_le32(image + XSAVE_MXCSR, fp->mxcsr);
-    for (unsigned i = 0; i < 8; i++)
-        memcpy(image + XSAVE_ST + 16 * i, &fp->x87[(top + i) & 7], 10);
-    for (unsigned i = 0; i < 16; i++) {
-        memcpy(image + XSAVE_XMM + 16 * i, fp->ymm[i], 16);
-        memcpy(image + XSAVE_YMM + 16 * i, fp->ymm[i] + 16, 16);
+/* The child's program lies next to this one. */
+static _Noreturn void become_child(const struct native *native, int commands, int answers) {
+    char path[4096], text[4][16];
+    ssize_t length = readlink("/proc/self/exe", path, sizeof path - sizeof "-native");
+    if (length > 0) {
+        memcpy(path + length, "-native", sizeof "-native");
+        const int numbers[4] = {native->memory, commands, answers, (int)native->processor};
+        for (unsigned i = 0; i < 4; i++)
+            snprintf(text[i], sizeof text[i], "%d", numbers[i]);
+        execl(path, path, text[0], text[1], text[2], text[3], (char *)NULL);
     }
-    store_le64(image + XSAVE_BV, FEATURE_X87 | FEATURE_SSE | FEATURE_AVX);
+    _exit(1);
 }
 
-/* A component whose bit is clear is in its initial state and was not written. */
-static void save_fp(const uint8_t *image, struct fp_state *fp) {
-    uint64_t present = load_le64(image + XSAVE_BV);
-    memset(fp, 0, sizeof *fp);
-    fp->mxcsr = load_le32(image + XSAVE_MXCSR);
-    fp->fcw = 0x37f;
-    if (present & FEATURE_X87) {
-        fp->fcw = load_le16(image + XSAVE_FCW);
-        fp->fsw = load_le16(image + XSAVE_FSW);
-        fp->ftw = image[XSAVE_FTW];
-        fp->fop = load_le16(image + XSAVE_FOP);
-        fp->fip = load_le64(image + XSAVE_FIP);
-        fp->fdp = load_le64(image + XSAVE_FDP);
-        unsigned top = fp->fsw >> 11 & 7;
-        for (unsigned i = 0; i < 8; i++)
-            memcpy(&fp->x87[(top + i) & 7], image + XSAVE_ST + 16 * i, 10);
-    }
-    for (unsigned i = 0; i < 16; i++) {
-        if (present & FEATURE_SSE)
-            memcpy(fp->ymm[i], image + XSAVE_XMM + 16 * i, 16);
-        if (present & FEATURE_AVX)
-            memcpy(fp->ymm[i] + 16, image + XSAVE_YMM + 16 * i, 16);
-    }
-}
-
-static const int gpr_slot[16] = {
-    [RAX] = REG_RAX, [RCX] = REG_RCX, [RDX] = REG_RDX, [RBX] = REG_RBX,
-    [RSP] = REG_RSP, [RBP] = REG_RBP, [RSI] = REG_RSI, [RDI] = REG_RDI,
-    [R8] = REG_R8,   [R9] = REG_R9,   [R10] = REG_R10, [R11] = REG_R11,
-    [R12] = REG_R12, [R13] = REG_R13, [R14] = REG_R14, [R15] = REG_R15,
-};
-
-static void start_case(const struct test_case *test, ucontext_t *uc) {
-    greg_t *regs = uc->uc_mcontext.gregs;
-    uint64_t selectors = test->mode32 ? SEL_CS32 : SEL_CS64;
-    memcpy((void *)test->start, test->code, test->code_length);
-    for (unsigned i = 0; i < test->patch_count; i++)
-        memcpy(background_at(data_page, stack_page, test->patch[i].offset), test->patch[i].bytes,
-               PATCH_SIZE);
-    for (unsigned i = 0; i < 16; i++)
-        regs[gpr_slot[i]] = (greg_t)test->state.gpr[i];
-    regs[REG_RIP] = (greg_t)test->start;
-    regs[REG_EFL] = (greg_t)test->state.rflags;
-    regs[REG_CSGSFS] = (greg_t)(selectors | (uint64_t)SEL_DS << 48);
-    load_fp((uint8_t *)uc->uc_mcontext.fpregs, &test->state.fp);
-}
-
-static void finish_case(const struct test_case *test, struct outcome *outcome, int number,
-                        const ucontext_t *uc) {
-    const greg_t *regs = uc->uc_mcontext.gregs;
-    struct user_state *state = &outcome->state;
-    bool timeout = number == SIGALRM;
-    outcome->vector = timeout ? VECTOR_TIMEOUT : (uint8_t)regs[REG_TRAPNO];
-    outcome->error = timeout ? 0 : (uint32_t)regs[REG_ERR];
-    outcome->cr2 = outcome->vector == EXC_PF ? (uint64_t)regs[REG_CR2] : 0;
-    for (unsigned i = 0; i < 16; i++)
-        state->gpr[i] = (uint64_t)regs[gpr_slot[i]];
-    state->rip = (uint64_t)regs[REG_RIP];
-    state->rflags = (uint64_t)regs[REG_EFL];
-    state->cs = (uint16_t)regs[REG_CSGSFS];
-    state->ss = (uint16_t)(regs[REG_CSGSFS] >> 48);
-    state->ds = native_segments.ds;
-    state->es = native_segments.es;
-    state->fs = native_segments.fs;
-    state->gs = native_segments.gs;
-    state->fs_base = native_segments.fs_base;
-    state->gs_base = native_segments.gs_base;
-    save_fp((const uint8_t *)uc->uc_mcontext.fpregs, &state->fp);
-    memset((void *)test->start, 0xcc, test->code_length);
-    background_collect(background, data_page, stack_page, outcome);
-}
-
-/* The C code that follows a batch wants plain floating-point state. */
-static void go_home(ucontext_t *uc) {
-    static const struct fp_state plain = {.fcw = 0x37f, .mxcsr = 0x1f80};
-    memcpy(uc->uc_mcontext.gregs, home.uc_mcontext.gregs, sizeof home.uc_mcontext.gregs);
-    load_fp((uint8_t *)uc->uc_mcontext.fpregs, &plain);
-    running = false;
-}
-
-void native_handler(int number, siginfo_t *info, void *context) {
-    ucontext_t *uc = context;
-    (void)info;
-    if (!running) {
-        memcpy(home.uc_mcontext.gregs, uc->uc_mcontext.gregs, sizeof home.uc_mcontext.gregs);
-        if (number == SIGALRM)
-            return;
-        running = true;
-    } else {
-        finish_case(&batch->test[batch->current], &batch->native[batch->current], number, uc);
-        batch->current++;
-    }
-    if (batch->current < batch->count)
-        start_case(&batch->test[batch->current], uc);
-    else
-        go_home(uc);
-}
-
-static void *map_at(uintptr_t address, size_t size, int protection) {
-    void *at = mmap((void *)address, size, protection,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-    if (at != (void *)address) {
-        fprintf(stderr, "silicon: cannot map %#zx: %s\n", (size_t)address, strerror(errno));
-        _exit(1);
-    }
-    return at;
-}
-
-static void child_map(void) {
-    memset(map_at(CODE_BASE, CODE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC), 0xcc, CODE_SIZE);
-    memcpy(map_at(DATA_BASE, DATA_SIZE, PROT_READ | PROT_WRITE), background->arena, DATA_SIZE);
-    memcpy(map_at(STACK_BASE, STACK_SIZE, PROT_READ | PROT_WRITE), background->arena + DATA_SIZE,
-           STACK_SIZE);
-    memcpy(map_at(CONST_BASE, CONST_SIZE, PROT_READ | PROT_WRITE), background->constant,
-           CONST_SIZE);
-    mprotect((void *)CONST_BASE, CONST_SIZE, PROT_READ);
-}
-
-static void child_signals(void) {
-    static const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGALRM, SIGSYS};
-    stack_t stack = {.ss_size = SIGNAL_STACK};
-    stack.ss_sp =
-        mmap(NULL, SIGNAL_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    sigaltstack(&stack, NULL);
-    for (unsigned i = 0; i < ARRAY_SIZE(signals); i++) {
-        struct sigaction action = {.sa_sigaction = native_entry,
-                                   .sa_flags = SA_SIGINFO | SA_ONSTACK};
-        sigfillset(&action.sa_mask);
-        sigaction(signals[i], &action, NULL);
-    }
-}
-
-/* A watchdog for the whole batch, rearmed as it goes on: endless loops are a generator's bug. */
-static void child_alarm(bool on) {
-    struct itimerval timer = {.it_interval = {.tv_usec = on ? CASE_TIMEOUT_MS * 1000 : 0},
-                              .it_value = {.tv_usec = on ? CASE_TIMEOUT_MS * 1000 : 0}};
-    setitimer(ITIMER_REAL, &timer, NULL);
-}
-
-static void child_pin(unsigned processor) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(processor, &set);
-    sched_setaffinity(0, sizeof set, &set);
-}
-
-static _Noreturn void child_main(int commands, int answers, unsigned processor) {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    child_pin(processor);
-    child_map();
-    child_signals();
-    __asm__ volatile("rdfsbase %0" : "=r"(native_home_fs));
-    /* Compatibility mode needs DS and ES; 64-bit mode does not mind them. */
-    __asm__ volatile("movl %0, %%ds\n movl %0, %%es" : : "r"(SEL_DS));
-    __asm__ volatile("wrgsbase %0" : : "r"(GS_BASE));
+static int answer(const struct native *native) {
     char byte;
-    while (read(commands, &byte, 1) == 1) {
-        child_alarm(true);
-        __asm__ volatile("int3" : : : "memory");
-        child_alarm(false);
-        if (write(answers, &byte, 1) != 1)
-            break;
-    }
-    _exit(0);
-}
-
-/* ---- The parent ---- */
-
-static void close_pipes(struct native *native) {
-    close(native->to_child);
-    close(native->from_child);
+    return read(native->from_child, &byte, 1) == 1 ? 0 : -EIO;
 }
 
 static int spawn(struct native *native, struct error *err) {
     int down[2], up[2];
-    if (pipe2(down, 0) < 0 || pipe2(up, 0) < 0)
+    if (pipe(down) < 0 || pipe(up) < 0)
         return error_set_errno(err, -errno, "cannot make a pipe");
-    batch = native->batch;
-    background = native->background;
     native->pid = fork();
     if (native->pid < 0)
         return error_set_errno(err, -errno, "cannot fork");
     if (native->pid == 0) {
         close(down[1]);
         close(up[0]);
-        child_main(down[0], up[1], native->processor);
+        become_child(native, down[0], up[1]);
     }
     close(down[0]);
     close(up[1]);
     native->to_child = down[1];
     native->from_child = up[0];
+    if (answer(native) < 0)
+        return error_set(err, -EIO, "silicon-native does not start");
     return 0;
 }
 
-int native_create(const struct background *given, struct native **native, struct error *err) {
+static void reap(struct native *native, int *status) {
+    close(native->to_child);
+    close(native->from_child);
+    waitpid(native->pid, status, 0);
+}
+
+int native_create(struct native **native, struct error *err) {
     struct native *made = calloc(1, sizeof *made);
     if (made == NULL)
         return error_set_errno(err, -ENOMEM, "native side");
-    made->background = given;
     made->processor = (unsigned)sched_getcpu();
+    made->memory = memfd_create("silicon", 0);
+    if (made->memory < 0 || ftruncate(made->memory, sizeof *made->batch) < 0)
+        return error_set_errno(err, -errno, "native side: shared memory");
     made->batch =
-        mmap(NULL, sizeof *made->batch, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (made->batch == MAP_FAILED) {
-        free(made);
-        return error_set_errno(err, -errno, "native side");
-    }
-    /* The child inherits the thread pointer. */
-    syscall(SYS_arch_prctl, ARCH_GET_FS, &made->fs_base);
+        mmap(NULL, sizeof *made->batch, PROT_READ | PROT_WRITE, MAP_SHARED, made->memory, 0);
+    if (made->batch == MAP_FAILED)
+        return error_set_errno(err, -errno, "native side: shared memory");
     int rc = spawn(made, err);
-    if (rc < 0) {
-        munmap(made->batch, sizeof *made->batch);
-        free(made);
+    if (rc < 0)
         return rc;
-    }
     *native = made;
     return 0;
 }
@@ -344,18 +89,14 @@ int native_create(const struct background *given, struct native **native, struct
 void native_destroy(struct native *native) {
     if (native == NULL)
         return;
-    close_pipes(native);
-    waitpid(native->pid, NULL, 0);
+    reap(native, NULL);
     munmap(native->batch, sizeof *native->batch);
+    close(native->memory);
     free(native);
 }
 
 struct batch *native_batch(struct native *native) {
     return native->batch;
-}
-
-uint64_t native_fs_base(const struct native *native) {
-    return native->fs_base;
 }
 
 unsigned native_processor(const struct native *native) {
@@ -364,8 +105,7 @@ unsigned native_processor(const struct native *native) {
 
 static int replace_child(struct native *native, struct error *err) {
     int status = 0;
-    close_pipes(native);
-    waitpid(native->pid, &status, 0);
+    reap(native, &status);
     struct batch *b = native->batch;
     if (b->current >= b->count)
         return error_set(err, -EIO, "the native side ended (status %#x)", (unsigned)status);
@@ -377,7 +117,7 @@ int native_run(struct native *native, struct error *err) {
     native->batch->current = 0;
     while (native->batch->current < native->batch->count) {
         char byte = 1;
-        if (write(native->to_child, &byte, 1) == 1 && read(native->from_child, &byte, 1) == 1)
+        if (write(native->to_child, &byte, 1) == 1 && answer(native) == 0)
             continue;
         int rc = replace_child(native, err);
         if (rc < 0)

@@ -6,9 +6,11 @@
  *   random.c    numbers that are worth trying
  *   encode.c    table rows to bytes, memory operands that hit chosen addresses
  *   generate.c  whole cases: bytes, registers, memory, floating-point state
- *   native.c    the processor's side: a child process, signals, sigreturn
+ *   native.c    the processor's side; native_child.c: the process in which cases run
  *   guest.c     the vCPU's side: a small supervisor around user-mode code
  *   compare.c   what counts as a difference, and how it is shown
+ *   wild.c      code that no row asked for
+ *   check.c     whether the table's flags column tells the truth
  *   main.c      options, the loop over rows, the summary
  *
  * Both sides run the same bytes at the same virtual addresses with privilege
@@ -44,8 +46,8 @@ enum {
     CASE_CODE = CODE_BASE + 0x800, /* where code usually starts */
 };
 
-/* GS points to the middle of the data, less this much. FS is wherever the host's C library put it.
- */
+/* Near enough to the data for displacements of any size. */
+#define FS_BASE UINT64_C(0x4fffe000)
 #define GS_BASE UINT64_C(0x4ffff000)
 
 /* Writable memory as one array, for the difference lists: data, then stack. */
@@ -88,6 +90,7 @@ struct test_case {
     uint8_t code[CODE_MAX];
     uint32_t code_length;
     bool mode32;
+    bool is_twin; /* of the case before it: check.c */
     uint8_t row_count;
     uint16_t rows[SEQUENCE_MAX]; /* table rows that it was made from */
     uint16_t flags_unknown;      /* of a sequence: left undefined at its end */
@@ -162,7 +165,7 @@ bool row_has_operand(const struct insn_row *row, unsigned first, unsigned last);
 
 struct generator {
     struct random random;
-    uint64_t fs_base;
+    const uint64_t *features;      /* that guests are offered */
     const uint16_t *sequence_rows; /* rows that may stand in sequences */
     unsigned sequence_row_count;
 };
@@ -170,6 +173,8 @@ struct generator {
 bool generate_single(struct generator *generator, unsigned n, struct test_case *test);
 /* A few instructions in a row. */
 void generate_sequence(struct generator *generator, struct test_case *test);
+/* Registers and memory for code that somebody else fills in; no code yet. */
+void generate_state(struct generator *generator, struct test_case *test);
 bool row_fits_sequence(const struct insn_row *row);
 /* Flags that one instruction leaves undefined, from its row and its operands. */
 unsigned flags_undefined(const struct insn_row *row, const struct insn *insn,
@@ -179,6 +184,22 @@ unsigned flags_undefined(const struct insn_row *row, const struct insn *insn,
 const char *row_excluded(const struct insn_row *row);
 /* A family of rows: "alu", "shift", … */
 const char *row_class(const struct insn_row *row);
+
+/* ---- wild.c ---- */
+
+void generate_wild(struct generator *generator, struct test_case *test);
+void add_wild_prefixes(struct random *random, struct test_case *test);
+
+/* ---- check.c ---- */
+
+/* False: there is none (the instruction reads all flags). */
+bool make_twin(struct random *random, const struct test_case *test, struct test_case *twin,
+               const uint64_t *features);
+/* Both outcomes are native ones; b is a's twin. */
+bool table_agrees(const struct test_case *a, const struct outcome *oa, const struct test_case *b,
+                  const struct outcome *ob, const uint64_t *features);
+void show_table(const struct test_case *a, const struct outcome *oa, const struct test_case *b,
+                const struct outcome *ob);
 
 /* ---- native.c ---- */
 
@@ -191,10 +212,9 @@ struct batch {
     struct test_case test[BATCH_SIZE];
     struct outcome native[BATCH_SIZE];
 };
-int native_create(const struct background *background, struct native **native, struct error *err);
+int native_create(struct native **native, struct error *err);
 void native_destroy(struct native *native);
 struct batch *native_batch(struct native *native);
-uint64_t native_fs_base(const struct native *native);
 /* The processor that the cases run on: user code can tell by a segment limit. */
 unsigned native_processor(const struct native *native);
 /* Runs the batch's cases. A case that ends the child gets VECTOR_LOST. */
@@ -216,6 +236,7 @@ const uint64_t *guest_features(const struct guest *guest);
 /* True: the same. */
 bool compare(const struct test_case *test, const struct outcome *native,
              const struct outcome *guest, const uint64_t *features);
+void show_code(const struct test_case *test);
 void show_difference(const struct test_case *test, const struct outcome *native,
                      const struct outcome *guest, const uint64_t *features);
 

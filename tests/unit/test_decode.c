@@ -41,7 +41,8 @@ static void second_opinion(ZydisDecoder decoders[3]) {
  * Where we decode and Zydis refuses: registers that do not exist or must differ are the handlers'
  * task here; it takes 0F 1A and 0F 1B for MPX, which we do not offer (they are NOPs then), and does
  * not ignore F2 and F3 on RDRAND and RDSEED. It does not know AMD's LOCK MOV CR0 (CR8) and accepts
- * no LOCK on VERW. It gives UD0 and UD1 a ModRM byte, as Intel has it.
+ * no LOCK on VERW, nor W0 for VPERMQ and VPERMPD. It gives UD0 and UD1 a ModRM byte, as Intel has
+ * it.
  */
 static bool explained(const struct insn *insn, ZyanStatus status) {
     const struct insn_row *row = insn_row_of(insn);
@@ -49,6 +50,8 @@ static bool explained(const struct insn *insn, ZyanStatus status) {
         return true;
     if (status == ZYDIS_STATUS_ILLEGAL_LOCK)
         return strcmp(row->name, "verw") == 0 || row->opcode == 0x20 || row->opcode == 0x22;
+    if (row->encoding == ENC_VEX)
+        return row->map == MAP_0F3A && row->opcode <= 1;
     return row->map == MAP_0F &&
            (row->opcode == 0x1a || row->opcode == 0x1b || row->opcode == 0xc7);
 }

@@ -42,7 +42,10 @@ bool segment_check(struct soft_cpu *cpu, unsigned seg, uint64_t offset, unsigned
     const struct x86_segment *s = &cpu->segment[seg];
     if (cpu->mode == INSN_MODE_64) {
         *linear = (seg >= SEG_FS ? s->base : 0) + offset;
-        if (linear_canonical(*linear) && linear_canonical(*linear + (size - 1)))
+        /* The offset, too: AMD processors check both. (A translation that the software TLB holds is
+         * used without asking; no sane program can tell.) */
+        if (linear_canonical(offset) && linear_canonical(*linear) &&
+            linear_canonical(*linear + (size - 1)))
             return true;
         return fault_set(fault, vector, 0);
     }
@@ -218,8 +221,8 @@ bool linear_write(struct soft_cpu *cpu, uint64_t linear, const void *from, unsig
 
 /* ---- By segment and offset ---- */
 
-/* #AC comes before page faults (APM vol. 2, 8.2.18 lets the processor choose; AMD's do it that way).
- * x87's ten bytes count as eight, vectors of 32 as 16. */
+/* #AC comes before page faults (APM vol. 2, 8.2.18 lets the processor choose; AMD's do it that
+ * way). x87's ten bytes count as eight, vectors of 32 as 16. */
 static bool alignment_check(const struct soft_cpu *cpu, uint64_t linear, unsigned size,
                             struct fault *fault) {
     if (likely(!(cpu->rflags & FLAG_AC)) || !(cpu->cr0 & CR0_AM) || cpu->cpl != 3)

@@ -315,10 +315,8 @@ static void vex_prefix(struct decoder *d, uint8_t byte) {
     if (p2 & 4)
         d->insn->flags |= I_VEX_L;
     d->rex = (uint8_t)((~rxb >> 5 & 7) | (p2 & 0x80 ? REX_W : 0));
-    if (d->mode != INSN_MODE_64) {
+    if (d->mode != INSN_MODE_64)
         d->rex &= REX_W;
-        d->insn->vvvv &= 7;
-    }
 }
 
 static uint8_t legacy_map(struct decoder *d, uint8_t byte) {
@@ -539,6 +537,8 @@ static int finish(struct decoder *d, const struct row_traits *traits, uint64_t r
         return -EXC_UD;
     if (d->encoding == ENC_VEX && !(traits->bits & TRAIT_VVVV) && insn->vvvv != 0)
         return -EXC_UD;
+    if (d->mode != INSN_MODE_64)
+        insn->vvvv &= 7; /* the top bit only counts where 1111b is demanded */
     if ((traits->bits & TRAIT_VSIB) && !vsib_legal(insn))
         return -EXC_UD;
     return (int)d->at;

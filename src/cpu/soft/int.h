@@ -61,7 +61,7 @@ insn_exec movbe_m_g_m16, movbe_m_g_m32, movbe_m_g_m64;
 HANDLERS_N(bswap);
 HANDLERS_N(cbw);
 HANDLERS_N(cwd);
-insn_exec xlat, lahf, sahf;
+insn_exec salc, xlat, lahf, sahf;
 
 #define CONDITION_HANDLERS(name, cond, code, read)                                                 \
     HANDLERS_WIDE(cmov##name);                                                                     \

@@ -101,6 +101,8 @@ static void repeat_port(struct soft_cpu *cpu, const struct insn *insn,
                         void (*one)(struct soft_cpu *, const struct insn *)) {
     bool repeat = insn->flags & (I_REP | I_REPNE), more = true;
     cpu->insn = insn;
+    /* Whether the port may be used is asked even where nothing is to be done. */
+    check_port(cpu, get16(cpu, RDX), port_size(insn));
     if (!repeat)
         one(cpu, insn);
     while (repeat && more && string_count(cpu, insn) != 0) {

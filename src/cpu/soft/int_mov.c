@@ -158,6 +158,12 @@ void xlat(struct soft_cpu *cpu, const struct insn *insn) {
     INSN_NEXT;
 }
 
+/* Not in AMD's manual, but in its processors: AL takes CF in every bit. */
+void salc(struct soft_cpu *cpu, const struct insn *insn) {
+    set8(cpu, RAX, flag_cf(cpu) ? 0xff : 0);
+    INSN_NEXT;
+}
+
 enum { AH = 20 };
 
 void lahf(struct soft_cpu *cpu, const struct insn *insn) {

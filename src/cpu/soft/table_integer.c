@@ -156,6 +156,7 @@ static const struct insn_row rows[] = {
         .exec = {{NULL}, {NULL, movbe_m_g_m16, movbe_m_g_m32, movbe_m_g_m64}}),
     ROW("cbw", 1B, 0x98, NO_MODRM, EXEC_BY_WIDE(cbw)),
     ROW("cwd", 1B, 0x99, NO_MODRM, EXEC_BY_WIDE(cwd)),
+    ROW("salc", 1B, 0xd6, NO_MODRM, PROPS(INSN_NO64), FLAGS(FL_C, 0, 0), EXEC(salc)),
     ROW("xlat", 1B, 0xd7, NO_MODRM, EXEC(xlat)),
     ROW("sahf", 1B, 0x9e, NO_MODRM, FLAGS(0, FL_ALL & ~FL_O, 0), EXEC(sahf)),
     ROW("lahf", 1B, 0x9f, NO_MODRM, FLAGS(FL_ALL & ~FL_O, 0, 0), EXEC(lahf)),

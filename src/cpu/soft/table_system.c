@@ -10,9 +10,9 @@
 #define CPL0_E PROPS(INSN_CPL0 | INSN_END)
 
 /* 0F 00: in real mode all of the group is #UD. */
-#define GROUP_6(name, n, access, properties, handler)                                              \
+#define GROUP_6(name, n, access, properties, handler, ...)                                         \
     ROW(name, 0F, 0x00, OPS(access), REG(n), PROPS(INSN_PROTECTED | (properties)),                 \
-        EXEC_RM(handler##_r, handler##_m))
+        EXEC_RM(handler##_r, handler##_m), ##__VA_ARGS__)
 
 #define PUSH_SEG(map, opcode, properties)                                                          \
     ROW("push", map, opcode, NO_MODRM, PROPS(properties), EXEC(push_seg))
@@ -51,8 +51,9 @@ static const struct insn_row rows[] = {
     GROUP_6("str", 1, Ev, 0, str),
     GROUP_6("lldt", 2, Ew, INSN_CPL0, lldt),
     GROUP_6("ltr", 3, Ew, INSN_CPL0, ltr),
-    GROUP_6("verr", 4, Ew, 0, verr),
-    GROUP_6("verw", 5, Ew, INSN_LOCK, verw), /* LOCK does no harm on AMD processors */
+    GROUP_6("verr", 4, Ew, 0, verr, FLAGS(0, FL_Z, 0)),
+    /* LOCK does no harm here on AMD processors. */
+    GROUP_6("verw", 5, Ew, INSN_LOCK, verw, FLAGS(0, FL_Z, 0)),
     ROW("sgdt", 0F, 0x01, OPS(M), MEM_FORM, REG(0), EXEC_RM(NULL, sgdt)),
     ROW("sidt", 0F, 0x01, OPS(M), MEM_FORM, REG(1), EXEC_RM(NULL, sidt)),
     ROW("lgdt", 0F, 0x01, OPS(M), MEM_FORM, REG(2), CPL0, EXEC_RM(NULL, lgdt)),
