@@ -105,12 +105,20 @@ static void level1_drop_page(struct soft_cpu *cpu, uint64_t page) {
                 cpu->tlbs[index][kind][slot].tag = TLB_EMPTY;
 }
 
-static bool bit_test(const uint64_t *bits, uint64_t n) {
-    return bits[n / 64 % (MMU_LARGE_BITS / 64)] >> (n % 64) & 1;
+/* Spreads regions of the kernel's half and of programs', which differ in their upper bits only. */
+static unsigned large_hash(uint64_t region) {
+    _Static_assert(MMU_LARGE_BITS == 1 << 12, "12 bits of hash");
+    return (unsigned)(region * UINT64_C(0x9e3779b97f4a7c15) >> 52);
 }
 
-static void bit_set(uint64_t *bits, uint64_t n) {
-    bits[n / 64 % (MMU_LARGE_BITS / 64)] |= UINT64_C(1) << (n % 64);
+static bool bit_test(const uint64_t *bits, uint64_t region) {
+    unsigned n = large_hash(region);
+    return bits[n / 64] >> (n % 64) & 1;
+}
+
+static void bit_set(uint64_t *bits, uint64_t region) {
+    unsigned n = large_hash(region);
+    bits[n / 64] |= UINT64_C(1) << (n % 64);
 }
 
 /* Level 2 entries of a page: its own place in every address space, and one when it is global. */
