@@ -294,8 +294,8 @@ static inline bool soft_has(const struct soft_cpu *cpu, enum insn_feature featur
 
 /* ---- Vector and x87 (vec_*.c, x87.c) ---- */
 
-/* The checks that INSN_X87, INSN_MMX, INSN_SSE, INSN_AVX ask for; raise #UD, #NM, #MF. The decoder
- * places a checking instruction's handler first: see run.c. Fast when cpu state allows. */
+/* The checks that INSN_X87, INSN_MMX, INSN_SSE, INSN_AVX ask for; raises #UD, #NM, #MF in the
+ * architecture's order. Handlers call it when their own quick check fails (vec.h). */
 void fp_check(struct soft_cpu *cpu, uint32_t properties);
 
 /* XSAVE components 0 to 2 that are not in their initial state (XGETBV with ECX 1: and XCR0). */

@@ -198,7 +198,7 @@ enum {
     MXCSR_FLAGS = 0x3f,
     MXCSR_MASK_SHIFT = 7,
     MXCSR_MASKS = MXCSR_FLAGS << MXCSR_MASK_SHIFT,
-    MXCSR_CONTROL = 0xffc0,
+    MXCSR_CONTROL = 0x2ffc0, /* with MM, which not every host would load */
     MXCSR_DEFAULT = 0x1f80,
 };
 
