@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -78,7 +79,7 @@ static int setup(void **state) {
                                    .ports = rig.ports,
                                    .irqchip = rig.irqchip,
                                    .clock = rig.clock,
-                                   .vcpus = 1};
+                                   .vcpus = 2};
     assert_int_equal(engine_create(ENGINE_SOFT, &config, &rig.engine, NULL, NULL), 0);
     assert_int_equal(vcpu_create(rig.engine, 0, &rig.vcpu, NULL), 0);
     *state = &rig;
@@ -367,6 +368,43 @@ static void test_triple_fault(void **context) {
     assert_int_equal(exit.stop, VCPU_SHUTDOWN);
 }
 
+static void *run_second(void *context) {
+    struct vcpu_exit exit;
+    vcpu_run(context, &exit);
+    return (void *)(uintptr_t)exit.stop;
+}
+
+/* INIT and SIPI start a second processor in real mode; both add to one counter with LOCK. */
+static void test_second_processor(void **context) {
+    struct rig *rig = *context;
+    struct x86_state state = long_mode(rig);
+    struct vcpu *second;
+    pthread_t thread;
+    void *stop;
+    static const char start[] = "\xb9\x1b\0\0\0\x0f\x32\x80\xcc\x0c\x0f\x30" /* APIC base: x2APIC */
+                                "\xb9\x30\x08\0\0\xba\x01\0\0\0"             /* ICR, to APIC 1 */
+                                "\xb8\0\x45\0\0\x0f\x30\xb8\x31\x46\0\0\x0f\x30" /* INIT, SIPI */
+                                "\xb9\x10\x27\0\0"                   /* mov ecx, 10000 */
+                                "\xf0\xff\x04\x25\0\0\x03\0\xe2\xf6" /* lock inc; loop */
+                                "\xf3\x90\x81\x3c\x25\0\0\x03\0\x20\x4e\0\0\x75\xf1" END;
+    /* mov ax, 0x3000; mov ds, ax; mov cx, 10000; again: lock inc dword [0]; loop again; hlt */
+    static const char other[] =
+        "\xb8\0\x30\x8e\xd8\xb9\x10\x27\xf0\x66\xff\x06\0\0\xe2\xf8\xf4\xeb\xfd";
+    poke(rig, CODE, start, sizeof start - 1);
+    poke(rig, 0x31000, other, sizeof other - 1);
+    poke64(rig, DATA, 0);
+    assert_int_equal(vcpu_create(rig->engine, 1, &second, NULL), 0);
+    assert_int_equal(pthread_create(&thread, NULL, run_second, second), 0);
+    run_from(rig, &state);
+    assert_int_equal(peek64(rig, DATA), 20000);
+    vcpu_kick(second);
+    pthread_join(thread, &stop);
+    assert_int_equal((uintptr_t)stop, VCPU_KICKED);
+    vcpu_get_state(second, &state);
+    assert_int_equal(state.rip, 0x11);
+    vcpu_destroy(second);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_loop, setup, teardown),
@@ -384,6 +422,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_halt_timer, setup, teardown),
         cmocka_unit_test_setup_teardown(test_kick, setup, teardown),
         cmocka_unit_test_setup_teardown(test_triple_fault, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_second_processor, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
