@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "cpu/soft/jit/jit.h"
 
 enum {
     HASH_BITS = 14,
@@ -182,6 +183,7 @@ static void unwatch_empty(struct soft_cpu *cpu, const struct block *block, unsig
 static void drop(struct soft_cpu *cpu, struct block *block) {
     struct block_cache *cache = cpu->blocks;
     block->dead = true;
+    jit_forget(cpu, block);
     unhash(cache->store, block);
     unlink_incoming(block);
     unlink_outgoing(block, 0);
@@ -208,6 +210,10 @@ static bool overlaps(const struct block *block, uint64_t gpa, size_t length) {
     if (gpa < end && first - gpa < length)
         return true;
     if (first <= gpa && gpa < end)
+        return true;
+    uint64_t page = first & ~(uint64_t)(PAGE_SIZE - 1);
+    if (block->watch_end != 0 && gpa < page + block->watch_end &&
+        (gpa >= page + block->watch_start || page + block->watch_start - gpa < length))
         return true;
     if (!block->straddles)
         return false;

@@ -30,6 +30,8 @@ enum {
     KEY_PROTECTED = 1 << 4,
     KEY_STEP = 1 << 5,     /* one instruction only */
     KEY_NO_BREAK = 1 << 6, /* without breakpoints: passing one */
+    KEY_TLB = 3 << 7,      /* enum tlb_index: whose rights translated accesses check */
+    KEY_NO_FP = 1 << 9,    /* vector instructions raise: CR0.EM or TS, CR4 or XCR0 */
     KEY_LIMIT = 32,        /* the shift of the code segment's limit, outside 64-bit mode */
 };
 
@@ -42,6 +44,10 @@ struct block {
     uint16_t length;       /* bytes */
     bool dead;
     bool straddles;
+    uint32_t heat;          /* runs so far, while it is not translated */
+    struct jit_block *code; /* its translation, or NULL */
+    /* Bytes of its page that the translation rests on besides the block's own. */
+    uint16_t watch_start, watch_end;
     /* -- cold -- */
     uint64_t gpa[2]; /* of the first byte; straddling: of the second page */
     _Atomic(uint8_t) *flags[2];
@@ -84,8 +90,8 @@ int block_set_breakpoint(struct soft_cpu *cpu, uint64_t linear, bool on);
 /* ---- Chaining, for the handlers that end blocks ---- */
 
 /* True when control may pass to the next block without a look by the run loop. */
-static inline bool block_may_enter(struct soft_cpu *cpu, const struct block *next) {
-    if (unlikely(cpu->budget < next->count) ||
+static inline bool block_may_enter(struct soft_cpu *cpu, struct block *next) {
+    if (unlikely(++next->heat >= cpu->heat_limit) || unlikely(cpu->budget < next->count) ||
         unlikely(atomic_load_explicit(&cpu->request, memory_order_relaxed) != 0))
         return false;
     cpu->budget -= next->count;

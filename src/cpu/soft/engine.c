@@ -5,6 +5,7 @@
 #include "base/bytes.h"
 #include "cpu/soft/block.h"
 #include "cpu/soft/flags.h"
+#include "cpu/soft/jit/jit.h"
 #include "cpu/soft/run.h"
 
 /* Decoded instructions of all vCPUs together. */
@@ -37,6 +38,7 @@ static void soft_vcpu_destroy(struct vcpu *vcpu) {
     if (cpu->lapic != NULL)
         lapic_destroy(cpu->lapic);
     block_cache_destroy(cpu);
+    jit_destroy(cpu);
     mmu_destroy(cpu);
     pthread_cond_destroy(&cpu->wake);
     lock_destroy(&cpu->wake_lock);
@@ -55,6 +57,25 @@ static int init_waiting(struct soft_cpu *cpu, struct error *err) {
     return cpu->run != NULL ? 0 : error_set_errno(err, -ENOMEM, "no memory for a vCPU");
 }
 
+/*
+ * LODGE_TRANSLATE=off leaves all to the interpreter, a number is how often a
+ * block is interpreted before it is translated (0: at once). For tests, and
+ * to tell whose fault something is.
+ */
+static int init_translator(struct soft_cpu *cpu, struct error *err) {
+    enum { HEAT = 4 };
+    const char *wish = getenv("LODGE_TRANSLATE");
+    char *end;
+    cpu->heat_limit = UINT32_MAX;
+    if (wish == NULL)
+        wish = "";
+    unsigned long heat = strtoul(wish, &end, 10);
+    if (strcmp(wish, "off") == 0)
+        return 0;
+    int r = jit_create(cpu, end != wish && heat < UINT32_MAX ? (uint32_t)heat : HEAT, err);
+    return r == -ENOTSUP ? 0 : r;
+}
+
 static int init_parts(struct soft_cpu *cpu, struct error *err) {
     const struct engine_config *config = &cpu->vcpu.engine->config;
     size_t budget = BLOCKS_TOTAL / (config->vcpus != 0 ? config->vcpus : 1);
@@ -63,6 +84,8 @@ static int init_parts(struct soft_cpu *cpu, struct error *err) {
         r = mmu_init(cpu, err);
     if (r == 0)
         r = block_cache_create(cpu, budget > BLOCKS_LEAST ? budget : BLOCKS_LEAST, err);
+    if (r == 0)
+        r = init_translator(cpu, err);
     if (r == 0 && config->irqchip != NULL)
         r = lapic_create(config->irqchip, cpu->vcpu.id, wake, cpu, &cpu->lapic, err);
     return r;
@@ -100,12 +123,13 @@ static void soft_kick(struct vcpu *vcpu) {
 #define STATE_FIELDS(COPY)                                                                         \
     COPY(rip)                                                                                      \
     COPY(ldtr)                                                                                     \
-    COPY(tr) COPY(gdtr) COPY(idtr) COPY(cr0) COPY(cr2) COPY(cr3) COPY(cr4) COPY(xcr0) COPY(efer)   \
-        COPY(star) COPY(lstar) COPY(cstar) COPY(sfmask) COPY(kernel_gs_base) COPY(tsc_aux)         \
-            COPY(sysenter_cs) COPY(sysenter_esp) COPY(sysenter_eip) COPY(pat) COPY(mtrr_def_type)  \
-                COPY(tsc_offset) COPY(fcw) COPY(fsw) COPY(ftw) COPY(fop) COPY(fip) COPY(fdp)       \
-                    COPY(fcs) COPY(fds) COPY(mxcsr) COPY(halted) COPY(interrupt_shadow)            \
-                        COPY(nmi_blocked) COPY(nmi_pending) COPY(waiting_for_sipi)
+    COPY(tr)                                                                                       \
+    COPY(gdtr) COPY(idtr) COPY(cr0) COPY(cr2) COPY(cr3) COPY(cr4) COPY(xcr0) COPY(efer) COPY(star) \
+        COPY(lstar) COPY(cstar) COPY(sfmask) COPY(kernel_gs_base) COPY(tsc_aux) COPY(sysenter_cs)  \
+            COPY(sysenter_esp) COPY(sysenter_eip) COPY(pat) COPY(mtrr_def_type) COPY(tsc_offset)   \
+                COPY(fcw) COPY(fsw) COPY(ftw) COPY(fop) COPY(fip) COPY(fdp) COPY(fcs) COPY(fds)    \
+                    COPY(mxcsr) COPY(halted) COPY(interrupt_shadow) COPY(nmi_blocked)              \
+                        COPY(nmi_pending) COPY(waiting_for_sipi)
 #define STATE_ARRAYS(COPY)                                                                         \
     COPY(segment) COPY(dr) COPY(mtrr_fixed) COPY(mtrr_base) COPY(mtrr_mask) COPY(x87)
 
@@ -219,6 +243,8 @@ static int soft_set_view(struct vcpu *vcpu, struct view *view, struct error *err
 
 static void soft_get_counters(struct vcpu *vcpu, struct vcpu_counters *counters) {
     *counters = soft_cpu_of(vcpu)->counters;
+    if (soft_cpu_of(vcpu)->jit.jit != NULL)
+        counters->instructions = 0; /* translated code does not count */
 }
 
 const struct engine_ops soft_engine_ops = {

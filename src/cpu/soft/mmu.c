@@ -38,6 +38,7 @@ static void level1_clear(struct soft_cpu *cpu) {
 /* Numbers have run out: nothing cached survives, and counting starts anew. */
 static void contexts_restart(struct soft_cpu *cpu) {
     struct mmu *mmu = mmu_of(cpu);
+    jit_forget_jumps(&cpu->jit);
     level1_clear(cpu);
     memset(mmu->pages, 0xff, sizeof mmu->pages);
     memset(mmu->directories, 0xff, sizeof mmu->directories);
@@ -136,6 +137,8 @@ static void level2_drop_page(struct mmu *mmu, uint64_t page, uint64_t context) {
 void mmu_flush_page(struct soft_cpu *cpu, uint64_t linear) {
     struct mmu *mmu = mmu_of(cpu);
     uint64_t page = linear & PAGE_MASK;
+    if (jit_fetched_page(&cpu->jit, linear) || bit_test(mmu->large, linear >> 21))
+        jit_forget_jumps(&cpu->jit);
     if (bit_test(mmu->huge, linear >> 30)) {
         mmu_flush_all(cpu);
         return;

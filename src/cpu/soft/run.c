@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "cpu/soft/block.h"
 #include "cpu/soft/debug.h"
+#include "cpu/soft/jit/jit.h"
 
 /*
  * Instructions between two looks at the clock. Also bounds how deep handlers
@@ -48,7 +49,8 @@ static void rewind_to_insn(struct soft_cpu *cpu) {
     const struct insn *insn = cpu->insn;
     if (insn == NULL)
         return;
-    if (cpu->block != NULL)
+    if (cpu->block != NULL && insn >= cpu->block->insns &&
+        insn <= cpu->block->insns + cpu->block->count)
         cpu->budget += (int32_t)(cpu->block->count - (insn - cpu->block->insns));
     cpu->rip = insn_rip(cpu, insn);
     cpu->insn = NULL;
@@ -237,9 +239,21 @@ static bool attend(struct soft_cpu *cpu, struct vcpu_exit *exit) {
 
 /* ---- Running ---- */
 
+static unsigned tlb_index(const struct soft_cpu *cpu) {
+    return (unsigned)((struct tlb_entry(*)[TLB_KINDS][TLB_ENTRIES])cpu->tlb - cpu->tlbs);
+}
+
+/* Whether some vector instruction that is offered would raise #UD or #NM. */
+static bool fp_raises(const struct soft_cpu *cpu) {
+    enum { XCR0_SSE_AVX = 6 };
+    return (cpu->cr0 & (CR0_EM | CR0_TS)) || !(cpu->cr4 & CR4_OSFXSR) ||
+           !(cpu->cr4 & CR4_OSXSAVE) || (cpu->xcr0 & XCR0_SSE_AVX) != XCR0_SSE_AVX;
+}
+
 static uint64_t block_key(const struct soft_cpu *cpu) {
     bool protected_mode = (cpu->cr0 & CR0_PE) && !(cpu->rflags & FLAG_VM);
     uint64_t key = cpu->mode | (uint64_t)cpu->cpl << 2 | (protected_mode ? KEY_PROTECTED : 0);
+    key |= (uint64_t)tlb_index(cpu) << 7 | (fp_raises(cpu) ? KEY_NO_FP : 0);
     if (cpu->mode != INSN_MODE_64)
         key |= (uint64_t)cpu->segment[SEG_CS].limit << KEY_LIMIT;
     return key;
@@ -254,12 +268,22 @@ static void enter(struct soft_cpu *cpu, struct block *block) {
 static void run_block(struct soft_cpu *cpu) {
     uint64_t key = block_key(cpu);
     struct block *block;
+    jit_safe_point(cpu);
     cpu->insn = NULL;
     block = block_jump(cpu, key);
     if (unlikely(block == NULL))
         block = block_find(cpu, key);
     if (unlikely(block == NULL))
         raise_exit(cpu);
+    if (block->heat >= cpu->heat_limit && jit_usable(cpu)) {
+        if (block->code == NULL)
+            jit_translate(cpu, block);
+        if (block->code != NULL) {
+            jit_run(cpu, block);
+            return;
+        }
+    }
+    block->heat++;
     enter(cpu, block);
 }
 
@@ -336,6 +360,7 @@ static void run_next(struct soft_cpu *cpu) {
 void soft_run(struct vcpu *vcpu, struct vcpu_exit *exit) {
     struct soft_cpu *cpu = soft_cpu_of(vcpu);
     memset(exit, 0, sizeof *exit);
+    jit_enter_thread(cpu);
     setjmp(cpu->unwind); /* comes back here from raise() with the event noted */
     while (!attend(cpu, exit))
         run_next(cpu);

@@ -28,6 +28,7 @@
 #include "base/lock.h"
 #include "cpu/engine.h"
 #include "cpu/soft/insn.h"
+#include "cpu/soft/jit/state.h"
 #include "cpu/x86.h"
 
 #define likely(x)   __builtin_expect(!!(x), 1)
@@ -166,6 +167,8 @@ struct soft_cpu {
     struct vcpu_counters counters;
     struct lock wake_lock; /* LOCK_VCPU */
     pthread_cond_t wake;
+    uint32_t heat_limit; /* runs of a block before it is translated; UINT32_MAX: never */
+    struct jit_state jit;
     struct tlb_entry tlbs[TLB_INDEXES][TLB_KINDS][TLB_ENTRIES] __attribute__((aligned(64)));
     void *mmu; /* mmu.c's own: PCID contexts, listener queue */
     void *run; /* run.c's own: breakpoints, single-step */

@@ -1,0 +1,48 @@
+/*
+ * The translator: blocks of decoded guest instructions become host code that
+ * runs them directly. See docs/translator.md for the design.
+ *
+ * What the rest of the engine needs: make it, translate a block that is hot,
+ * run it, forget it. The vCPU's own thread, all of it.
+ */
+#ifndef LODGE_CPU_SOFT_JIT_JIT_H
+#define LODGE_CPU_SOFT_JIT_JIT_H
+
+#include "cpu/soft/soft.h"
+
+struct block;
+
+/* Code memory in bytes. When it is full all translations are dropped and made anew. */
+enum { JIT_CODE_SIZE = 32 << 20 };
+
+/*
+ * Blocks are translated when they have run `heat` times. -ENOTSUP when the
+ * host's processor lacks what translated code uses (AVX2, BMI2).
+ */
+int jit_create(struct soft_cpu *cpu, uint32_t heat, struct error *err);
+void jit_destroy(struct soft_cpu *cpu);
+
+/* Once on the vCPU's thread before it runs translated code: GS points to the vCPU from then on. */
+void jit_enter_thread(struct soft_cpu *cpu);
+
+/* Whether the vCPU's present state lets translated code run at all: 64-bit mode, flat segments,
+ * all SIMD exceptions masked, no debugging. */
+bool jit_usable(const struct soft_cpu *cpu);
+
+/* Translates a block of at least one instruction; block->code is set unless it cannot be. */
+void jit_translate(struct soft_cpu *cpu, struct block *block);
+
+/*
+ * Runs translated code from block->code until it leaves; cpu->rip is then
+ * exact. Exceptions unwind through it like through handlers. Chains are made
+ * on the way when the next block is translated.
+ */
+void jit_run(struct soft_cpu *cpu, struct block *block);
+
+/* The block's instructions changed or its memory is about to be reused: nothing enters it again. */
+void jit_forget(struct soft_cpu *cpu, struct block *block);
+
+/* Between blocks: empties code memory when it is full. */
+void jit_safe_point(struct soft_cpu *cpu);
+
+#endif

@@ -1,0 +1,87 @@
+/*
+ * Which status flags somebody will still read. Flags that nobody reads need
+ * not survive the checks of memory accesses.
+ *
+ * Backwards over the block; behind it, a look at the code that follows in the
+ * same page. That look rests on bytes outside the block: the block is then
+ * dropped when those change, too (block.watch_end and watch_start).
+ */
+#include "cpu/soft/jit/translation.h"
+
+enum { LOOK_AHEAD = 12 };
+
+static unsigned live_before(const struct insn *insn, unsigned live_after) {
+    const struct lowering *l = lowering_of(insn);
+    switch (l->kind) {
+    case LOWER_NATIVE: return (live_after & ~(unsigned)l->flags_killed) | l->flags_read;
+    case LOWER_NOP:
+    case LOWER_LEA:
+    case LOWER_PUSH:
+    case LOWER_POP:
+    case LOWER_LEAVE:
+    case LOWER_CALL:
+    case LOWER_JMP: return live_after;
+    case LOWER_MOVS:
+    case LOWER_STOS: return live_after;
+    case LOWER_DIV:
+    case LOWER_IDIV: return 0;
+    case LOWER_JCC: return live_after | insn_row_of(insn)->flags_read;
+    default: return FLAGS_STATUS;
+    }
+}
+
+static void rest_on(struct block *block, unsigned first, unsigned end) {
+    if (first < block->watch_start)
+        block->watch_start = (uint16_t)first;
+    if (end > block->watch_end)
+        block->watch_end = (uint16_t)end;
+}
+
+/* The same page's bytes at rip, as the block itself is mapped. */
+static const uint8_t *page_bytes(const struct translation *t, uint64_t rip) {
+    return t->block->host + (int64_t)(rip - t->block->rip);
+}
+
+unsigned liveness_at(struct translation *t, uint64_t rip) {
+    unsigned live = FLAGS_STATUS;
+    for (unsigned n = 0; n < LOOK_AHEAD && rip >> PAGE_SHIFT == t->pages_rip; n++) {
+        struct insn insn;
+        unsigned offset = rip & (PAGE_SIZE - 1);
+        int length = insn_decode(&insn, page_bytes(t, rip), PAGE_SIZE - offset, rip, INSN_MODE_64,
+                                 t->cpu->features);
+        if (length <= 0)
+            return live;
+        rest_on(t->block, offset, offset + (unsigned)length);
+        const struct lowering *l = lowering_of(&insn);
+        if (l->kind == LOWER_JMP || l->kind == LOWER_CALL) {
+            rip += (unsigned)length + insn.imm;
+            continue;
+        }
+        live &= live_before(&insn, 0) |
+                (l->kind == LOWER_NATIVE ? ~(unsigned)l->flags_killed : FLAGS_STATUS);
+        /* What was killed is dead unless it was read before: `read` bits count at once. */
+        if (live_before(&insn, 0) & live)
+            return live;
+        if (live == 0)
+            return 0;
+        rip += (unsigned)length;
+    }
+    return live;
+}
+
+void liveness_find(struct translation *t) {
+    struct block *block = t->block;
+    const struct insn *last = &block->insns[block->count - 1];
+    const struct lowering *l = lowering_of(last);
+    uint64_t next = block->rip + last->offset + last->length;
+    unsigned live = FLAGS_STATUS;
+    if (l->kind == LOWER_JMP || l->kind == LOWER_CALL)
+        live = liveness_at(t, next + last->imm);
+    else if (l->kind == LOWER_JCC)
+        live = liveness_at(t, next) | liveness_at(t, next + last->imm);
+    else if (!(insn_row_of(last)->properties & (INSN_BRANCH | INSN_END)))
+        live = liveness_at(t, next);
+    t->live[block->count] = (uint16_t)live;
+    for (unsigned i = block->count; i-- > 0;)
+        t->live[i] = (uint16_t)(live = live_before(&block->insns[i], live));
+}

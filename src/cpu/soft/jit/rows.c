@@ -1,0 +1,240 @@
+#include "cpu/soft/jit/rows.h"
+
+#include <pthread.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "cpu/x86.h"
+
+enum { ROWS_MAX = 4096 };
+static struct lowering lowerings[ROWS_MAX];
+
+static bool name_in(const char *name, const char *const *list, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (strcmp(name, list[i]) == 0)
+            return true;
+    return false;
+}
+#define NAME_IN(name, list) name_in((name), (list), ARRAY_SIZE(list))
+
+/* Integer instructions whose every operand is explicit (or RAX, RDX as noted), that neither fault
+ * by themselves nor need the processor's other state. */
+static const char *const native_names[] = {
+    "mov",   "movzx",   "movsx",  "movsxd", "movbe", "add",   "adc",   "sub",    "sbb",   "and",
+    "or",    "xor",     "cmp",    "test",   "not",   "neg",   "inc",   "dec",    "mul",   "imul",
+    "shl",   "shr",     "sar",    "rol",    "ror",   "rcl",   "rcr",   "shld",   "shrd",  "bt",
+    "bts",   "btr",     "btc",    "bsf",    "bsr",   "tzcnt", "lzcnt", "popcnt", "bswap", "xchg",
+    "xadd",  "cmpxchg", "cbw",    "cwd",    "cmc",   "clc",   "stc",   "lahf",   "sahf",  "andn",
+    "bextr", "blsi",    "blsmsk", "blsr",   "bzhi",  "mulx",  "pdep",  "pext",   "rorx",  "sarx",
+    "shlx",  "shrx",    "adcx",   "adox",   "crc32",
+};
+static const char *const nop_names[] = {"nop", "pause", "prefetch", "prefetchw", "endbr64"};
+static const char *const rax_rdx_names[] = {"mul", "imul", "cbw", "cwd", "cmpxchg", "lahf"};
+/* A count of zero leaves all flags as they were: the tables count them as read then. */
+static const char *const shift_names[] = {"shl", "shr", "sar", "rol", "ror", "shld", "shrd"};
+static const char *const second_written_names[] = {"xchg", "xadd", "mulx"};
+
+static bool is_condition(const struct insn_row *row, const char *stem) {
+    size_t length = strlen(stem);
+    return strncmp(row->name, stem, length) == 0 && row->name[length] != 0;
+}
+
+static bool operand_is_gpr_rm(unsigned operand) {
+    switch (operand) {
+    case OPERAND_Eb:
+    case OPERAND_Ew:
+    case OPERAND_Ed:
+    case OPERAND_Eq:
+    case OPERAND_Ev:
+    case OPERAND_Ey:
+    case OPERAND_Rv:
+    case OPERAND_Ry:
+    case OPERAND_Zb:
+    case OPERAND_Zv: return true;
+    default: return false;
+    }
+}
+
+static bool operand_is_gpr_reg(unsigned operand) {
+    return operand == OPERAND_Gb || operand == OPERAND_Gw || operand == OPERAND_Gd ||
+           operand == OPERAND_Gv || operand == OPERAND_Gy;
+}
+
+struct memory_width {
+    uint8_t operand, kind, bytes;
+};
+static const struct memory_width memory_widths[] = {
+    {OPERAND_Eb, MEMORY_FIXED, 1},   {OPERAND_Ew, MEMORY_FIXED, 2},
+    {OPERAND_Ed, MEMORY_FIXED, 4},   {OPERAND_Eq, MEMORY_FIXED, 8},
+    {OPERAND_Ev, MEMORY_BY_SIZE, 0}, {OPERAND_Ey, MEMORY_BY_SIZE, 0},
+    {OPERAND_Mb, MEMORY_FIXED, 1},   {OPERAND_Mw, MEMORY_FIXED, 2},
+    {OPERAND_Md, MEMORY_FIXED, 4},   {OPERAND_Mq, MEMORY_FIXED, 8},
+    {OPERAND_Mdq, MEMORY_FIXED, 16}, {OPERAND_Mqq, MEMORY_FIXED, 32},
+    {OPERAND_Mv, MEMORY_BY_SIZE, 0}, {OPERAND_Ob, MEMORY_FIXED, 1},
+    {OPERAND_Ov, MEMORY_BY_SIZE, 0}, {OPERAND_Wx, MEMORY_BY_L, 0},
+    {OPERAND_Wdq, MEMORY_FIXED, 16}, {OPERAND_Wqq, MEMORY_FIXED, 32},
+    {OPERAND_Wss, MEMORY_FIXED, 4},  {OPERAND_Wsd, MEMORY_FIXED, 8},
+    {OPERAND_Wd, MEMORY_FIXED, 4},   {OPERAND_Wq, MEMORY_FIXED, 8},
+    {OPERAND_Ww, MEMORY_FIXED, 2},   {OPERAND_Wb, MEMORY_FIXED, 1},
+    {OPERAND_Wh, MEMORY_HALF_L, 0},
+};
+
+static const struct memory_width *width_of(unsigned operand) {
+    for (size_t i = 0; i < ARRAY_SIZE(memory_widths); i++)
+        if (memory_widths[i].operand == operand)
+            return &memory_widths[i];
+    return NULL;
+}
+
+static bool operand_is_unsupported(unsigned operand) {
+    switch (operand) {
+    case OPERAND_M:
+    case OPERAND_Mp:
+    case OPERAND_Sw:
+    case OPERAND_Cd:
+    case OPERAND_Dd:
+    case OPERAND_Ap:
+    case OPERAND_DX:
+    case OPERAND_Xb:
+    case OPERAND_Xv:
+    case OPERAND_Yb:
+    case OPERAND_Yv:
+    case OPERAND_Fv:
+    case OPERAND_VSIB:
+    case OPERAND_Pq:
+    case OPERAND_Qq:
+    case OPERAND_Qd:
+    case OPERAND_Nq:
+    case OPERAND_ST0:
+    case OPERAND_STi:
+    case OPERAND_Jb:
+    case OPERAND_Jz: return true;
+    default: return false;
+    }
+}
+
+/* Vector rows that run as themselves: all whose operands are explicit. */
+static bool vector_is_native(const struct insn_row *row) {
+    static const char *const exceptions[] = {"ldmxcsr",  "stmxcsr",    "vldmxcsr",
+                                             "vstmxcsr", "maskmovdqu", "vmaskmovdqu"};
+    static const char *const masked[] = {"vmaskmovps", "vmaskmovpd", "vpmaskmovd", "vpmaskmovq"};
+    if (!(row->properties & (INSN_SSE | INSN_AVX)) || (row->properties & INSN_MMX))
+        return false;
+    /* Masked moves suppress faults of elements that they do not touch. */
+    return !NAME_IN(row->name, exceptions) && !NAME_IN(row->name, masked);
+}
+
+static uint8_t special_kind(const struct insn_row *row) {
+    unsigned first = row->operand[0];
+    if (strcmp(row->name, "call") == 0)
+        return first == OPERAND_Jz ? LOWER_CALL : first == OPERAND_Ev ? LOWER_CALL_INDIRECT : 0;
+    if (strcmp(row->name, "jmp") == 0)
+        return first == OPERAND_Jz || first == OPERAND_Jb ? LOWER_JMP
+               : first == OPERAND_Ev                      ? LOWER_JMP_INDIRECT
+                                                          : 0;
+    if (strcmp(row->name, "ret") == 0)
+        return LOWER_RET;
+    if (strcmp(row->name, "push") == 0)
+        return first == OPERAND_Zv || first == OPERAND_Iz || first == OPERAND_Ibs ? LOWER_PUSH : 0;
+    if (strcmp(row->name, "pop") == 0)
+        return first == OPERAND_Zv ? LOWER_POP : 0;
+    if (strcmp(row->name, "lea") == 0)
+        return LOWER_LEA;
+    if (strcmp(row->name, "leave") == 0)
+        return LOWER_LEAVE;
+    if (row->name[0] == 'j' && (first == OPERAND_Jb || first == OPERAND_Jz) &&
+        strcmp(row->name, "jrcxz") != 0 && strcmp(row->name, "jmp") != 0)
+        return LOWER_JCC;
+    if (first == OPERAND_Ev && strcmp(row->name, "div") == 0)
+        return LOWER_DIV;
+    if (first == OPERAND_Ev && strcmp(row->name, "idiv") == 0)
+        return LOWER_IDIV;
+    if (strcmp(row->name, "movs") == 0 || strcmp(row->name, "movsb") == 0)
+        return row->operand[0] == OPERAND_Yb || row->operand[0] == OPERAND_Yv ? LOWER_MOVS : 0;
+    if (strcmp(row->name, "stos") == 0 || strcmp(row->name, "stosb") == 0)
+        return LOWER_STOS;
+    if (NAME_IN(row->name, nop_names))
+        return LOWER_NOP;
+    return LOWER_CALLOUT;
+}
+
+static bool integer_is_native(const struct insn_row *row) {
+    bool named = NAME_IN(row->name, native_names) || is_condition(row, "cmov") ||
+                 (is_condition(row, "set") && row->operand[0] == OPERAND_Eb);
+    unsigned forbidden = INSN_CPL0 | INSN_END | INSN_BRANCH | INSN_NO_TEST | INSN_X87 | INSN_MMX;
+    return named && !(row->properties & forbidden);
+}
+
+static uint8_t recipe_of(const struct insn_row *row) {
+    static const char *const logic[] = {"and", "or", "xor"};
+    if (strcmp(row->name, "cmp") == 0 || strcmp(row->name, "test") == 0)
+        return RECIPE_REPEAT;
+    if (NAME_IN(row->name, logic))
+        return RECIPE_TEST_DEST;
+    if (strcmp(row->name, "add") == 0)
+        return RECIPE_UNDO_SUB;
+    return strcmp(row->name, "sub") == 0 ? RECIPE_UNDO_ADD : RECIPE_NONE;
+}
+
+static void describe_operands(struct lowering *l, const struct insn_row *row) {
+    for (unsigned i = 0; i < 4 && row->operand[i] != OPERAND_NONE; i++) {
+        unsigned operand = row->operand[i];
+        l->gpr_rm |= operand_is_gpr_rm(operand);
+        l->gpr_reg |= operand_is_gpr_reg(operand);
+        l->gpr_vvvv |= operand == OPERAND_By;
+        const struct memory_width *width = width_of(operand);
+        if (width != NULL) {
+            l->memory = width->kind;
+            l->memory_bytes = width->bytes;
+            l->memory_written = i == 0 && !(row->properties & INSN_WRITES_NONE);
+        }
+    }
+}
+
+static struct lowering describe(const struct insn_row *row) {
+    struct lowering l = {.kind = LOWER_CALLOUT};
+    l.has_modrm = row->form != FORM_NO_MODRM;
+    l.kind = special_kind(row);
+    describe_operands(&l, row);
+    if (l.kind == LOWER_CALLOUT && (integer_is_native(row) || vector_is_native(row))) {
+        l.kind = LOWER_NATIVE;
+        for (unsigned i = 0; i < 4; i++)
+            if (operand_is_unsupported(row->operand[i]))
+                l.kind = LOWER_CALLOUT;
+    }
+    unsigned all = row->flags_written | row->flags_undefined;
+    bool may_pass = NAME_IN(row->name, shift_names) && row->flags_read != 0;
+    l.full_flags = all == FLAGS_STATUS && row->flags_read == 0;
+    l.flags_read = may_pass ? 0 : row->flags_read;
+    l.flags_killed = may_pass ? 0 : (uint16_t)all;
+    l.writes_flags = all != 0;
+    l.second_written = NAME_IN(row->name, second_written_names);
+    l.first_read_only = row->properties & INSN_WRITES_NONE;
+    l.first_read = row->properties & (INSN_READS_DEST | INSN_WRITES_NONE | INSN_UNDEFINED_REG);
+    l.writes_rax_rdx = NAME_IN(row->name, rax_rdx_names);
+    l.aligned = row->properties & INSN_ALIGNED;
+    l.recipe = recipe_of(row);
+    return l;
+}
+
+static void build(void) {
+    const struct insn_row *row;
+    for (size_t n = 0; n < ROWS_MAX && (row = insn_row_at(n)) != NULL; n++)
+        lowerings[n] = describe(row);
+}
+
+const struct lowering *lowering_of(const struct insn *insn) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, build);
+    return &lowerings[insn->row % ROWS_MAX];
+}
+
+unsigned lowering_memory_bytes(const struct lowering *lowering, const struct insn *insn) {
+    unsigned vector = insn->flags & I_VEX_L ? 32 : 16;
+    switch (lowering->memory) {
+    case MEMORY_BY_SIZE: return insn->size;
+    case MEMORY_BY_L: return vector;
+    case MEMORY_HALF_L: return vector / 2;
+    default: return lowering->memory_bytes;
+    }
+}

@@ -1,0 +1,314 @@
+/*
+ * The translator's C side: entering translated code, what it calls, chaining,
+ * and the life of translations.
+ */
+#include <asm/prctl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "cpu/soft/flags.h"
+#include "cpu/soft/jit/fast.h"
+#include "cpu/soft/run.h"
+#include <string.h>
+
+/* ---- Flags between C and translated code ---- */
+
+static uint32_t flags_pack(const struct soft_cpu *cpu) {
+    uint64_t f = flags_get(cpu);
+    return (uint32_t)((f & (FLAG_SF | FLAG_ZF | FLAG_AF | FLAG_PF | FLAG_CF)) << 8 |
+                      !!(f & FLAG_OF));
+}
+
+static void flags_unpack(struct soft_cpu *cpu) {
+    uint32_t saved = cpu->jit.saved_flags;
+    flags_set_status(cpu, (saved >> 8 & 0xff) | (saved & 1 ? FLAG_OF : 0));
+}
+
+/* ---- Call-outs ---- */
+
+static void callout_done(struct soft_cpu *cpu, const struct insn *insn) {
+    cpu->jit.jit->completed = true;
+}
+
+/* Runs one instruction by the interpreter's handler; true when it went on to the next. */
+static bool run_handler(struct soft_cpu *cpu, const struct insn *insn) {
+    struct jit *jit = cpu->jit.jit;
+    jit->scratch[0] = *insn;
+    jit->scratch[1] = (struct insn){.exec = callout_done, .offset = insn->offset + insn->length};
+    jit->completed = false;
+    cpu->insn = &jit->scratch[0];
+    jit->scratch[0].exec(cpu, &jit->scratch[0]);
+    return jit->completed;
+}
+
+static void undo(struct soft_cpu *cpu, const struct insn *insn, bool add) {
+    const struct insn_row *row = insn_row_of(insn);
+    bool into_reg = row->operand[0] == OPERAND_Gv;
+    unsigned dest = into_reg ? insn->reg : insn->rm;
+    bool immediate = row->operand[1] == OPERAND_Iz || row->operand[1] == OPERAND_Ibs;
+    uint64_t source = immediate ? insn->imm : cpu->gpr[into_reg ? insn->rm : insn->reg];
+    uint64_t value = add ? cpu->gpr[dest] + source : cpu->gpr[dest] - source;
+    cpu->gpr[dest] = insn->size == 4 ? (uint32_t)value : value;
+}
+
+/* Sets the lazy flags by doing again what made them. */
+static void flags_by_recipe(struct soft_cpu *cpu, const struct jit_site *site) {
+    const struct insn *insn = &site->block->insns[site->recipe_insn];
+    if (site->recipe == RECIPE_TEST_DEST) {
+        const struct insn_row *row = insn_row_of(insn);
+        bool in_reg = row->operand[0] == OPERAND_Gb || row->operand[0] == OPERAND_Gv;
+        uint64_t value = cpu->gpr[in_reg ? insn->reg : insn->rm];
+        unsigned shift = 64 - 8 * insn->size;
+        cpu->flags.result = (uint64_t)((int64_t)(value << shift) >> shift);
+        cpu->flags.carries = 0;
+        return;
+    }
+    if (site->recipe != RECIPE_REPEAT)
+        undo(cpu, insn, site->recipe == RECIPE_UNDO_ADD);
+    run_handler(cpu, insn);
+}
+
+static bool must_leave(const struct soft_cpu *cpu, const struct block *block) {
+    return atomic_load_explicit(&cpu->request, memory_order_relaxed) != 0 || block->dead ||
+           !jit_usable(cpu);
+}
+
+/* Elements of a string instruction between two looks at requests. */
+enum { CALLOUT_BUDGET = 4000 };
+
+const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t number) {
+    struct jit *jit = cpu->jit.jit;
+    struct jit_site *site = &jit->sites[number];
+    struct block *block = site->block;
+    const struct insn *insn = &block->insns[site->insn];
+    uint64_t next = block->rip + insn->offset + insn->length;
+    cpu->block = block;
+    cpu->rip = block->rip;
+    if (cpu->budget < CALLOUT_BUDGET)
+        cpu->budget = run_of(cpu)->granted = CALLOUT_BUDGET;
+    jit->callouts++;
+    if (site->recipe == RECIPE_NONE)
+        flags_unpack(cpu);
+    else
+        flags_by_recipe(cpu, site);
+    bool completed = run_handler(cpu, insn);
+    cpu->jit.saved_flags = flags_pack(cpu);
+    if (completed && !must_leave(cpu, block))
+        return jit->memory.executable + site->resume;
+    if (completed)
+        cpu->rip = next;
+    cpu->jit.exit = JIT_EXIT_RIP;
+    return jit->leave_now;
+}
+
+/* ---- The vCPU's thread ---- */
+
+/*
+ * The alarm: translated code does not count instructions, so a signal at the
+ * local APIC timer's deadline makes it look up. The handler runs on its own
+ * stack, because RSP is the guest's.
+ */
+enum { ALARM_STACK = 16384 };
+static _Thread_local uint8_t alarm_stack[ALARM_STACK];
+
+static int alarm_signal(void) {
+    return SIGRTMIN + 3;
+}
+
+static void on_alarm(int number, siginfo_t *info, void *context) {
+    struct soft_cpu *cpu = info->si_value.sival_ptr;
+    cpu->jit.alarmed = true;
+    cpu->jit.alarm_ns = UINT64_MAX;
+    atomic_fetch_or(&cpu->request, REQUEST_INTERRUPT);
+}
+
+static int alarm_create(struct soft_cpu *cpu) {
+    struct sigaction action = {.sa_sigaction = on_alarm, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = alarm_signal()};
+    stack_t stack = {.ss_sp = alarm_stack, .ss_size = ALARM_STACK};
+    sigset_t one;
+    sigfillset(&action.sa_mask);
+    sigemptyset(&one);
+    sigaddset(&one, alarm_signal());
+    event.sigev_value.sival_ptr = cpu;
+    event._sigev_un._tid = (pid_t)syscall(SYS_gettid);
+    if (sigaltstack(&stack, NULL) < 0 || sigaction(alarm_signal(), &action, NULL) < 0 ||
+        timer_create(CLOCK_MONOTONIC, &event, &cpu->jit.alarm) < 0)
+        return -errno;
+    pthread_sigmask(SIG_UNBLOCK, &one, NULL);
+    return 0;
+}
+
+static void set_alarm(struct soft_cpu *cpu) {
+    uint64_t deadline = cpu->lapic != NULL ? lapic_timer_deadline(cpu->lapic) : UINT64_MAX;
+    if (deadline == cpu->jit.alarm_ns)
+        return;
+    cpu->jit.alarm_ns = deadline;
+    struct itimerspec at = {0};
+    if (deadline != UINT64_MAX) {
+        uint64_t ns = vm_clock_to_host_ns(cpu->vcpu.engine->config.clock, deadline);
+        if (ns != UINT64_MAX) {
+            at.it_value.tv_sec = (time_t)(ns / NS_PER_SECOND);
+            at.it_value.tv_nsec = (long)(ns % NS_PER_SECOND) | 1; /* 0 would disarm */
+        }
+    }
+    timer_settime(cpu->jit.alarm, TIMER_ABSTIME, &at, NULL);
+}
+
+void jit_enter_thread(struct soft_cpu *cpu) {
+    static _Thread_local struct soft_cpu *entered;
+    static const int synchronous[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+    sigset_t asynchronous;
+    if (cpu->jit.jit == NULL || entered == cpu)
+        return;
+    entered = cpu;
+    sigfillset(&asynchronous);
+    for (unsigned i = 0; i < ARRAY_SIZE(synchronous); i++)
+        sigdelset(&asynchronous, synchronous[i]);
+    pthread_sigmask(SIG_BLOCK, &asynchronous, NULL);
+    syscall(SYS_arch_prctl, ARCH_SET_GS, cpu);
+    if (alarm_create(cpu) < 0)
+        cpu->heat_limit = UINT32_MAX; /* the interpreter needs no alarm */
+}
+
+/* ---- Running ---- */
+
+bool jit_usable(const struct soft_cpu *cpu) {
+    enum { MASKS = 0x1f80 };
+    return cpu->jit.jit != NULL && cpu->mode == INSN_MODE_64 && (cpu->mxcsr & MASKS) == MASKS &&
+           cpu->seg[SEG_DS].read.base == 0;
+}
+
+static void chain(struct jit *jit, const struct jit_exit *exit, const struct block *to) {
+    if (exit->field == NULL || exit->from->dead || to->dead || exit->rip != to->rip ||
+        exit->from->key != to->key)
+        return;
+    emit_aim(exit->field, exit->flags_saved ? to->code->entry_saved : to->code->entry_host);
+}
+
+void jit_run(struct soft_cpu *cpu, struct block *block) {
+    struct jit *jit = cpu->jit.jit;
+    struct jit_state *state = &cpu->jit;
+    void (*enter)(struct soft_cpu *, const uint8_t *) =
+        (void (*)(struct soft_cpu *, const uint8_t *))(uintptr_t)jit->enter;
+    state->context = cpu->tlb_context | (block->key & 0xfffff) << 12 | state->generation << 32;
+    if (state->exit != JIT_EXIT_RIP) {
+        chain(jit, &jit->exits[state->exit], block);
+        state->exit = JIT_EXIT_RIP;
+    }
+    state->key = block->key;
+    jit_note_jump(cpu, block);
+    set_alarm(cpu);
+    state->saved_flags = flags_pack(cpu);
+    jit->leaves++;
+    enter(cpu, code_executable(&jit->memory, block->code->entry_saved));
+    flags_unpack(cpu);
+    cpu->insn = NULL;
+    if (state->exit != JIT_EXIT_RIP)
+        cpu->rip = jit->exits[state->exit].rip;
+    if (state->alarmed) {
+        state->alarmed = false;
+        cpu->budget = run_of(cpu)->granted = 0; /* the loop looks at the clock */
+    }
+}
+
+/* ---- Life ---- */
+
+static void flush(struct soft_cpu *cpu) {
+    struct jit *jit = cpu->jit.jit;
+    for (uint32_t i = 0; i < jit->block_count; i++)
+        if (jit->blocks[i].block != NULL)
+            jit->blocks[i].block->code = NULL;
+    memset(cpu->jit.jumps, 0, sizeof cpu->jit.jumps);
+    for (unsigned i = 0; i < JIT_JUMPS; i++)
+        cpu->jit.jumps[i].context = UINT64_MAX;
+    jit->memory.used = jit->stubs_end;
+    jit->block_count = jit->site_count = jit->exit_count = 0;
+    cpu->jit.exit = JIT_EXIT_RIP;
+    jit->full = false;
+    jit->flushes++;
+}
+
+void jit_safe_point(struct soft_cpu *cpu) {
+    if (cpu->jit.jit != NULL && cpu->jit.jit->full)
+        flush(cpu);
+}
+
+void jit_forget(struct soft_cpu *cpu, struct block *block) {
+    struct jit_block *made = block->code;
+    if (made == NULL)
+        return;
+    /* E9 rel32 over each entry. */
+    struct {
+        uint8_t *entry, *dead;
+    } entries[] = {{made->entry_host, made->dead_host}, {made->entry_saved, made->dead_saved}};
+    for (unsigned i = 0; i < ARRAY_SIZE(entries); i++) {
+        bool shared = made->entry_host == made->entry_saved && i == 0;
+        if (shared)
+            continue;
+        entries[i].entry[0] = 0xe9;
+        emit_aim(entries[i].entry + 1, entries[i].dead);
+    }
+    struct jit_jump *jump = &cpu->jit.jumps[jit_jump_slot(block->rip)];
+    if (jump->rip == block->rip)
+        jump->context = UINT64_MAX;
+    if (cpu->jit.exit != JIT_EXIT_RIP && cpu->jit.jit->exits[cpu->jit.exit].from == block)
+        cpu->jit.exit = JIT_EXIT_RIP;
+    made->block = NULL;
+    block->code = NULL;
+}
+
+static void *reserve_array(size_t bytes) {
+    void *array = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return array == MAP_FAILED ? NULL : array;
+}
+
+static bool host_is_able(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+}
+
+int jit_create(struct soft_cpu *cpu, uint32_t heat, struct error *err) {
+    if (!host_is_able())
+        return error_set(err, -ENOTSUP, "the translator needs a processor with AVX2 and BMI2");
+    struct jit *jit = calloc(1, sizeof *jit);
+    if (jit == NULL)
+        return error_set_errno(err, -ENOMEM, "no memory for the translator");
+    int r = code_memory_create(&jit->memory, JIT_CODE_SIZE, err);
+    jit->sites = reserve_array(SITES_MAX * sizeof *jit->sites);
+    jit->exits = reserve_array(EXITS_MAX * sizeof *jit->exits);
+    jit->blocks = reserve_array(BLOCKS_MAX * sizeof *jit->blocks);
+    cpu->jit.jit = jit;
+    if (r == 0 && (!jit->sites || !jit->exits || !jit->blocks))
+        r = error_set_errno(err, -ENOMEM, "no memory for the translator");
+    if (r < 0) {
+        jit_destroy(cpu);
+        return r;
+    }
+    stubs_make(jit, cpu);
+    flush(cpu);
+    cpu->jit.alarm_ns = UINT64_MAX;
+    cpu->heat_limit = heat;
+    cpu->jit.host_mxcsr = 0x1f80;
+    return 0;
+}
+
+void jit_destroy(struct soft_cpu *cpu) {
+    struct jit *jit = cpu->jit.jit;
+    if (jit == NULL)
+        return;
+    code_memory_destroy(&jit->memory);
+    if (jit->sites != NULL)
+        munmap(jit->sites, SITES_MAX * sizeof *jit->sites);
+    if (jit->exits != NULL)
+        munmap(jit->exits, EXITS_MAX * sizeof *jit->exits);
+    if (jit->blocks != NULL)
+        munmap(jit->blocks, BLOCKS_MAX * sizeof *jit->blocks);
+    free(jit);
+    cpu->jit.jit = NULL;
+}

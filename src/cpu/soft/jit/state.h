@@ -1,0 +1,67 @@
+/*
+ * The part of a vCPU that translated code itself reads and writes. It is
+ * embedded in struct soft_cpu, which GS points to while a vCPU's thread runs.
+ */
+#ifndef LODGE_CPU_SOFT_JIT_STATE_H
+#define LODGE_CPU_SOFT_JIT_STATE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <time.h>
+
+enum { JIT_JUMP_BITS = 14, JIT_JUMPS = 1 << JIT_JUMP_BITS, JIT_JUMP_FOLD = 13 };
+
+/* Where an indirect jump, a return or a jump to another page goes on. */
+struct jit_jump {
+    uint64_t rip;
+    uint64_t context; /* jit_state.context when it was entered */
+    const uint8_t *code;
+    uint64_t spare;
+};
+
+struct jit;
+
+struct jit_state {
+    uint64_t host_rsp;
+    uint64_t resume;   /* code address to go on at */
+    uint64_t target;   /* scratch: the code address of an indirect call */
+    uint64_t argument; /* scratch of the stubs that call fast.c */
+    uint64_t resume_fast;
+    uint32_t saved_flags; /* AH of LAHF in bits 15:8, OF in bit 0 */
+    uint32_t host_mxcsr;
+    uint32_t exit;        /* which exit was taken: an index into the exits, or JIT_EXIT_RIP */
+    uint64_t context;     /* names address space, privilege and mode; unique in the vCPU's life */
+    uint64_t key;         /* the running blocks' block.key */
+    uint64_t generation;  /* part of it: changes when code pages may be mapped differently */
+    uint64_t fetched[64]; /* which linear pages (hashed) the jump table has code of */
+    uint64_t alarm_ns;    /* what the alarm is set to */
+    timer_t alarm;
+    volatile bool alarmed; /* by the signal handler, on this thread */
+    struct jit *jit;
+    struct jit_jump jumps[JIT_JUMPS];
+};
+
+#define JIT_EXIT_RIP UINT32_MAX
+
+/* The page's translation was dropped: true when jumps to it may have been cached. */
+static inline bool jit_fetched_page(const struct jit_state *state, uint64_t linear) {
+    uint64_t page = linear >> 12;
+    return state->fetched[page / 64 % 64] >> (page % 64) & 1;
+}
+
+static inline void jit_note_fetch(struct jit_state *state, uint64_t linear) {
+    uint64_t page = linear >> 12;
+    state->fetched[page / 64 % 64] |= UINT64_C(1) << (page % 64);
+}
+
+static inline void jit_forget_jumps(struct jit_state *state) {
+    state->generation++;
+    for (unsigned i = 0; i < 64; i++)
+        state->fetched[i] = 0;
+}
+
+static inline unsigned jit_jump_slot(uint64_t rip) {
+    return (rip ^ rip >> JIT_JUMP_FOLD) >> 2 & (JIT_JUMPS - 1);
+}
+
+#endif
