@@ -59,8 +59,9 @@ static int init_waiting(struct soft_cpu *cpu, struct error *err) {
 
 /*
  * LODGE_TRANSLATE=off leaves all to the interpreter, a number is how often a
- * block is interpreted before it is translated (0: at once). For tests, and
- * to tell whose fault something is.
+ * block is interpreted before it is translated (0: at once), and "exact" behind
+ * it keeps flags exact where only a fault could show them. For tests, and to
+ * tell whose fault something is.
  */
 static int init_translator(struct soft_cpu *cpu, struct error *err) {
     enum { HEAT = 4 };
@@ -72,7 +73,8 @@ static int init_translator(struct soft_cpu *cpu, struct error *err) {
     unsigned long heat = strtoul(wish, &end, 10);
     if (strcmp(wish, "off") == 0)
         return 0;
-    int r = jit_create(cpu, end != wish && heat < UINT32_MAX ? (uint32_t)heat : HEAT, err);
+    uint32_t limit = end != wish && heat < UINT32_MAX ? (uint32_t)heat : HEAT;
+    int r = jit_create(cpu, limit, strstr(wish, "exact") != NULL, err);
     return r == -ENOTSUP ? 0 : r;
 }
 
@@ -124,7 +126,8 @@ static void soft_kick(struct vcpu *vcpu) {
     COPY(rip)                                                                                      \
     COPY(ldtr)                                                                                     \
     COPY(tr)                                                                                       \
-    COPY(gdtr) COPY(idtr) COPY(cr0) COPY(cr2) COPY(cr3) COPY(cr4) COPY(xcr0) COPY(efer) COPY(star) \
+    COPY(gdtr)                                                                                     \
+    COPY(idtr) COPY(cr0) COPY(cr2) COPY(cr3) COPY(cr4) COPY(xcr0) COPY(efer) COPY(star)            \
         COPY(lstar) COPY(cstar) COPY(sfmask) COPY(kernel_gs_base) COPY(tsc_aux) COPY(sysenter_cs)  \
             COPY(sysenter_esp) COPY(sysenter_eip) COPY(pat) COPY(mtrr_def_type) COPY(tsc_offset)   \
                 COPY(fcw) COPY(fsw) COPY(ftw) COPY(fop) COPY(fip) COPY(fdp) COPY(fcs) COPY(fds)    \

@@ -16,10 +16,11 @@ struct block;
 enum { JIT_CODE_SIZE = 32 << 20 };
 
 /*
- * Blocks are translated when they have run `heat` times. -ENOTSUP when the
+ * Blocks are translated when they have run `heat` times. exact: a fault shows
+ * even flags that no instruction would have read. -ENOTSUP when the
  * host's processor lacks what translated code uses (AVX2, BMI2).
  */
-int jit_create(struct soft_cpu *cpu, uint32_t heat, struct error *err);
+int jit_create(struct soft_cpu *cpu, uint32_t heat, bool exact, struct error *err);
 void jit_destroy(struct soft_cpu *cpu);
 
 /* Once on the vCPU's thread before it runs translated code: GS points to the vCPU from then on. */

@@ -44,6 +44,8 @@ static const uint8_t *page_bytes(const struct translation *t, uint64_t rip) {
 
 unsigned liveness_at(struct translation *t, uint64_t rip) {
     unsigned live = FLAGS_STATUS;
+    if (t->jit->exact)
+        return live;
     for (unsigned n = 0; n < LOOK_AHEAD && rip >> PAGE_SHIFT == t->pages_rip; n++) {
         struct insn insn;
         unsigned offset = rip & (PAGE_SIZE - 1);
@@ -82,6 +84,8 @@ void liveness_find(struct translation *t) {
     else if (!(insn_row_of(last)->properties & (INSN_BRANCH | INSN_END)))
         live = liveness_at(t, next);
     t->live[block->count] = (uint16_t)live;
-    for (unsigned i = block->count; i-- > 0;)
-        t->live[i] = (uint16_t)(live = live_before(&block->insns[i], live));
+    for (unsigned i = block->count; i-- > 0;) {
+        live = t->jit->exact ? FLAGS_STATUS : live_before(&block->insns[i], live);
+        t->live[i] = (uint16_t)live;
+    }
 }

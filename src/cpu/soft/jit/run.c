@@ -273,7 +273,7 @@ static bool host_is_able(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
 }
 
-int jit_create(struct soft_cpu *cpu, uint32_t heat, struct error *err) {
+int jit_create(struct soft_cpu *cpu, uint32_t heat, bool exact, struct error *err) {
     if (!host_is_able())
         return error_set(err, -ENOTSUP, "the translator needs a processor with AVX2 and BMI2");
     struct jit *jit = calloc(1, sizeof *jit);
@@ -294,6 +294,7 @@ int jit_create(struct soft_cpu *cpu, uint32_t heat, struct error *err) {
     flush(cpu);
     cpu->jit.alarm_ns = UINT64_MAX;
     cpu->heat_limit = heat;
+    jit->exact = exact;
     cpu->jit.host_mxcsr = 0x1f80;
     return 0;
 }

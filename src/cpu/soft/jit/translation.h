@@ -78,7 +78,8 @@ struct jit {
     struct jit_exit *exits;
     struct jit_block *blocks;
     uint32_t site_count, exit_count, block_count;
-    bool full; /* flush at the next chance */
+    bool exact; /* keep flags that only a fault could show */
+    bool full;  /* flush at the next chance */
     uint64_t next_context;
     struct insn scratch[2]; /* the instruction of a call-out and what stops after it */
     bool completed;
