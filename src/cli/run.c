@@ -393,7 +393,7 @@ static int code_of_end(struct run *run, const struct machine_result *result) {
         [MACHINE_REBOOTED] = {NULL, EXIT_OK},
         [MACHINE_RESET_LOOP] = {"stopped", EXIT_RESET_LOOP},
         [MACHINE_PANICKED] = {"stopped", EXIT_PANIC},
-        [MACHINE_TRIPLE_FAULT] = {"the guest stopped with a triple fault", EXIT_TRIPLE_FAULT},
+        [MACHINE_TRIPLE_FAULT] = {"stopped", EXIT_TRIPLE_FAULT},
         [MACHINE_FAILED] = {"the engine cannot go on", EXIT_ENGINE},
         [MACHINE_STOPPED] = {NULL, EXIT_OK},
     };

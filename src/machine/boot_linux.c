@@ -109,7 +109,6 @@ static void set_state(uint64_t entry, struct x86_state *state) {
     state->tr = (struct x86_segment){.limit = 0x67, .selector = 0x20, .attributes = SEG_P | 0xb};
     state->ldtr = (struct x86_segment){.attributes = SEG_P | 0x2, .limit = 0xffff};
     state->gdtr = (struct x86_table){.base = LAYOUT_BOOT_GDT, .limit = 6 * 8 - 1};
-    state->idtr = (struct x86_table){0};
     memset(state->gpr, 0, sizeof state->gpr);
     state->gpr[RSI] = LAYOUT_BOOT_PARAMS;
     state->gpr[RSP] = LAYOUT_BOOT_STACK;
