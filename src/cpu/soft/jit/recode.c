@@ -21,18 +21,23 @@ static bool is_prefix(uint8_t byte) {
     }
 }
 
+/* A REX prefix counts only right before the opcode. */
 static unsigned parse_prefixes(struct raw *raw) {
     unsigned at = 0;
-    for (; is_prefix(raw->bytes[at]); at++) {
+    for (;; at++) {
         uint8_t byte = raw->bytes[at];
+        if ((byte & 0xf0) == 0x40) {
+            raw->rex = byte;
+            continue;
+        }
+        if (!is_prefix(byte))
+            return at;
+        raw->rex = 0;
         raw->operand_size |= byte == 0x66;
         raw->lock |= byte == 0xf0;
         if (byte == 0xf2 || byte == 0xf3)
             raw->repeat = byte;
     }
-    if ((raw->bytes[at] & 0xf0) == 0x40)
-        raw->rex = raw->bytes[at++];
-    return at;
 }
 
 /* VEX in its three-byte form, whichever was used. */
