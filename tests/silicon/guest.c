@@ -82,7 +82,7 @@ static void map_range(struct guest *guest, uint64_t address, uint64_t size, uint
 
 static void build_page_tables(struct guest *guest) {
     guest->next_table = TABLES + PAGE;
-    map_range(guest, CODE_BASE, CODE_SIZE, PTE_W);
+    map_range(guest, CODE_BASE, CODE_SIZE, 0);
     map_range(guest, DATA_BASE, DATA_SIZE, PTE_W | PTE_NX);
     map_range(guest, CONST_BASE, CONST_SIZE, PTE_NX);
     map_range(guest, STACK_BASE, STACK_SIZE, PTE_W | PTE_NX);

@@ -31,8 +31,9 @@ enum { CASE_TIMEOUT_MS = 100, SIGNAL_STACK = 1 << 18 };
 
 static struct batch *batch;
 static struct background background;
-static bool running;    /* a case runs; else the INT3 that starts a batch */
-static ucontext_t home; /* where a finished batch returns to */
+static bool running;        /* a case runs; else the INT3 that starts a batch */
+static ucontext_t home;     /* where a finished batch returns to */
+static uint8_t *code_alias; /* the code pages, to write to */
 static uint8_t *const data_page = (uint8_t *)DATA_BASE;
 static uint8_t *const stack_page = (uint8_t *)STACK_BASE;
 
@@ -153,7 +154,7 @@ static const int gpr_slot[16] = {
 static void start_case(const struct test_case *test, ucontext_t *uc) {
     greg_t *regs = uc->uc_mcontext.gregs;
     uint64_t selectors = test->mode32 ? SEL_CS32 : SEL_CS64;
-    memcpy((void *)test->start, test->code, test->code_length);
+    memcpy(code_alias + (test->start - CODE_BASE), test->code, test->code_length);
     for (unsigned i = 0; i < test->patch_count; i++)
         memcpy(background_at(data_page, stack_page, test->patch[i].offset), test->patch[i].bytes,
                PATCH_SIZE);
@@ -187,7 +188,7 @@ static void finish_case(const struct test_case *test, struct outcome *outcome, i
     state->fs_base = native_segments.fs_base;
     state->gs_base = native_segments.gs_base;
     save_fp((const uint8_t *)uc->uc_mcontext.fpregs, &state->fp);
-    memset((void *)test->start, 0xcc, test->code_length);
+    memset(code_alias + (test->start - CODE_BASE), 0xcc, test->code_length);
     background_collect(&background, data_page, stack_page, outcome);
 }
 
@@ -219,9 +220,10 @@ void native_handler(int number, siginfo_t *info, void *context) {
         go_home(uc);
 }
 
-static void *map_at(uintptr_t address, size_t size, int protection) {
-    void *at = mmap((void *)address, size, protection,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+/* fd -1: memory of its own. */
+static void *map_at(uintptr_t address, size_t size, int protection, int fd) {
+    int kind = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+    void *at = mmap((void *)address, size, protection, kind | MAP_FIXED_NOREPLACE, fd, 0);
     if (at != (void *)address) {
         fprintf(stderr, "silicon: cannot map %#zx: %s\n", (size_t)address, strerror(errno));
         _exit(1);
@@ -230,11 +232,19 @@ static void *map_at(uintptr_t address, size_t size, int protection) {
 }
 
 static void child_map(void) {
-    memset(map_at(CODE_BASE, CODE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC), 0xcc, CODE_SIZE);
-    memcpy(map_at(DATA_BASE, DATA_SIZE, PROT_READ | PROT_WRITE), background.arena, DATA_SIZE);
-    memcpy(map_at(STACK_BASE, STACK_SIZE, PROT_READ | PROT_WRITE), background.arena + DATA_SIZE,
+    int code = memfd_create("code", MFD_CLOEXEC);
+    if (code < 0 || ftruncate(code, CODE_SIZE) < 0)
+        _exit(1);
+    map_at(CODE_BASE, CODE_SIZE, PROT_READ | PROT_EXEC, code);
+    code_alias = mmap(NULL, CODE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, code, 0);
+    if (code_alias == MAP_FAILED)
+        _exit(1);
+    memset(code_alias, 0xcc, CODE_SIZE);
+    memcpy(map_at(DATA_BASE, DATA_SIZE, PROT_READ | PROT_WRITE, -1), background.arena, DATA_SIZE);
+    memcpy(map_at(STACK_BASE, STACK_SIZE, PROT_READ | PROT_WRITE, -1), background.arena + DATA_SIZE,
            STACK_SIZE);
-    memcpy(map_at(CONST_BASE, CONST_SIZE, PROT_READ | PROT_WRITE), background.constant, CONST_SIZE);
+    memcpy(map_at(CONST_BASE, CONST_SIZE, PROT_READ | PROT_WRITE, -1), background.constant,
+           CONST_SIZE);
     mprotect((void *)CONST_BASE, CONST_SIZE, PROT_READ);
 }
 

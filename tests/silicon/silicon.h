@@ -35,7 +35,7 @@
 
 enum {
     PAGE = 4096,
-    CODE_BASE = 0x10000000, /* two pages, then nothing: readable, executable */
+    CODE_BASE = 0x10000000, /* two pages to read and execute, then nothing */
     CODE_SIZE = 2 * PAGE,
     DATA_BASE = 0x50000000, /* two pages to write, a hole, one page to read, a hole */
     DATA_SIZE = 2 * PAGE,

@@ -581,6 +581,8 @@ static int decode(struct decoder *d, uint64_t rip) {
     /* Processors fetch all of an instruction before they refuse it. */
     if (traits == NULL)
         traits = find_row(d, cell, true);
+    if (traits == NULL && cell->count != 0)
+        traits = &rows[candidates[cell->first]];
     if (traits != NULL)
         finish(d, traits, rip);
     return -EXC_UD;

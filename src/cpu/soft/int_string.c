@@ -119,8 +119,8 @@ static uint64_t movs_run(struct soft_cpu *cpu, const struct insn *insn) {
     length = from_length < to_length ? from_length : to_length;
     length -= length % insn->size;
     distance = (size_t)(to - from);
-    if (distance > 0 && distance < insn->size)
-        return 0; /* elements overlap themselves */
+    if (length == 0 || (distance > 0 && distance < insn->size))
+        return 0; /* no whole element, or elements overlap themselves */
     copy_forward(to, from, length);
     string_advance(cpu, insn, RSI, length / insn->size);
     string_advance(cpu, insn, RDI, length / insn->size);
