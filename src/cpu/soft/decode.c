@@ -290,7 +290,7 @@ static bool is_vex(const struct decoder *d, uint8_t byte) {
     if (byte != 0xc4 && byte != 0xc5)
         return false;
     if (d->mode == INSN_MODE_64)
-        return true;
+        return d->rex == 0; /* after REX they are LES and LDS here too: not there, once fetched */
     /* Where the next byte is still to come, reading it as VEX asks for it. */
     return d->at >= d->available || (d->bytes[d->at] & 0xc0) == 0xc0;
 }
@@ -298,8 +298,7 @@ static bool is_vex(const struct decoder *d, uint8_t byte) {
 static void vex_prefix(struct decoder *d, uint8_t byte) {
     static const uint8_t mandatory[4] = {PFX_NONE, PFX_66, PFX_F3, PFX_F2};
     uint8_t p1 = fetch8(d), p2 = p1 & 0x7f, rxb = (p1 & 0x80) | 0x60, map = MAP_0F;
-    bool prefixed =
-        d->rex != 0 || d->operand_override || d->repeat != 0 || (d->insn->flags & I_LOCK);
+    bool prefixed = d->operand_override || d->repeat != 0 || (d->insn->flags & I_LOCK);
     if (byte == 0xc4) {
         p2 = fetch8(d);
         rxb = p1 & 0xe0;
