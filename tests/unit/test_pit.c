@@ -67,6 +67,21 @@ static void one_shot(void **state) {
     assert_int_equal(rig_interrupts(PIN), 0);
 }
 
+/* Linux's one-shot mode: the count alone is written again and again. */
+static void software_strobe(void **state) {
+    (void)state;
+    start(0, 4, 1000);
+    for (unsigned i = 0; i < 5; i++) {
+        rig_advance(ticks(1002));
+        assert_int_equal(rig_interrupts(PIN), 1);
+        rig_advance(NS_PER_SECOND);
+        assert_int_equal(rig_interrupts(PIN), 0);
+        outb(COUNTER, 1000 & 0xff);
+        outb(COUNTER, 1000 >> 8);
+        assert_int_equal(rig_interrupts(PIN), 0);
+    }
+}
+
 static void short_periods_do_not_flood(void **state) {
     (void)state;
     start(0, 2, 1);
@@ -178,6 +193,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(rate_generator, setup, teardown),
         cmocka_unit_test_setup_teardown(one_shot, setup, teardown),
+        cmocka_unit_test_setup_teardown(software_strobe, setup, teardown),
         cmocka_unit_test_setup_teardown(short_periods_do_not_flood, setup, teardown),
         cmocka_unit_test_setup_teardown(counts_down, setup, teardown),
         cmocka_unit_test_setup_teardown(calibration_by_port_61, setup, teardown),
