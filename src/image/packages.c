@@ -117,18 +117,28 @@ static int download(const struct apt *apt, const char *directory, const char *ke
     return apt_run(apt, directory, NULL, 0, words, err);
 }
 
+/* One attempt with the lists that apt has, or with lists of our own. */
+static int try_fetch(const struct apt *apt, const char *directory, struct error *err) {
+    char kernel[128];
+    int result = resolve_kernel(apt, kernel, err);
+    return result == 0 ? download(apt, directory, kernel, err) : result;
+}
+
 int packages_fetch(const char *cache, const char *directory, struct error *err) {
     struct apt apt;
-    char kernel[128];
+    struct error reason = {0};
     int result = make_apt(cache, &apt, err);
     if (result < 0)
         return result;
-    if ((result = resolve_kernel(&apt, kernel, err)) == 0)
-        result = download(&apt, directory, kernel, err);
-    if (result == -ECHILD || (result == -ENOENT && err->text[0] == 'a')) {
-        if ((result = update_lists(&apt, err)) == 0 &&
-            (result = resolve_kernel(&apt, kernel, err)) == 0)
-            result = download(&apt, directory, kernel, err);
-    }
-    return result;
+    result = try_fetch(&apt, directory, &reason);
+    if ((result == -ECHILD || result == -ENOENT) && (result = update_lists(&apt, &reason)) == 0)
+        result = try_fetch(&apt, directory, &reason);
+    if (result == -EINTR)
+        return error_set(err, result, "%s", reason.text);
+    if (result < 0)
+        return error_set(err, result,
+                         "the default guest's packages could not be fetched: %.200s; check the "
+                         "network and apt's sources, or give --kernel and --initrd",
+                         reason.text);
+    return 0;
 }
