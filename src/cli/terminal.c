@@ -29,7 +29,9 @@ static void restore_and_die(int number) {
 
 static void catch_ends(void) {
     static const int ends[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGQUIT, SIGHUP};
-    struct sigaction action = {.sa_handler = restore_and_die, .sa_flags = (int)SA_RESETHAND};
+    /* On a stack of its own where the thread has one: translated code uses RSP for the guest. */
+    struct sigaction action = {.sa_handler = restore_and_die,
+                               .sa_flags = (int)SA_RESETHAND | SA_ONSTACK};
     for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++)
         sigaction(ends[i], &action, NULL);
     atexit(terminal_restore);

@@ -127,17 +127,24 @@ static void on_alarm(int number, siginfo_t *info, void *context) {
     atomic_fetch_or(&cpu->request, REQUEST_INTERRUPT);
 }
 
+/* A sanitizer has given the thread such a stack already, and takes it away at the end. */
+static int install_stack(void) {
+    stack_t stack = {.ss_sp = alarm_stack, .ss_size = ALARM_STACK}, present;
+    if (sigaltstack(NULL, &present) == 0 && !(present.ss_flags & SS_DISABLE))
+        return 0;
+    return sigaltstack(&stack, NULL);
+}
+
 static int alarm_create(struct soft_cpu *cpu) {
     struct sigaction action = {.sa_sigaction = on_alarm, .sa_flags = SA_SIGINFO | SA_ONSTACK};
     struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = alarm_signal()};
-    stack_t stack = {.ss_sp = alarm_stack, .ss_size = ALARM_STACK};
     sigset_t one;
     sigfillset(&action.sa_mask);
     sigemptyset(&one);
     sigaddset(&one, alarm_signal());
     event.sigev_value.sival_ptr = cpu;
     event._sigev_un._tid = (pid_t)syscall(SYS_gettid);
-    if (sigaltstack(&stack, NULL) < 0 || sigaction(alarm_signal(), &action, NULL) < 0 ||
+    if (install_stack() < 0 || sigaction(alarm_signal(), &action, NULL) < 0 ||
         timer_create(CLOCK_MONOTONIC, &event, &cpu->jit.alarm) < 0)
         return -errno;
     pthread_sigmask(SIG_UNBLOCK, &one, NULL);
