@@ -333,25 +333,10 @@ static void clear_case(struct test_case *test) {
     test->is_twin = false;
 }
 
-static bool rex_before_vex(const struct test_case *test) {
-    for (uint32_t i = 1; i < test->code_length; i++) {
-        if ((test->code[i - 1] & 0xf0) == 0x40 && (test->code[i] & 0xfe) == 0xc4)
-            return true;
-    }
-    return false;
-}
-
-/*
- * Prefixes may have made something else of the row. And where an instruction is both undefined and
- * cut off by an unmapped page, Zen 4 tells the one or the other for REX before VEX, and which is
- * past finding out; fetches go first by the manual (APM vol. 2, 8.5).
- */
+/* Prefixes may have made something else of the row. */
 static bool may_run(const struct generator *g, const struct test_case *test) {
     struct insn insn;
     enum insn_mode mode = test->mode32 ? INSN_MODE_32 : INSN_MODE_64;
-    bool cut = test->start + test->code_length == CODE_BASE + CODE_SIZE;
-    if (cut && !test->mode32 && rex_before_vex(test))
-        return false;
     return insn_decode(&insn, test->code, test->code_length, test->start, mode, g->features) <= 0 ||
            row_excluded(insn_row_of(&insn)) == NULL;
 }
