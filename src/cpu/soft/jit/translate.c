@@ -633,9 +633,20 @@ static bool copy_code(struct translation *t) {
     return true;
 }
 
+/* Native vector instructions do not ask whether they may run: where some may not, the handlers do.
+ */
+static bool must_ask(const struct block *block) {
+    if (!(block->key & KEY_NO_FP))
+        return false;
+    for (unsigned i = 0; i < block->count; i++)
+        if (insn_row_of(&block->insns[i])->properties & (INSN_SSE | INSN_AVX))
+            return true;
+    return false;
+}
+
 static bool can_translate(const struct jit *jit, const struct block *block) {
     return !jit->full && !block->straddles && !block->dead && block->count != 0 &&
-           (block->key & (KEY_STEP | KEY_NO_BREAK)) == 0;
+           (block->key & (KEY_STEP | KEY_NO_BREAK)) == 0 && !must_ask(block);
 }
 
 void jit_translate(struct soft_cpu *cpu, struct block *block) {
