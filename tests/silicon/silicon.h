@@ -189,6 +189,7 @@ const char *row_class(const struct insn_row *row);
 
 void generate_wild(struct generator *generator, struct test_case *test);
 void add_wild_prefixes(struct random *random, struct test_case *test);
+void trim_to_one(const struct generator *generator, struct test_case *test);
 
 /* ---- check.c ---- */
 

@@ -79,12 +79,11 @@ static bool forbidden(const struct test_case *test) {
     return memchr(no, p[1], sizeof no) != NULL;
 }
 
-/* What follows the instruction becomes INT3; what the decoder refuses stays, if only for its
- * length. */
-static void trim(const struct generator *g, struct test_case *test) {
+/* What follows the first instruction becomes INT3; what the decoder refuses stays. */
+void trim_to_one(const struct generator *g, struct test_case *test) {
     struct insn insn;
     enum insn_mode mode = test->mode32 ? INSN_MODE_32 : INSN_MODE_64;
-    int length = insn_decode(&insn, test->code, 15, test->start, mode, g->features);
+    int length = insn_decode(&insn, test->code, test->code_length, test->start, mode, g->features);
     if (length > 0)
         test->code_length = (uint32_t)length;
 }
@@ -99,7 +98,7 @@ void generate_wild(struct generator *g, struct test_case *test) {
         for (unsigned i = 0; i < 11; i++)
             test->code[test->code_length++] = (uint8_t)random_next(random);
     } while (forbidden(test));
-    trim(g, test);
+    trim_to_one(g, test);
     for (unsigned i = 0; i < (test->mode32 ? 8 : 16); i++) {
         if (i != RSP && random_once_in(random, 2))
             test->state.gpr[i] = DATA_BASE + 256 + random_below(random, DATA_SIZE - 512);
