@@ -123,6 +123,21 @@ uint32_t hostfp_trap_end(void);
         return a;                                                                                  \
     }
 
+/* On both lanes at once (each of a and b points to 32 bytes): op $imm, b, a, a. */
+#define HOSTFP_CASE_256(n, op)                                                                     \
+    case n:                                                                                        \
+        __asm__ volatile("ldmxcsr %0\n\tvmovdqu (%1), %%ymm0\n\t" op " $" #n                      \
+                         ", (%2), %%ymm0, %%ymm0\n\tvmovdqu %%ymm0, (%1)\n\tstmxcsr %0\n\t"        \
+                         "vzeroupper"                                                              \
+                         : "+m"(*mx)                                                               \
+                         : "r"(a), "r"(b)                                                          \
+                         : "xmm0", "memory");                                                      \
+        break;
+#define HOSTFP_KERNEL_256(name, op)                                                                \
+    static void name(void *a, const void *b, unsigned imm, uint32_t *mx) {                         \
+        switch (imm & 255) { HOSTFP_256(HOSTFP_CASE_256, op) }                                     \
+    }
+
 /* Fused multiply-add: vex-coded, d is the first operand (132, 213, 231 name the order). */
 #define HOSTFP_FMA_KERNEL(op)                                                                      \
     HOSTFP_INLINE op_##op(vec d, vec a, vec b, uint32_t *mx) {                                     \

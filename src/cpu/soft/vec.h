@@ -399,6 +399,7 @@ static inline uint64_t fold(vec v) {
     }
 
 #define SCALAR_FP_FRAMES(name, size) SSE_FP_FRAME(name, size) V128_FP_FRAME(name, size)
-#define PACKED_FP_FRAMES(name)       SSE_FP_FRAME(name, 16) V128_FP_FRAME(name, 16) V256_FP_FRAME(name)
+#define XMM_FP_FRAMES(name)          SSE_FP_FRAME(name, 16) V128_FP_FRAME(name, 16)
+#define PACKED_FP_FRAMES(name)       XMM_FP_FRAMES(name) V256_FP_FRAME(name)
 
 #endif

@@ -54,7 +54,39 @@ COMPARE(cmpsd, SSE_FP_FRAME(cmpsd, 8), V128_FP_FRAME_AS(cmpsd, vcmpsd, 8), )
 
 HOSTFP_KERNEL_IMM(dpps, "dpps", HOSTFP_CASE_LEGACY, 256)
 HOSTFP_KERNEL_IMM(dppd, "dppd", HOSTFP_CASE_LEGACY, 256)
-PACKED_FP_FRAMES(dpps)
+XMM_FP_FRAMES(dpps)
+
+/* Multiplies in all lanes, then additions in all lanes: which exceptions come together with an
+ * unmasked one cannot be told from the lanes apart. */
+HOSTFP_KERNEL_256(dot_256, "vdpps")
+
+static void dpps_256(struct soft_cpu *cpu, const struct insn *insn, const struct vec2 *b) {
+    struct vec2 a = {xmm(cpu, insn->vvvv), ymm_high(cpu, insn->vvvv)};
+    if (likely(fp_plain(cpu))) {
+        dot_256(&a, b, (unsigned)insn->imm, &cpu->mxcsr);
+    } else {
+        uint32_t mx = fp_slow_begin(cpu);
+        dot_256(&a, b, (unsigned)insn->imm, &mx);
+        fp_slow_end(cpu, mx);
+        fp_commit(cpu);
+    }
+    set_ymm(cpu, insn->reg, a.low, a.high);
+}
+
+HANDLER(v256_dpps_r) {
+    AVX_BEGIN;
+    struct vec2 b = {xmm(cpu, insn->rm), ymm_high(cpu, insn->rm)};
+    dpps_256(cpu, insn, &b);
+    INSN_NEXT;
+}
+
+HANDLER(v256_dpps_m) {
+    AVX_BEGIN;
+    struct vec2 b = load_vec2(cpu, insn);
+    dpps_256(cpu, insn, &b);
+    INSN_NEXT;
+}
+
 SSE_FP_FRAME(dppd, 16)
 V128_FP_FRAME(dppd, 16)
 
