@@ -136,7 +136,7 @@ static void reap(void) {
 
 static void accept_sessions(void) {
     while (agent.session_count < SESSIONS_MAX) {
-        struct sockaddr_vm peer;
+        struct sockaddr_vm peer = {0};
         socklen_t size = sizeof peer;
         int fd =
             accept4(agent.listener, (struct sockaddr *)&peer, &size, SOCK_CLOEXEC | SOCK_NONBLOCK);

@@ -28,11 +28,15 @@ enum {
     ICR_SELF = 0x40000,
     ICR_NMI = 0x4400, /* level: assert */
 };
-#define MSR_APIC_BASE 0x1bu
+#define MSR_APIC_BASE    0x1bu
 #define MSR_TSC_DEADLINE 0x6e0u
 
-static inline uint32_t apic_read(unsigned offset) { return *(volatile uint32_t *)(APIC_BASE + offset); }
-static inline void apic_write(unsigned offset, uint32_t v) { *(volatile uint32_t *)(APIC_BASE + offset) = v; }
+static inline uint32_t apic_read(unsigned offset) {
+    return *(volatile uint32_t *)(APIC_BASE + offset);
+}
+static inline void apic_write(unsigned offset, uint32_t v) {
+    *(volatile uint32_t *)(APIC_BASE + offset) = v;
+}
 
 /* The bit of a vector in ISR, TMR or IRR. */
 static inline unsigned apic_bit(unsigned base, unsigned vector) {
@@ -46,19 +50,27 @@ static inline void apic_enable(void) {
     apic_write(APIC_LVT_LINT0, LVT_MASKED);
 }
 
-static inline void send_self(unsigned vector) { apic_write(APIC_ICR_LOW, ICR_SELF | vector); }
+static inline void send_self(unsigned vector) {
+    apic_write(APIC_ICR_LOW, ICR_SELF | vector);
+}
 
-static inline void cli(void) { asm volatile("cli" ::: "memory"); }
+static inline void cli(void) {
+    asm volatile("cli" ::: "memory");
+}
 /*
  * Lets waiting interrupts in. Most tests use open_window, whose port access makes also those
  * hypervisors look that emulate many instructions in one go; window is exact: one instruction.
  */
-static inline void window(void) { asm volatile("sti; nop; cli" ::: "memory"); }
+static inline void window(void) {
+    asm volatile("sti; nop; cli" ::: "memory");
+}
 static inline void open_window(void) {
     for (unsigned i = 0; i < 4; i++)
         asm volatile("sti; nop; outb %%al, $0x80; nop; cli" ::: "memory");
 }
 /* Waits for an interrupt; it cannot slip in before the HLT. */
-static inline void wait_for_interrupt(void) { asm volatile("sti; hlt; cli" ::: "memory"); }
+static inline void wait_for_interrupt(void) {
+    asm volatile("sti; hlt; cli" ::: "memory");
+}
 
 #endif

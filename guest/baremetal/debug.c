@@ -6,11 +6,25 @@
 #define DR6_FIXED 0xffff0ff0ul
 enum { DR6_BS = 0x4000, DR6_BD = 0x2000, DR7_FIXED = 0x400, DR7_GD = 0x2000 };
 
-static void set_dr7(uint64_t v) { asm volatile("mov %0, %%dr7" ::"r"(v)); }
-static void set_dr6(uint64_t v) { asm volatile("mov %0, %%dr6" ::"r"(v)); }
-static void set_dr0(uint64_t v) { asm volatile("mov %0, %%dr0" ::"r"(v)); }
-static uint64_t get_dr6(void) { uint64_t v; asm volatile("mov %%dr6, %0" : "=r"(v)); return v; }
-static uint64_t get_dr7(void) { uint64_t v; asm volatile("mov %%dr7, %0" : "=r"(v)); return v; }
+static void set_dr7(uint64_t v) {
+    asm volatile("mov %0, %%dr7" ::"r"(v));
+}
+static void set_dr6(uint64_t v) {
+    asm volatile("mov %0, %%dr6" ::"r"(v));
+}
+static void set_dr0(uint64_t v) {
+    asm volatile("mov %0, %%dr0" ::"r"(v));
+}
+static uint64_t get_dr6(void) {
+    uint64_t v;
+    asm volatile("mov %%dr6, %0" : "=r"(v));
+    return v;
+}
+static uint64_t get_dr7(void) {
+    uint64_t v;
+    asm volatile("mov %%dr7, %0" : "=r"(v));
+    return v;
+}
 
 /* ---- A handler that writes down where it was called from ---- */
 
@@ -54,8 +68,7 @@ static void single_step(void) {
     asm volatile("lea 1f(%%rip), %%rax; mov %%rax, (%0); lea 2f(%%rip), %%rax; mov %%rax, 8(%0)\n"
                  "lea 3f(%%rip), %%rax; mov %%rax, 16(%0)\n"
                  "pushfq; orl $0x100, (%%rsp); popfq\n"
-                 "nop; 1: mov %%eax, %%eax; 2: .byte 0x0f, 0x1f, 0x40, 0; 3: nop; nop"
-                 ::"r"(labels)
+                 "nop; 1: mov %%eax, %%eax; 2: .byte 0x0f, 0x1f, 0x40, 0; 3: nop; nop" ::"r"(labels)
                  : "rax", "memory", "cc");
     check("traps", seen.count, 3);
     for (unsigned i = 0; i < 3; i++) {
@@ -165,7 +178,10 @@ static void data_breakpoints(void) {
     start(100);
     set_dr0(PHYSICAL(bytes + 4));
     set_dr7(dr7(1, 3));
-    asm volatile("lea 1f(%%rip), %0; movl $1, (%1); 1: nop" : "=&r"(after) : "r"(bytes + 4) : "memory");
+    asm volatile("lea 1f(%%rip), %0; movl $1, (%1); 1: nop"
+                 : "=&r"(after)
+                 : "r"(bytes + 4)
+                 : "memory");
     check("write", seen.count, 1);
     check("after the instruction", seen.rip[0], after);
     check("B0", seen.dr6[0], DR6_FIXED | 1);
@@ -175,12 +191,20 @@ static void data_breakpoints(void) {
     check("overlapping", WATCHED(*(volatile uint64_t *)(bytes + 1) = 0), 1);
     check("read", WATCHED(asm volatile("movl (%1), %0" : "=r"(value) : "r"(bytes + 4))), 0);
     set_dr7(dr7(3, 3));
-    check("read, watched", WATCHED(asm volatile("movl (%1), %0; nop" : "=r"(value) : "r"(bytes + 4))), 1);
+    check("read, watched",
+          WATCHED(asm volatile("movl (%1), %0; nop"
+                               : "=r"(value)
+                               : "r"(bytes + 4))),
+          1);
     set_dr0(PHYSICAL(&watched[2]));
     set_dr7(dr7(1, 2));
     check("8 bytes: last", WATCHED(*(volatile uint8_t *)((uint64_t)&watched[2] + 7) = 1), 1);
     check("8 bytes: next", WATCHED(*(volatile uint8_t *)((uint64_t)&watched[2] + 8) = 1), 0);
-    check("push", WATCHED(asm volatile("mov %%rsp, %%rbx; lea 8(%0), %%rsp; push %%rax; mov %%rbx, %%rsp" ::"r"(&watched[2]) : "rbx", "memory")), 1);
+    check("push",
+          WATCHED(asm volatile(
+              "mov %%rsp, %%rbx; lea 8(%0), %%rsp; push %%rax; mov %%rbx, %%rsp" ::"r"(&watched[2])
+              : "rbx", "memory")),
+          1);
     set_dr7(DR7_FIXED);
     check("off", WATCHED(watched[2] = 1), 0);
     stop();

@@ -4,11 +4,11 @@
  */
 #include "runtime.h"
 
-#define CR0_EM 4ul
-#define CR0_TS 8ul
-#define CR4_OSFXSR 0x200ul
+#define CR0_EM         4ul
+#define CR0_TS         8ul
+#define CR4_OSFXSR     0x200ul
 #define CR4_OSXMMEXCPT 0x400ul
-#define CR4_OSXSAVE 0x40000ul
+#define CR4_OSXSAVE    0x40000ul
 enum { MF = 16, XM = 19 };
 
 static uint8_t area[1024] __attribute__((aligned(64)));

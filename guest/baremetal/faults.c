@@ -4,18 +4,18 @@
  */
 #include "runtime.h"
 
-#define CR0_TS 8ul
-#define CR0_EM 4ul
-#define CR4_TSD 4ul
-#define CR4_DE 8ul
-#define CR4_UMIP 0x800ul
-#define RFLAGS_IF 0x200ul
-#define RFLAGS_NT 0x4000ul
-#define RFLAGS_AC 0x40000ul
-#define MSR_EFER 0xc0000080u
-#define MSR_STAR 0xc0000081u
-#define MSR_LSTAR 0xc0000082u
-#define MSR_CSTAR 0xc0000083u
+#define CR0_TS     8ul
+#define CR0_EM     4ul
+#define CR4_TSD    4ul
+#define CR4_DE     8ul
+#define CR4_UMIP   0x800ul
+#define RFLAGS_IF  0x200ul
+#define RFLAGS_NT  0x4000ul
+#define RFLAGS_AC  0x40000ul
+#define MSR_EFER   0xc0000080u
+#define MSR_STAR   0xc0000081u
+#define MSR_LSTAR  0xc0000082u
+#define MSR_CSTAR  0xc0000083u
 #define MSR_SFMASK 0xc0000084u
 
 /* ---- Segment loads ---- */
@@ -117,7 +117,8 @@ static void iret_target_code(void) {
     asm volatile("ud2");
 }
 
-static void expect_iret(const char *what, struct iret_frame frame, unsigned vector, uint64_t error) {
+static void expect_iret(const char *what, struct iret_frame frame, unsigned vector,
+                        uint64_t error) {
     check(what, try_iret(&frame, 0), vector);
     check(what, trap.frame.error, error);
 }
@@ -149,9 +150,10 @@ static void iret(void) {
     expect_iret("CS not present", bad, NP, GDT_FREE);
 }
 
-FUNCTION(iret_nested, "pushfq; orl $0x4000, (%%rsp); popfq; mov %%ss, %%eax; push %%rax; push %%rsp;"
-                      "pushfq; mov %%cs, %%eax; push %%rax; lea 1f(%%rip), %%rax; push %%rax; iretq; 1:" ::
-                          : "rax", "memory", "cc")
+FUNCTION(iret_nested,
+         "pushfq; orl $0x4000, (%%rsp); popfq; mov %%ss, %%eax; push %%rax; push %%rsp;"
+         "pushfq; mov %%cs, %%eax; push %%rax; lea 1f(%%rip), %%rax; push %%rax; iretq; 1:" ::
+             : "rax", "memory", "cc")
 
 static void iret_nt(void) {
     expect("NT in long mode", iret_nested, 0, GP, 0);
@@ -233,7 +235,8 @@ static struct {
 
 static void set_tss(const struct tss *t, unsigned limit) {
     uint64_t base = PHYSICAL(t);
-    gdt[TSS_SELECTOR / 8] = limit | (base & 0xffffff) << 16 | 0x89ul << 40 | (base >> 24 & 0xff) << 56;
+    gdt[TSS_SELECTOR / 8] =
+        limit | (base & 0xffffff) << 16 | 0x89ul << 40 | (base >> 24 & 0xff) << 56;
     gdt[TSS_SELECTOR / 8 + 1] = base >> 32;
     asm volatile("ltr %w0" ::"r"(TSS_SELECTOR));
 }
@@ -281,8 +284,10 @@ asm(".text\n"
 uint64_t syscall_rcx, syscall_r11, syscall_flags;
 uint32_t syscall_cs, syscall_ss;
 
-CODE(user_syscall, "xor %esi, %esi\n xor %eax, %eax\n stc\n syscall\n mov $77, %eax\n mov %cs, %ebx\n mov %ss, %ecx\n ud2");
-CODE(user_syscall32, ".code32\n mov $1, %esi\n stc\n syscall\n mov $78, %eax\n mov %cs, %ebx\n mov %ss, %ecx\n ud2\n .code64");
+CODE(user_syscall, "xor %esi, %esi\n xor %eax, %eax\n stc\n syscall\n mov $77, %eax\n mov %cs, "
+                   "%ebx\n mov %ss, %ecx\n ud2");
+CODE(user_syscall32, ".code32\n mov $1, %esi\n stc\n syscall\n mov $78, %eax\n mov %cs, %ebx\n mov "
+                     "%ss, %ecx\n ud2\n .code64");
 
 static void set_syscall_msrs(void) {
     wrmsr(MSR_STAR, (uint64_t)KERNEL_CS << 32 | (uint64_t)USER_CS32 << 48);
@@ -325,8 +330,10 @@ static void syscall_disabled(void) {
 
 CODE(compatibility, ".code32\n mov %esp, %ecx\n pusha\n sub %esp, %ecx\n mov $-1, %eax\n inc %eax\n"
                     " push $0x12345678\n pop %edx\n mov %cs, %ebx\n ud2\n .code64");
-CODE(compatibility_wrap, ".code32\n mov $0x23, %eax\n mov %eax, %ds\n mov $0x90, %esi\n mov -0x91(%esi), %al\n ud2\n .code64");
-CODE(compatibility_null, ".code32\n xor %eax, %eax\n mov %eax, %ds\n mov -4(%esp), %eax\n mov (%edi), %eax\n ud2\n .code64");
+CODE(compatibility_wrap, ".code32\n mov $0x23, %eax\n mov %eax, %ds\n mov $0x90, %esi\n mov "
+                         "-0x91(%esi), %al\n ud2\n .code64");
+CODE(compatibility_null, ".code32\n xor %eax, %eax\n mov %eax, %ds\n mov -4(%esp), %eax\n mov "
+                         "(%edi), %eax\n ud2\n .code64");
 CODE(compatibility_popa, ".code32\n push %edi\n lea -28(%esp), %esp\n popa\n ud2\n .code64");
 
 static void compatibility_mode(void) {
@@ -344,7 +351,8 @@ static void compatibility_mode(void) {
 static void compatibility_addresses(void) {
     check("vector", run_user32(compatibility_wrap, CODE_SIZE(compatibility_wrap), 0), PF);
     check("cr2 is cut to 32 bits", trap.cr2, 0xffffffff);
-    check("null segment", run_user32(compatibility_null, CODE_SIZE(compatibility_null), USER_CODE32_VA), GP);
+    check("null segment",
+          run_user32(compatibility_null, CODE_SIZE(compatibility_null), USER_CODE32_VA), GP);
     check("error code", trap.frame.error, 0);
     check("rip", trap.frame.rip, USER_CODE32_VA + 8);
 }
@@ -362,15 +370,19 @@ static void far_to_32(uint64_t a) {
 
 /* ---- Other exceptions ---- */
 
-FUNCTION(divide, "xor %%edx, %%edx; xor %%ecx, %%ecx; mov $1, %%eax; div %%ecx" ::: "rax", "rcx", "rdx")
-FUNCTION(divide_overflow, "mov $-0x80000000, %%eax; cltd; mov $-1, %%ecx; idiv %%ecx" ::: "rax", "rcx", "rdx")
+FUNCTION(divide, "xor %%edx, %%edx; xor %%ecx, %%ecx; mov $1, %%eax; div %%ecx" ::
+             : "rax", "rcx", "rdx")
+FUNCTION(divide_overflow, "mov $-0x80000000, %%eax; cltd; mov $-1, %%ecx; idiv %%ecx" ::
+             : "rax", "rcx", "rdx")
 FUNCTION(push_es, ".byte 0x06")
 FUNCTION(daa, ".byte 0x27")
 FUNCTION(far_call, ".byte 0x9a, 0, 0, 0, 0, 0, 0")
 FUNCTION(lock_mov, "lock; .byte 0x89, 0xc0")
 FUNCTION(lock_add_register, "lock; .byte 0x01, 0xc0")
-FUNCTION(too_long, ".byte 0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x90")
-FUNCTION(as_long_as_may_be, ".byte 0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x90")
+FUNCTION(too_long,
+         ".byte 0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x90")
+FUNCTION(as_long_as_may_be,
+         ".byte 0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x90")
 FUNCTION(fld, "fninit; fldz; fstp %%st(0)" ::: "memory")
 FUNCTION(wait, "fwait")
 
@@ -413,8 +425,12 @@ FUNCTION(set_dr0, "mov %0, %%dr0" ::"r"(a) : "memory")
 FUNCTION(read_dr4, "mov %%dr4, %%rax" ::: "rax")
 FUNCTION(read_cr1, ".byte 0x0f, 0x20, 0xc8" ::: "rax")
 FUNCTION(read_msr, "rdmsr" ::"c"((uint32_t)a) : "rax", "rdx")
-static void set_lstar(uint64_t v) { wrmsr(MSR_LSTAR, v); }
-static void set_efer(uint64_t v) { wrmsr(MSR_EFER, v); }
+static void set_lstar(uint64_t v) {
+    wrmsr(MSR_LSTAR, v);
+}
+static void set_efer(uint64_t v) {
+    wrmsr(MSR_EFER, v);
+}
 
 static void control_registers(void) {
     uint64_t cr0 = read_cr0(), cr4 = read_cr4();

@@ -23,8 +23,9 @@ static void user_bytes(void) {
         for (unsigned n = 0; n < sizeof code; n++)
             code[n] = (uint8_t)random();
         memcpy(user_code, code, sizeof code);
-        struct iret_frame frame = {i & 1 ? USER_CODE_VA : USER_CODE32_VA, i & 1 ? USER_CS : USER_CS32,
-                                   0x202, (i & 1 ? USER_CODE_VA : USER_CODE32_VA) + 0x4000, USER_DS};
+        struct iret_frame frame = {i & 1 ? USER_CODE_VA : USER_CODE32_VA,
+                                   i & 1 ? USER_CS : USER_CS32, 0x202,
+                                   (i & 1 ? USER_CODE_VA : USER_CODE32_VA) + 0x4000, USER_DS};
         apic_write(APIC_INITIAL, 300000);
         try_iret(&frame, random());
         apic_write(APIC_INITIAL, 0);
@@ -38,15 +39,19 @@ static void user_bytes(void) {
 /* ---- At CPL 0 and to devices: whatever happens ---- */
 
 static void write_garbage(void) {
-    static const uint64_t pages[] = {0xfec00000, 0xfee00000, TEST_MMIO, 0xd1000000, 0xfed00000,
-                                     0xe0000000, 0xc0000000, TEST_ROM};
+    static const uint64_t pages[] = {0xfec00000, 0xfee00000, TEST_MMIO,  0xd1000000,
+                                     0xfed00000, 0xe0000000, 0xc0000000, TEST_ROM};
     for (unsigned i = 0; i < 1500; i++) {
         uint64_t a = random(), value = random();
         uint16_t port = (uint16_t)(a >> 16);
         volatile uint32_t *mmio = (volatile uint32_t *)(pages[a & 7] + (a >> 8 & 0xffc));
         switch (a >> 60) {
-        case 0: case 1: case 2: (void)*mmio; break;
-        case 3: case 4: case 5: *mmio = (uint32_t)value; break;
+        case 0:
+        case 1:
+        case 2: (void)*mmio; break;
+        case 3:
+        case 4:
+        case 5: *mmio = (uint32_t)value; break;
         case 6: *(volatile uint8_t *)mmio = (uint8_t)value; break;
         case 7: *(volatile uint64_t *)(pages[a & 7] + (a >> 8 & 0xff8)) = value; break;
         case 8: inb(port); break;

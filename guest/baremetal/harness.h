@@ -6,16 +6,16 @@
 #define BAREMETAL_HARNESS_H
 
 #define PORT_CHARACTER 0xe9
-#define PORT_EXIT 0xf4
-#define PORT_REQUEST 0xf8
-#define REQUEST_MAGIC 0x4c444754
+#define PORT_EXIT      0xf4
+#define PORT_REQUEST   0xf8
+#define REQUEST_MAGIC  0x4c444754
 
 /* Harness devices. */
-#define TEST_PORTS 0x5000
+#define TEST_PORTS       0x5000
 #define TEST_PORTS_COUNT 32
-#define TEST_MMIO 0xd0000000u
-#define TEST_MMIO_SIZE 0x2000
-#define TEST_ROM 0x2000000u   /* 4 KiB */
+#define TEST_MMIO        0xd0000000u
+#define TEST_MMIO_SIZE   0x2000
+#define TEST_ROM         0x2000000u /* 4 KiB */
 
 /* What a test device (or the ROM) reads as at an offset. */
 #define TEST_PATTERN(offset) ((uint8_t)((offset)*29 + ((offset) >> 8) + 7))

@@ -386,8 +386,8 @@ static void pic_handler(struct frame *frame) {
 }
 
 static void pic_init(void) {
-    static const uint8_t words[][2] = {{0x20, 0x11}, {0x21, 0x30}, {0x21, 4},    {0x21, 1},
-                                       {0xa0, 0x11}, {0xa1, 0x38}, {0xa1, 2},    {0xa1, 1},
+    static const uint8_t words[][2] = {{0x20, 0x11}, {0x21, 0x30}, {0x21, 4}, {0x21, 1},
+                                       {0xa0, 0x11}, {0xa1, 0x38}, {0xa1, 2}, {0xa1, 1},
                                        {0x21, 0xff}, {0xa1, 0xff}};
     for (unsigned i = 0; i < sizeof words / 2; i++)
         outb(words[i][0], words[i][1]);
@@ -467,7 +467,9 @@ static void virtual_wire_halt(void) {
 
 /* ---- x2APIC, last: it is left by disabling the APIC ---- */
 
-static void set_apic_base(uint64_t v) { wrmsr(MSR_APIC_BASE, v); }
+static void set_apic_base(uint64_t v) {
+    wrmsr(MSR_APIC_BASE, v);
+}
 FUNCTION(x2apic_read, "rdmsr" ::"c"((uint32_t)a) : "rax", "rdx")
 FUNCTION(x2apic_write_reserved, "wrmsr" ::"c"((uint32_t)a), "a"(0xffffffff), "d"(0xffffffff))
 

@@ -121,7 +121,7 @@ static void port_string_fault(void) {
 
 /* ---- Memory ---- */
 
-#define MMIO8(offset) (*(volatile uint8_t *)(TEST_MMIO + (uint64_t)(offset)))
+#define MMIO8(offset)  (*(volatile uint8_t *)(TEST_MMIO + (uint64_t)(offset)))
 #define MMIO16(offset) (*(volatile uint16_t *)(TEST_MMIO + (uint64_t)(offset)))
 #define MMIO32(offset) (*(volatile uint32_t *)(TEST_MMIO + (uint64_t)(offset)))
 #define MMIO64(offset) (*(volatile uint64_t *)(TEST_MMIO + (uint64_t)(offset)))
@@ -212,7 +212,10 @@ static void mmio_extending(void) {
     asm volatile("movslq (%1), %0" : "=r"(value) : "r"(TEST_MMIO + 8ul));
     check("MOVSXD", value, (uint64_t)(int64_t)(int32_t)pattern(8, 4));
     uint64_t flags;
-    asm volatile("cmpb %b2, (%1); pushfq; pop %0" : "=r"(flags) : "r"(TEST_MMIO + 5ul), "q"(pattern(5, 1)) : "cc");
+    asm volatile("cmpb %b2, (%1); pushfq; pop %0"
+                 : "=r"(flags)
+                 : "r"(TEST_MMIO + 5ul), "q"(pattern(5, 1))
+                 : "cc");
     check("CMP: ZF", flags >> 6 & 1, 1);
     asm volatile("push (%1); pop %0" : "=r"(value) : "r"(TEST_MMIO + 0x20ul) : "memory");
     check("PUSH", value, pattern(0x20, 8));

@@ -52,7 +52,8 @@ static void segments(void) {
     uint64_t base = PHYSICAL(test_page[3]);
     *(volatile uint32_t *)&test_page[3][4] = 0x55667788;
     /* 1 KiB of data, byte-granular, 32-bit. */
-    gdt[GDT_FREE / 8] = 0x3ff | (base & 0xffffff) << 16 | 0x93ul << 40 | 0x4ul << 52 | (base >> 24 & 0xff) << 56;
+    gdt[GDT_FREE / 8] =
+        0x3ff | (base & 0xffffff) << 16 | 0x93ul << 40 | 0x4ul << 52 | (base >> 24 & 0xff) << 56;
     visit_protected(segmented_protected);
     check("base", mode_result[0], 0x55667788);
     check("written", *(volatile uint32_t *)&test_page[3][8], 0x12344321);

@@ -4,27 +4,45 @@
  */
 #include "runtime.h"
 
-#define CR0_WP 0x10000ul
-#define CR4_PGE 0x80ul
+#define CR0_WP    0x10000ul
+#define CR4_PGE   0x80ul
 #define CR4_PCIDE 0x20000ul
-#define CR4_SMEP 0x100000ul
-#define CR4_SMAP 0x200000ul
-#define MSR_EFER 0xc0000080u
-#define EFER_NXE 0x800ul
-#define ALL (PTE_P | PTE_W | PTE_U)
+#define CR4_SMEP  0x100000ul
+#define CR4_SMAP  0x200000ul
+#define MSR_EFER  0xc0000080u
+#define EFER_NXE  0x800ul
+#define ALL       (PTE_P | PTE_W | PTE_U)
 
 enum access { READ, WRITE, EXECUTE };
 enum { RET = 0xc3, ERROR_P = 1, ERROR_W = 2, ERROR_U = 4, ERROR_RSVD = 8, ERROR_I = 16 };
 
 /* ---- Accesses ---- */
 
-static void read_byte(uint64_t a) { asm volatile("movb (%0), %%al" ::"r"(a) : "rax", "memory"); }
-static void write_byte(uint64_t a) { asm volatile("movb $0xc3, (%0)" ::"r"(a) : "memory"); }
-static void execute(uint64_t a) { asm volatile("call *%0" ::"r"(a) : "memory"); }
-static void set_ac(void) { asm volatile("pushfq; orl $0x40000, (%%rsp); popfq" ::: "cc", "memory"); }
-static void clear_ac(void) { asm volatile("pushfq; andl $~0x40000, (%%rsp); popfq" ::: "cc", "memory"); }
-static void read_byte_ac(uint64_t a) { set_ac(); read_byte(a); clear_ac(); }
-static void write_byte_ac(uint64_t a) { set_ac(); write_byte(a); clear_ac(); }
+static void read_byte(uint64_t a) {
+    asm volatile("movb (%0), %%al" ::"r"(a) : "rax", "memory");
+}
+static void write_byte(uint64_t a) {
+    asm volatile("movb $0xc3, (%0)" ::"r"(a) : "memory");
+}
+static void execute(uint64_t a) {
+    asm volatile("call *%0" ::"r"(a) : "memory");
+}
+static void set_ac(void) {
+    asm volatile("pushfq; orl $0x40000, (%%rsp); popfq" ::: "cc", "memory");
+}
+static void clear_ac(void) {
+    asm volatile("pushfq; andl $~0x40000, (%%rsp); popfq" ::: "cc", "memory");
+}
+static void read_byte_ac(uint64_t a) {
+    set_ac();
+    read_byte(a);
+    clear_ac();
+}
+static void write_byte_ac(uint64_t a) {
+    set_ac();
+    write_byte(a);
+    clear_ac();
+}
 
 CODE(user_read, "movb (%rdi), %al\n ud2");
 CODE(user_write, "movb $0xc3, (%rdi)\n ud2");
@@ -103,8 +121,12 @@ static void matrix(const struct mode *mode) {
     map(1, 0);
 }
 
-static void supervisor_permissions(void) { matrix(&(struct mode){.wp = true}); }
-static void user_permissions(void) { matrix(&(struct mode){.user = true, .wp = true}); }
+static void supervisor_permissions(void) {
+    matrix(&(struct mode){.wp = true});
+}
+static void user_permissions(void) {
+    matrix(&(struct mode){.user = true, .wp = true});
+}
 
 static void supervisor_without_wp(void) {
     write_cr0(read_cr0() & ~CR0_WP);
@@ -156,7 +178,9 @@ static void smap_implicit(void) {
 
 /* ---- Accessed and dirty ---- */
 
-static uint64_t leaf_bits(void) { return test_pt[1] & (PTE_A | PTE_D); }
+static uint64_t leaf_bits(void) {
+    return test_pt[1] & (PTE_A | PTE_D);
+}
 
 static void accessed_dirty(void) {
     test_page[0][0x234] = RET;
@@ -244,7 +268,9 @@ static void nx_without_nxe(void) {
 static void push_there(uint64_t a) {
     asm volatile("mov %%rsp, %%rbx; mov %0, %%rsp; push %%rax; mov %%rbx, %%rsp" ::"r"(a) : "rbx");
 }
-static void jump_there(uint64_t a) { asm volatile("jmp *%0" ::"r"(a)); }
+static void jump_there(uint64_t a) {
+    asm volatile("jmp *%0" ::"r"(a));
+}
 
 static void not_canonical(void) {
     uint64_t bad = 0x0000800000000000ul;
@@ -260,10 +286,15 @@ static void not_canonical(void) {
     check("cr2", trap.cr2, ~0ul);
 }
 
-static void write_eight(uint64_t a) { *(volatile uint64_t *)a = 0x1122334455667788ul; }
-static void add_eight(uint64_t a) { asm volatile("addq $1, (%0)" ::"r"(a) : "memory", "cc"); }
+static void write_eight(uint64_t a) {
+    *(volatile uint64_t *)a = 0x1122334455667788ul;
+}
+static void add_eight(uint64_t a) {
+    asm volatile("addq $1, (%0)" ::"r"(a) : "memory", "cc");
+}
 
-/* An access into a second page that is not there: CR2 is that page's first byte, nothing is written. */
+/* An access into a second page that is not there: CR2 is that page's first byte, nothing is
+ * written. */
 static void across_pages(void) {
     map(1, PHYSICAL(test_page[0]) | ALL);
     map(2, 0);
@@ -304,7 +335,9 @@ static void fetch_across_pages(void) {
 
 /* ---- Large, global, tagged ---- */
 
-static uint64_t read_u64(uint64_t a) { return *(volatile uint64_t *)a; }
+static uint64_t read_u64(uint64_t a) {
+    return *(volatile uint64_t *)a;
+}
 
 static void large_pages(void) {
     *(volatile uint64_t *)test_page[3] = 0x1111;
@@ -382,8 +415,12 @@ static void made_present(void) {
     check("gone", access_kernel(READ, va), PF);
 }
 
-static void set_cr3(uint64_t v) { write_cr3(v); }
-static void set_cr4(uint64_t v) { write_cr4(v); }
+static void set_cr3(uint64_t v) {
+    write_cr3(v);
+}
+static void set_cr4(uint64_t v) {
+    write_cr4(v);
+}
 
 static void invpcid(uint64_t type, uint64_t pcid, uint64_t va) {
     struct {
@@ -396,7 +433,8 @@ static void pcid(void) {
     if (!has(HAS_PCID))
         return skip("no PCID");
     uint64_t cr3 = read_cr3(), keep = 1ul << 63, va = TEST_VA + 0x1000;
-    check("PCIDE with CR3[11:0] set", (write_cr3(cr3 | 0x18), try_call(set_cr4, read_cr4() | CR4_PCIDE)), GP);
+    check("PCIDE with CR3[11:0] set",
+          (write_cr3(cr3 | 0x18), try_call(set_cr4, read_cr4() | CR4_PCIDE)), GP);
     write_cr3(cr3);
     check("PCIDE", try_call(set_cr4, read_cr4() | CR4_PCIDE), NO_TRAP);
     set_pages();
@@ -417,7 +455,8 @@ static void pcid(void) {
         for (uint64_t type = 0; type < 4; type++) {
             test_pt[1] = PHYSICAL(test_page[type & 1 ? 0 : 1]) | ALL;
             invpcid(type, type < 2 ? 1 : 0, type == 0 ? va : 0);
-            check("after INVPCID", type << 32 | read_u64(va), type << 32 | (type & 1 ? 0xaaaa : 0xbbbb));
+            check("after INVPCID", type << 32 | read_u64(va),
+                  type << 32 | (type & 1 ? 0xaaaa : 0xbbbb));
         }
     }
     check("bit 63 is not an address", try_call(set_cr3, cr3), NO_TRAP);
@@ -426,8 +465,12 @@ static void pcid(void) {
     map(1, 0);
 }
 
-static void bad_invpcid_type(uint64_t type) { invpcid(type, 0, 0); }
-static void bad_invpcid_pcid(uint64_t pcid_value) { invpcid(1, pcid_value, 0); }
+static void bad_invpcid_type(uint64_t type) {
+    invpcid(type, 0, 0);
+}
+static void bad_invpcid_pcid(uint64_t pcid_value) {
+    invpcid(1, pcid_value, 0);
+}
 
 static void invpcid_faults(void) {
     if (!has(HAS_INVPCID))

@@ -15,7 +15,6 @@ extern uint64_t landing_rsp;
 
 static trap_handler *handlers[256];
 
-
 void *memcpy(void *to, const void *from, size_t size) {
     void *start = to;
     asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(size)::"memory");

@@ -18,19 +18,19 @@
 #ifndef BAREMETAL_RUNTIME_H
 #define BAREMETAL_RUNTIME_H
 
-#define KERNEL_CS 0x08
-#define KERNEL_DS 0x10
-#define USER_CS32 0x1b
-#define USER_DS 0x23
-#define USER_CS 0x2b
-#define TSS_SELECTOR 0x30
-#define KERNEL_CS32 0x40
-#define KERNEL_CS16 0x48
-#define KERNEL_DS16 0x50
-#define GDT_FREE 0x58 /* the first of the entries that tests may fill */
+#define KERNEL_CS        0x08
+#define KERNEL_DS        0x10
+#define USER_CS32        0x1b
+#define USER_DS          0x23
+#define USER_CS          0x2b
+#define TSS_SELECTOR     0x30
+#define KERNEL_CS32      0x40
+#define KERNEL_CS16      0x48
+#define KERNEL_DS16      0x50
+#define GDT_FREE         0x58 /* the first of the entries that tests may fill */
 #define GDT_FREE_ENTRIES 8
 
-#define NO_TRAP 0x100
+#define NO_TRAP     0x100
 #define VECTOR_OPEN 0x40 /* its gate has DPL 3 */
 
 #include "harness.h"
@@ -41,7 +41,23 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { DE = 0, DB = 1, NMI = 2, BP = 3, OF = 4, BR = 5, UD = 6, NM = 7, DF = 8, TS = 10, NP = 11, SS = 12, GP = 13, PF = 14, AC = 17 };
+enum {
+    DE = 0,
+    DB = 1,
+    NMI = 2,
+    BP = 3,
+    OF = 4,
+    BR = 5,
+    UD = 6,
+    NM = 7,
+    DF = 8,
+    TS = 10,
+    NP = 11,
+    SS = 12,
+    GP = 13,
+    PF = 14,
+    AC = 17
+};
 
 /* ---- Reporting ---- */
 
@@ -108,7 +124,7 @@ struct gate {
 extern struct gate idt[256];
 extern const char trap_stubs[];
 void set_gate(unsigned vector, uint64_t offset, uint16_t selector, unsigned ist, uint8_t type);
-void reset_gate(unsigned vector); /* as it was at start */
+void reset_gate(unsigned vector);            /* as it was at start */
 void use_ist(unsigned vector, unsigned ist); /* 1 or 2: stacks that are there */
 
 extern uint64_t gdt[];
@@ -131,38 +147,38 @@ struct tss {
 } __attribute__((packed));
 extern struct tss tss;
 #define TRAP_STACK_SIZE 8192
-extern uint8_t trap_stack[TRAP_STACK_SIZE]; /* RSP0 points to its end */
+extern uint8_t trap_stack[TRAP_STACK_SIZE];   /* RSP0 points to its end */
 extern uint8_t ist_stack[2][TRAP_STACK_SIZE]; /* IST1 and IST2 point to their ends */
 
 /* ---- User mode ---- */
 
-/* Copies code into a page that user mode may execute and runs it there at CPL 3, with a stack, until
- * it traps (code ends with UD2 when it is done). RDI holds the argument. */
+/* Copies code into a page that user mode may execute and runs it there at CPL 3, with a stack,
+ * until it traps (code ends with UD2 when it is done). RDI holds the argument. */
 unsigned run_user(const void *code, size_t size, uint64_t argument);
 /* The same in compatibility mode (CS32; EDI holds the argument). */
 unsigned run_user32(const void *code, size_t size, uint64_t argument);
 extern uint8_t user_code[4096]; /* the page behind both addresses */
-#define USER_CODE_VA 0x7f00000000ul
+#define USER_CODE_VA   0x7f00000000ul
 #define USER_CODE32_VA 0x70000000ul
-#define USER_STACK_VA 0x7f00004000ul /* one page below it */
+#define USER_STACK_VA  0x7f00004000ul /* one page below it */
 /* A piece of code to copy: its instructions as strings. */
 #define CODE(name, instructions)                                                                   \
-    asm(".pushsection .rodata\n" #name ":\n" instructions "\n" #name "_end:\n.popsection");     \
+    asm(".pushsection .rodata\n" #name ":\n" instructions "\n" #name "_end:\n.popsection");        \
     extern const char name[], name##_end[]
 #define CODE_SIZE(name) ((size_t)(name##_end - (name)))
 
 /* ---- Paging: the 4 KiB page tables of a region for tests ---- */
 
-#define PTE_P 1ul
-#define PTE_W 2ul
-#define PTE_U 4ul
+#define PTE_P   1ul
+#define PTE_W   2ul
+#define PTE_U   4ul
 #define PTE_PWT 8ul
 #define PTE_PCD 0x10ul
-#define PTE_A 0x20ul
-#define PTE_D 0x40ul
-#define PTE_PS 0x80ul
-#define PTE_G 0x100ul
-#define PTE_NX 0x8000000000000000ul
+#define PTE_A   0x20ul
+#define PTE_D   0x40ul
+#define PTE_PS  0x80ul
+#define PTE_G   0x100ul
+#define PTE_NX  0x8000000000000000ul
 
 /* Pages from TEST_VA on, 2 MiB; all levels above allow everything. */
 #define TEST_VA 0x8000000000ul
@@ -179,16 +195,40 @@ uint32_t request(enum request_operation operation, uint64_t a, uint64_t b, uint6
 
 /* ---- Instructions ---- */
 
-static inline void outb(uint16_t port, uint8_t v) { asm volatile("outb %0, %1" ::"a"(v), "Nd"(port)); }
-static inline void outw(uint16_t port, uint16_t v) { asm volatile("outw %0, %1" ::"a"(v), "Nd"(port)); }
-static inline void outl(uint16_t port, uint32_t v) { asm volatile("outl %0, %1" ::"a"(v), "Nd"(port) : "memory"); }
-static inline uint8_t inb(uint16_t port) { uint8_t v; asm volatile("inb %1, %0" : "=a"(v) : "Nd"(port)); return v; }
-static inline uint16_t inw(uint16_t port) { uint16_t v; asm volatile("inw %1, %0" : "=a"(v) : "Nd"(port)); return v; }
-static inline uint32_t inl(uint16_t port) { uint32_t v; asm volatile("inl %1, %0" : "=a"(v) : "Nd"(port)); return v; }
+static inline void outb(uint16_t port, uint8_t v) {
+    asm volatile("outb %0, %1" ::"a"(v), "Nd"(port));
+}
+static inline void outw(uint16_t port, uint16_t v) {
+    asm volatile("outw %0, %1" ::"a"(v), "Nd"(port));
+}
+static inline void outl(uint16_t port, uint32_t v) {
+    asm volatile("outl %0, %1" ::"a"(v), "Nd"(port) : "memory");
+}
+static inline uint8_t inb(uint16_t port) {
+    uint8_t v;
+    asm volatile("inb %1, %0" : "=a"(v) : "Nd"(port));
+    return v;
+}
+static inline uint16_t inw(uint16_t port) {
+    uint16_t v;
+    asm volatile("inw %1, %0" : "=a"(v) : "Nd"(port));
+    return v;
+}
+static inline uint32_t inl(uint16_t port) {
+    uint32_t v;
+    asm volatile("inl %1, %0" : "=a"(v) : "Nd"(port));
+    return v;
+}
 
 #define CONTROL_REGISTER(n)                                                                        \
-    static inline uint64_t read_cr##n(void) { uint64_t v; asm volatile("mov %%cr" #n ", %0" : "=r"(v)); return v; } \
-    static inline void write_cr##n(uint64_t v) { asm volatile("mov %0, %%cr" #n ::"r"(v) : "memory"); }
+    static inline uint64_t read_cr##n(void) {                                                      \
+        uint64_t v;                                                                                \
+        asm volatile("mov %%cr" #n ", %0" : "=r"(v));                                              \
+        return v;                                                                                  \
+    }                                                                                              \
+    static inline void write_cr##n(uint64_t v) {                                                   \
+        asm volatile("mov %0, %%cr" #n ::"r"(v) : "memory");                                       \
+    }
 CONTROL_REGISTER(0)
 CONTROL_REGISTER(2)
 CONTROL_REGISTER(3)
@@ -208,7 +248,9 @@ static inline uint64_t rdtsc(void) {
     asm volatile("rdtsc" : "=a"(low), "=d"(high));
     return (uint64_t)high << 32 | low;
 }
-static inline void invlpg(uint64_t va) { asm volatile("invlpg (%0)" ::"r"(va) : "memory"); }
+static inline void invlpg(uint64_t va) {
+    asm volatile("invlpg (%0)" ::"r"(va) : "memory");
+}
 
 struct cpuid {
     uint32_t eax, ebx, ecx, edx;
@@ -217,7 +259,16 @@ void *memcpy(void *to, const void *from, size_t size);
 void *memset(void *to, int value, size_t size);
 
 struct cpuid cpuid(uint32_t leaf, uint32_t subleaf);
-enum feature { HAS_PCID, HAS_INVPCID, HAS_SMEP, HAS_SMAP, HAS_GBPAGES, HAS_TSC_DEADLINE, HAS_X2APIC, HAS_UMIP };
+enum feature {
+    HAS_PCID,
+    HAS_INVPCID,
+    HAS_SMEP,
+    HAS_SMAP,
+    HAS_GBPAGES,
+    HAS_TSC_DEADLINE,
+    HAS_X2APIC,
+    HAS_UMIP
+};
 bool has(enum feature feature);
 
 #endif

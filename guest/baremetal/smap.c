@@ -1,11 +1,15 @@
 /* STAC, CLAC and SMAP's switch. */
 #include "runtime.h"
 
-#define CR4_SMAP 0x200000ul
+#define CR4_SMAP  0x200000ul
 #define RFLAGS_AC 0x40000ul
 
-static void stac_read_clac(uint64_t a) { asm volatile("stac; movb (%0), %%al; clac" ::"r"(a) : "rax", "memory"); }
-static void clac_read(uint64_t a) { asm volatile("clac; movb (%0), %%al" ::"r"(a) : "rax", "memory"); }
+static void stac_read_clac(uint64_t a) {
+    asm volatile("stac; movb (%0), %%al; clac" ::"r"(a) : "rax", "memory");
+}
+static void clac_read(uint64_t a) {
+    asm volatile("clac; movb (%0), %%al" ::"r"(a) : "rax", "memory");
+}
 
 static uint64_t flags(void) {
     uint64_t v;

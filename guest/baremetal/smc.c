@@ -5,7 +5,9 @@
  */
 #include "runtime.h"
 
-static void serialize(void) { cpuid(0, 0); }
+static void serialize(void) {
+    cpuid(0, 0);
+}
 
 /* mov $value, %eax; ret */
 static void put_function(uint8_t *at, uint32_t value) {
@@ -64,10 +66,11 @@ static void replaced_opcode(void) {
 
 static void by_push(void) {
     uint32_t value;
-    asm volatile("mov %%rsp, %%rbx; lea 1f+8(%%rip), %%rsp; mov $0x90909000000007b8, %%rax; push %%rax\n"
-                 ".balign 8; 1: .byte 0xb8, 0, 0, 0, 0, 0x90, 0x90, 0x90\n"
-                 "mov %%rbx, %%rsp"
-                 : "=a"(value)::"rbx", "memory");
+    asm volatile(
+        "mov %%rsp, %%rbx; lea 1f+8(%%rip), %%rsp; mov $0x90909000000007b8, %%rax; push %%rax\n"
+        ".balign 8; 1: .byte 0xb8, 0, 0, 0, 0, 0x90, 0x90, 0x90\n"
+        "mov %%rbx, %%rsp"
+        : "=a"(value)::"rbx", "memory");
     check("value", value, 7);
 }
 

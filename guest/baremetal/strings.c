@@ -16,7 +16,8 @@ static struct job result;
     static void name(uint64_t a) {                                                                 \
         struct job job = *(const struct job *)a;                                                   \
         asm volatile(instruction                                                                   \
-                     : "+c"(job.rcx), "+S"(job.rsi), "+D"(job.rdi), "+a"(job.rax)::"memory", "cc"); \
+                     : "+c"(job.rcx), "+S"(job.rsi), "+D"(job.rdi), "+a"(job.rax)::"memory",       \
+                       "cc");                                                                      \
         result = job;                                                                              \
     }
 STRING(movsb, "rep movsb")
@@ -48,7 +49,8 @@ static void expect_stop(const char *what, void (*function)(uint64_t), struct job
     check(what, trap.frame.rdi, at.rdi);
 }
 
-static void expect_end(const char *what, void (*function)(uint64_t), struct job job, struct job at) {
+static void expect_end(const char *what, void (*function)(uint64_t), struct job job,
+                       struct job at) {
     check(what, try_call(function, PHYSICAL(&job)), NO_TRAP);
     check(what, result.rcx, at.rcx);
     check(what, result.rsi, at.rsi);
@@ -97,7 +99,8 @@ static void downwards(void) {
 
 static void completes(void) {
     set_up();
-    expect_end("MOVSB", movsb, (struct job){4096, PAGE(1), PAGE(2)}, (struct job){0, PAGE(2), PAGE(3)});
+    expect_end("MOVSB", movsb, (struct job){4096, PAGE(1), PAGE(2)},
+               (struct job){0, PAGE(2), PAGE(3)});
     for (unsigned i = 0; i < 4096; i += 97)
         check("copied", test_page[2][i], (uint8_t)(i * 7 + 1));
     expect_end("STOSQ", stosq, (struct job){512, 9, PAGE(2), 0x0123456789abcdef},
@@ -106,7 +109,8 @@ static void completes(void) {
     test_page[2][1000] = 0x99;
     expect_end("SCASB", scasb, (struct job){4096, 9, PAGE(2), 0x99},
                (struct job){4096 - 1001, 9, PAGE(2) + 1001});
-    expect_end("count of 0", movsb, (struct job){0, PAGE(9), PAGE(9)}, (struct job){0, PAGE(9), PAGE(9)});
+    expect_end("count of 0", movsb, (struct job){0, PAGE(9), PAGE(9)},
+               (struct job){0, PAGE(9), PAGE(9)});
 }
 
 /* Overlap upwards repeats the first bytes: a copy is byte by byte. */

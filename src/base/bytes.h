@@ -26,7 +26,9 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "little-endian hosts o
         memcpy(&v, p, sizeof v);                                                                   \
         return v;                                                                                  \
     }                                                                                              \
-    static inline void store_le##bits(void *p, uint##bits##_t v) { memcpy(p, &v, sizeof v); }
+    static inline void store_le##bits(void *p, uint##bits##_t v) {                                 \
+        memcpy(p, &v, sizeof v);                                                                   \
+    }
 BYTES_LOAD_STORE(16)
 BYTES_LOAD_STORE(32)
 BYTES_LOAD_STORE(64)

@@ -28,7 +28,8 @@ int error_set(struct error *err, int code, const char *format, ...)
 int error_set_errno(struct error *err, int code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* Puts "PREFIX: " before the message already in err; returns err's code (-EINVAL if err is NULL). */
+/* Puts "PREFIX: " before the message already in err; returns err's code (-EINVAL if err is NULL).
+ */
 int error_prefix(struct error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

@@ -11,17 +11,17 @@
 
 /* Lowest first: taken first. */
 enum lock_rank {
-    LOCK_MACHINE,   /* life cycle of a VM: run, pause, stop */
-    LOCK_DEVICE,    /* one device's registers and queues */
-    LOCK_PCI,       /* config space, BAR map, MSI-X tables */
-    LOCK_BACKEND,   /* a block, net or character back end */
-    LOCK_IRQCHIP,   /* 8259 pair and I/O APIC */
-    LOCK_LAPIC,     /* one local APIC's timer and delivery state */
-    LOCK_MEMORY,    /* the region table, views */
-    LOCK_VCPU,      /* a vCPU's wake-up condition */
-    LOCK_CLOCK,     /* the VM's clock and its list of timers */
-    LOCK_LOOP,      /* the event loop's list of posted calls, timers */
-    LOCK_LOG,       /* the last: anybody may log */
+    LOCK_MACHINE, /* life cycle of a VM: run, pause, stop */
+    LOCK_DEVICE,  /* one device's registers and queues */
+    LOCK_PCI,     /* config space, BAR map, MSI-X tables */
+    LOCK_BACKEND, /* a block, net or character back end */
+    LOCK_IRQCHIP, /* 8259 pair and I/O APIC */
+    LOCK_LAPIC,   /* one local APIC's timer and delivery state */
+    LOCK_MEMORY,  /* the region table, views */
+    LOCK_VCPU,    /* a vCPU's wake-up condition */
+    LOCK_CLOCK,   /* the VM's clock and its list of timers */
+    LOCK_LOOP,    /* the event loop's list of posted calls, timers */
+    LOCK_LOG,     /* the last: anybody may log */
 };
 
 struct lock {

@@ -425,6 +425,7 @@ void loop_destroy(struct loop *loop) {
     uv_walk(&loop->uv, close_any, loop);
     close_uv(loop);
     while (!link_single(&loop->timers))
+        /* The analyzer does not see that freeing unlinks. NOLINTNEXTLINE */
         loop_timer_free(container_of(loop->timers.next, struct loop_timer, all));
     for (struct post *post = take_posts(loop), *next; post != NULL; post = next) {
         next = post->next;

@@ -32,13 +32,13 @@ struct state_table;
 
 struct state_field {
     const char *name;
-    uint32_t offset; /* in the object */
-    uint32_t size;   /* of one element: 1, 2, 4, 8; or a nested object's size */
-    uint32_t count;  /* elements; 1 for a scalar */
-    uint16_t since;  /* the table version that brought it */
-    uint64_t reset;  /* every element's value after reset (integers only) */
+    uint32_t offset;                  /* in the object */
+    uint32_t size;                    /* of one element: 1, 2, 4, 8; or a nested object's size */
+    uint32_t count;                   /* elements; 1 for a scalar */
+    uint16_t since;                   /* the table version that brought it */
+    uint64_t reset;                   /* every element's value after reset (integers only) */
     const struct state_table *nested; /* elements are objects of this table */
-    uint8_t keep;    /* true: reset leaves it alone (contents of flash, say) */
+    uint8_t keep;                     /* true: reset leaves it alone (contents of flash, say) */
     uint8_t boolean; /* elements are bool: loading refuses other values than 0 and 1 */
 };
 
@@ -47,7 +47,8 @@ struct state_table {
     uint16_t version; /* the highest `since` */
     uint32_t count;
     const struct state_field *fields;
-    /* Optional: check and rebuild what derives from the loaded fields. -EINVAL refuses the state. */
+    /* Optional: check and rebuild what derives from the loaded fields. -EINVAL refuses the state.
+     */
     int (*after_load)(void *object, struct error *err);
     /* Optional: bring the fields up to date (a lazily kept counter) before they are read. */
     void (*before_save)(void *object);
@@ -62,9 +63,9 @@ struct state_table {
     }
 #define STATE_ARRAY(type, member, version, ...)                                                    \
     {                                                                                              \
-        .name = #member, .offset = offsetof(type, member),                                         \
-        .size = sizeof(((type *)0)->member[0]), .count = ARRAY_SIZE(((type *)0)->member),          \
-        .since = (version), .boolean = STATE_IS_BOOL(((type *)0)->member[0]), ##__VA_ARGS__        \
+        .name = #member, .offset = offsetof(type, member), .size = sizeof(((type *)0)->member[0]), \
+        .count = ARRAY_SIZE(((type *)0)->member), .since = (version),                              \
+        .boolean = STATE_IS_BOOL(((type *)0)->member[0]), ##__VA_ARGS__                            \
     }
 #define STATE_NESTED(type, member, table, version)                                                 \
     {                                                                                              \
@@ -73,9 +74,8 @@ struct state_table {
     }
 #define STATE_NESTED_ARRAY(type, member, table, version)                                           \
     {                                                                                              \
-        .name = #member, .offset = offsetof(type, member),                                         \
-        .size = sizeof(((type *)0)->member[0]), .count = ARRAY_SIZE(((type *)0)->member),          \
-        .since = (version), .nested = (table)                                                      \
+        .name = #member, .offset = offsetof(type, member), .size = sizeof(((type *)0)->member[0]), \
+        .count = ARRAY_SIZE(((type *)0)->member), .since = (version), .nested = (table)            \
     }
 #define STATE_TABLE(table_name, table_version, type, table_fields, ...)                            \
     {                                                                                              \

@@ -2,7 +2,6 @@
 
 #include "cpu/engine.h"
 
-
 int engine_create(enum engine_kind kind, const struct engine_config *config, struct engine **engine,
                   const char **why, struct error *err) {
     const char *reason = "asked for";

@@ -39,12 +39,13 @@ struct engine_config {
  * line, may be NULL on entry) says which and why. -ENODEV: asked for KVM and
  * there is none that works.
  */
-int engine_create(enum engine_kind kind, const struct engine_config *config,
-                  struct engine **engine, const char **why, struct error *err);
-void engine_destroy(struct engine *engine); /* after its vCPUs */
+int engine_create(enum engine_kind kind, const struct engine_config *config, struct engine **engine,
+                  const char **why, struct error *err);
+void engine_destroy(struct engine *engine);           /* after its vCPUs */
 const char *engine_name(const struct engine *engine); /* "soft", "kvm" */
 
-/* id 0 is the bootstrap processor; the others wait for INIT/SIPI. Reset state (APM vol. 2, 14.1). */
+/* id 0 is the bootstrap processor; the others wait for INIT/SIPI. Reset state (APM vol. 2, 14.1).
+ */
 int vcpu_create(struct engine *engine, unsigned id, struct vcpu **vcpu, struct error *err);
 void vcpu_destroy(struct vcpu *vcpu); /* its thread no longer runs it */
 
@@ -70,7 +71,8 @@ void vcpu_run(struct vcpu *vcpu, struct vcpu_exit *exit);
 /* Any thread: vcpu_run returns VCPU_KICKED soon, or at once when next called. */
 void vcpu_kick(struct vcpu *vcpu);
 
-/* State: the vCPU's thread, or any while vcpu_run is not running. set: -EINVAL when inconsistent. */
+/* State: the vCPU's thread, or any while vcpu_run is not running. set: -EINVAL when inconsistent.
+ */
 void vcpu_get_state(struct vcpu *vcpu, struct x86_state *state);
 int vcpu_set_state(struct vcpu *vcpu, const struct x86_state *state, struct error *err);
 /* Back to the state after power-on (init false) or INIT. Resets the local APIC too. */

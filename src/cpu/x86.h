@@ -117,15 +117,15 @@ enum {
     MSR_X2APIC_LAST = 0x8ff,
     MSR_XSS = 0xda0,
 };
-#define MSR_EFER UINT32_C(0xc0000080)
-#define MSR_STAR UINT32_C(0xc0000081)
-#define MSR_LSTAR UINT32_C(0xc0000082)
-#define MSR_CSTAR UINT32_C(0xc0000083)
-#define MSR_SFMASK UINT32_C(0xc0000084)
-#define MSR_FS_BASE UINT32_C(0xc0000100)
-#define MSR_GS_BASE UINT32_C(0xc0000101)
+#define MSR_EFER           UINT32_C(0xc0000080)
+#define MSR_STAR           UINT32_C(0xc0000081)
+#define MSR_LSTAR          UINT32_C(0xc0000082)
+#define MSR_CSTAR          UINT32_C(0xc0000083)
+#define MSR_SFMASK         UINT32_C(0xc0000084)
+#define MSR_FS_BASE        UINT32_C(0xc0000100)
+#define MSR_GS_BASE        UINT32_C(0xc0000101)
 #define MSR_KERNEL_GS_BASE UINT32_C(0xc0000102)
-#define MSR_TSC_AUX UINT32_C(0xc0000103)
+#define MSR_TSC_AUX        UINT32_C(0xc0000103)
 
 /* Segment attributes: bits 8 to 15 and 20 to 23 of a descriptor's high word, shifted right by 8. */
 enum {

@@ -143,6 +143,7 @@ static struct module *find_module(struct set *set, const char *name) {
 
 static int add_patterns(struct module *module, const char *patterns, struct error *err) {
     char *all = NULL;
+    /* The analyzer does not know that asprintf sets what is freed below. NOLINTNEXTLINE */
     if (asprintf(&all, "%s%s%s", module->patterns != NULL ? module->patterns : "",
                  module->patterns != NULL && patterns[0] != 0 ? " " : "", patterns) < 0)
         return error_set(err, -ENOMEM, "out of memory");

@@ -46,7 +46,7 @@ static int chip_request(const struct pic_pair *pair, unsigned chip) {
 
 /* The CPU (or a poll) takes an input: out of the IRR, into the ISR. */
 static void take(struct pic *pic, unsigned input) {
-    uint8_t bit = 1 << input;
+    uint8_t bit = (uint8_t)(1u << (input & 7));
     if (!(pic->elcr & bit))
         pic->irr &= ~bit;
     if (!pic->auto_eoi)

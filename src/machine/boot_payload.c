@@ -138,7 +138,8 @@ static const struct {
 int payload_unpack(struct boot_bytes payload, uint8_t **data, size_t *length, const char **format,
                    struct error *err) {
     for (size_t i = 0; i < ARRAY_SIZE(formats); i++) {
-        if (payload.length < 8 || memcmp(payload.data, formats[i].magic, formats[i].magic_length))
+        if (payload.length < 8 ||
+            memcmp(payload.data, formats[i].magic, formats[i].magic_length) != 0)
             continue;
         struct output out = {0};
         int result = formats[i].unpack(payload, &out, err);
