@@ -5,6 +5,7 @@
 # signal_after TEXT SIGNALS EXPECTED WHAT: starts a guest, waits for TEXT, sends the signals.
 signal_after() {
     text=$1 signals=$2 expected=$3 what=$4
+    : >"$work/guest" # not to find the text of the guest before
     "$LODGE" run --engine "$ENGINE" -- sh -c 'echo ready; sleep 100000' >"$work/guest" 2>"$work/guest.err" &
     pid=$!
     children="$children $pid"
