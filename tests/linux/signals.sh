@@ -9,6 +9,8 @@ signal_after() {
     "$LODGE" run --engine "$ENGINE" -- sh -c 'echo ready; sleep 100000' >"$work/guest" 2>"$work/guest.err" &
     pid=$!
     children="$children $pid"
+    # Before its exec a signal would still be the test shell's, and be lost.
+    until [ "$(readlink "/proc/$pid/exe")" = "$LODGE" ] || ! kill -0 "$pid" 2>/dev/null; do :; done
     tries=0
     until [ -z "$text" ] || grep -q "$text" "$work/guest"; do
         tries=$((tries + 1))
