@@ -26,14 +26,20 @@ void emit_restore_flags(struct emitter *e) {
     emit_mov(e, RAX, TEMP_C);
 }
 
-/* The recipe's instruction once more, with stand-ins for homed registers. */
-static void emit_again(struct translation *t, const struct insn *insn, int opcode_change) {
+/*
+ * The recipe's instruction once more, with stand-ins for homed registers. A
+ * homed ModRM.reg is in TEMP_C, and not stored: undone and done again, it is
+ * what it was. `loaded`: TEMP_C holds it from the undoing.
+ */
+static void emit_again(struct translation *t, const struct insn *insn, int opcode_change,
+                       bool loaded) {
     struct raw raw;
     raw_parse(&raw, t->code + insn->offset, insn, lowering_of(insn)->has_modrm);
     struct recode operands = recode_of(&raw);
     const struct lowering *l = lowering_of(insn);
     if (l->gpr_reg && is_homed(operands.reg)) {
-        emit_gs(&t->out, OP_MOV_LOAD, 8, TEMP_C, GPR_AT(operands.reg));
+        if (!loaded)
+            emit_gs(&t->out, OP_MOV_LOAD, 8, TEMP_C, GPR_AT(operands.reg));
         operands.reg = TEMP_C;
     }
     if (l->gpr_rm && is_homed(operands.rm)) {
@@ -71,15 +77,15 @@ static void use_recipe(struct translation *t) {
     const struct insn *insn = &t->block->insns[t->recipe_insn];
     enum { ADD_TO_SUB = 0x28 };
     switch (t->recipe) {
-    case RECIPE_REPEAT: emit_again(t, insn, 0); break;
+    case RECIPE_REPEAT: emit_again(t, insn, 0, false); break;
     case RECIPE_TEST_DEST: emit_test_dest(t, insn, destination(insn)); break;
     case RECIPE_UNDO_ADD:
-        emit_again(t, insn, -ADD_TO_SUB);
-        emit_again(t, insn, 0);
+        emit_again(t, insn, -ADD_TO_SUB, false);
+        emit_again(t, insn, 0, true);
         break;
     case RECIPE_UNDO_SUB:
-        emit_again(t, insn, ADD_TO_SUB);
-        emit_again(t, insn, 0);
+        emit_again(t, insn, ADD_TO_SUB, false);
+        emit_again(t, insn, 0, true);
         break;
     default: break;
     }
