@@ -122,19 +122,16 @@ static void soft_kick(struct vcpu *vcpu) {
 /* ---- State ---- */
 
 /* Fields that both structures name alike. COPY is state to cpu or back. */
-#define STATE_FIELDS(COPY)                                                                         \
-    COPY(rip)                                                                                      \
-    COPY(ldtr)                                                                                     \
-    COPY(tr)                                                                                       \
-    COPY(gdtr)                                                                                     \
-    COPY(idtr)                                                                                     \
-    COPY(cr0)                                                                                      \
-    COPY(cr2) COPY(cr3) COPY(cr4) COPY(xcr0) COPY(efer) COPY(star) COPY(lstar) COPY(cstar)         \
-        COPY(sfmask) COPY(kernel_gs_base) COPY(tsc_aux) COPY(sysenter_cs) COPY(sysenter_esp)       \
-            COPY(sysenter_eip) COPY(pat) COPY(mtrr_def_type) COPY(tsc_offset) COPY(fcw) COPY(fsw)  \
-                COPY(ftw) COPY(fop) COPY(fip) COPY(fdp) COPY(fcs) COPY(fds) COPY(mxcsr)            \
-                    COPY(halted) COPY(interrupt_shadow) COPY(nmi_blocked) COPY(nmi_pending)        \
-                        COPY(waiting_for_sipi)
+/* The formatter never settles on this macro. */
+/* clang-format off */
+#define STATE_FIELDS(COPY) \
+    COPY(rip) COPY(ldtr) COPY(tr) COPY(gdtr) COPY(idtr) COPY(cr0) COPY(cr2) COPY(cr3) COPY(cr4) \
+    COPY(xcr0) COPY(efer) COPY(star) COPY(lstar) COPY(cstar) COPY(sfmask) COPY(kernel_gs_base) \
+    COPY(tsc_aux) COPY(sysenter_cs) COPY(sysenter_esp) COPY(sysenter_eip) COPY(pat) \
+    COPY(mtrr_def_type) COPY(tsc_offset) COPY(fcw) COPY(fsw) COPY(ftw) COPY(fop) COPY(fip) \
+    COPY(fdp) COPY(fcs) COPY(fds) COPY(mxcsr) COPY(halted) COPY(interrupt_shadow) \
+    COPY(nmi_blocked) COPY(nmi_pending) COPY(waiting_for_sipi)
+/* clang-format on */
 #define STATE_ARRAYS(COPY)                                                                         \
     COPY(segment) COPY(dr) COPY(mtrr_fixed) COPY(mtrr_base) COPY(mtrr_mask) COPY(x87)
 
