@@ -85,44 +85,37 @@ uint32_t hostfp_trap_end(void);
                          : "=x"(a), "+m"(*mx)                                                      \
                          : "x"(b));                                                                \
         break;
-#define HOSTFP_8(CASE, op)                                                                         \
-    CASE(0, op)                                                                                    \
-    CASE(1, op) CASE(2, op) CASE(3, op) CASE(4, op) CASE(5, op) CASE(6, op) CASE(7, op)
-#define HOSTFP_16(CASE, op)                                                                        \
-    HOSTFP_8(CASE, op)                                                                             \
-    CASE(8, op)                                                                                    \
-    CASE(9, op) CASE(10, op) CASE(11, op) CASE(12, op) CASE(13, op) CASE(14, op) CASE(15, op)
-#define HOSTFP_32(CASE, op)                                                                        \
-    HOSTFP_16(CASE, op)                                                                            \
-    CASE(16, op)                                                                                   \
-    CASE(17, op)                                                                                   \
-    CASE(18, op)                                                                                   \
-    CASE(19, op)                                                                                   \
-    CASE(20, op)                                                                                   \
-    CASE(21, op)                                                                                   \
-    CASE(22, op) CASE(23, op) CASE(24, op) CASE(25, op) CASE(26, op) CASE(27, op) CASE(28, op)     \
-        CASE(29, op) CASE(30, op) CASE(31, op)
+/* The formatter never settles on these macros. */
+/* clang-format off */
+#define HOSTFP_8(CASE, op) \
+    CASE(0, op) CASE(1, op) CASE(2, op) CASE(3, op) \
+    CASE(4, op) CASE(5, op) CASE(6, op) CASE(7, op)
+#define HOSTFP_16(CASE, op) \
+    HOSTFP_8(CASE, op) \
+    CASE(8, op) CASE(9, op) CASE(10, op) CASE(11, op) \
+    CASE(12, op) CASE(13, op) CASE(14, op) CASE(15, op)
+#define HOSTFP_32(CASE, op) \
+    HOSTFP_16(CASE, op) \
+    CASE(16, op) CASE(17, op) CASE(18, op) CASE(19, op) \
+    CASE(20, op) CASE(21, op) CASE(22, op) CASE(23, op) \
+    CASE(24, op) CASE(25, op) CASE(26, op) CASE(27, op) \
+    CASE(28, op) CASE(29, op) CASE(30, op) CASE(31, op)
 /* n is a hexadecimal prefix there: op(0xN0) to op(0xNf). */
-#define HOSTFP_ROW(CASE, op, n)                                                                    \
-    CASE(n##0, op)                                                                                 \
-    CASE(n##1, op)                                                                                 \
-    CASE(n##2, op)                                                                                 \
-    CASE(n##3, op)                                                                                 \
-    CASE(n##4, op)                                                                                 \
-    CASE(n##5, op)                                                                                 \
-    CASE(n##6, op) CASE(n##7, op) CASE(n##8, op) CASE(n##9, op) CASE(n##a, op) CASE(n##b, op)      \
-        CASE(n##c, op) CASE(n##d, op) CASE(n##e, op) CASE(n##f, op)
-#define HOSTFP_256(CASE, op)                                                                       \
-    HOSTFP_ROW(CASE, op, 0x0)                                                                      \
-    HOSTFP_ROW(CASE, op, 0x1)                                                                      \
-    HOSTFP_ROW(CASE, op, 0x2)                                                                      \
-    HOSTFP_ROW(CASE, op, 0x3)                                                                      \
-    HOSTFP_ROW(CASE, op, 0x4)                                                                      \
-    HOSTFP_ROW(CASE, op, 0x5)                                                                      \
-    HOSTFP_ROW(CASE, op, 0x6) HOSTFP_ROW(CASE, op, 0x7) HOSTFP_ROW(CASE, op, 0x8)                  \
-        HOSTFP_ROW(CASE, op, 0x9) HOSTFP_ROW(CASE, op, 0xa) HOSTFP_ROW(CASE, op, 0xb)              \
-            HOSTFP_ROW(CASE, op, 0xc) HOSTFP_ROW(CASE, op, 0xd) HOSTFP_ROW(CASE, op, 0xe)          \
-                HOSTFP_ROW(CASE, op, 0xf)
+#define HOSTFP_ROW(CASE, op, n) \
+    CASE(n##0, op) CASE(n##1, op) CASE(n##2, op) CASE(n##3, op) \
+    CASE(n##4, op) CASE(n##5, op) CASE(n##6, op) CASE(n##7, op) \
+    CASE(n##8, op) CASE(n##9, op) CASE(n##a, op) CASE(n##b, op) \
+    CASE(n##c, op) CASE(n##d, op) CASE(n##e, op) CASE(n##f, op)
+#define HOSTFP_256(CASE, op) \
+    HOSTFP_ROW(CASE, op, 0x0) HOSTFP_ROW(CASE, op, 0x1) \
+    HOSTFP_ROW(CASE, op, 0x2) HOSTFP_ROW(CASE, op, 0x3) \
+    HOSTFP_ROW(CASE, op, 0x4) HOSTFP_ROW(CASE, op, 0x5) \
+    HOSTFP_ROW(CASE, op, 0x6) HOSTFP_ROW(CASE, op, 0x7) \
+    HOSTFP_ROW(CASE, op, 0x8) HOSTFP_ROW(CASE, op, 0x9) \
+    HOSTFP_ROW(CASE, op, 0xa) HOSTFP_ROW(CASE, op, 0xb) \
+    HOSTFP_ROW(CASE, op, 0xc) HOSTFP_ROW(CASE, op, 0xd) \
+    HOSTFP_ROW(CASE, op, 0xe) HOSTFP_ROW(CASE, op, 0xf)
+/* clang-format on */
 #define HOSTFP_KERNEL_IMM(name, op, CASE, COUNT)                                                   \
     static inline vec op_##name(HOSTFP_PARAMS) {                                                   \
         switch (imm & (COUNT - 1)) { HOSTFP_##COUNT(CASE, op) }                                    \
