@@ -218,8 +218,10 @@ static bool attend(struct soft_cpu *cpu, struct vcpu_exit *exit) {
     for (;;) {
         if (unlikely(cpu->event.pending))
             deliver_pending(cpu);
-        if (unlikely(cpu->budget < BLOCK_INSNS_MAX))
+        if (unlikely(cpu->budget < BLOCK_INSNS_MAX || cpu->jit.alarmed)) {
+            cpu->jit.alarmed = false;
             look_at_clock(cpu);
+        }
         if (serve_requests(cpu, exit))
             return true;
         if (cpu->lapic != NULL && lapic_attention(cpu->lapic)) {

@@ -167,20 +167,37 @@ static void set_alarm(struct soft_cpu *cpu) {
     timer_settime(cpu->jit.alarm, TIMER_ABSTIME, &at, NULL);
 }
 
-void jit_enter_thread(struct soft_cpu *cpu) {
-    static _Thread_local struct soft_cpu *entered;
+static void block_signals(void) {
     static const int synchronous[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
     sigset_t asynchronous;
-    if (cpu->jit.jit == NULL || entered == cpu)
-        return;
-    entered = cpu;
     sigfillset(&asynchronous);
     for (unsigned i = 0; i < ARRAY_SIZE(synchronous); i++)
         sigdelset(&asynchronous, synchronous[i]);
     pthread_sigmask(SIG_BLOCK, &asynchronous, NULL);
+}
+
+static void alarm_delete(struct soft_cpu *cpu) {
+    if (cpu->jit.jit->alarm_thread != 0)
+        timer_delete(cpu->jit.alarm);
+    cpu->jit.jit->alarm_thread = 0;
+    cpu->jit.alarm_ns = UINT64_MAX;
+}
+
+void jit_enter_thread(struct soft_cpu *cpu) {
+    struct jit *jit = cpu->jit.jit;
+    if (jit == NULL)
+        return;
+    /* Another vCPU may have run on this thread meanwhile. */
     syscall(SYS_arch_prctl, ARCH_SET_GS, cpu);
+    pid_t thread = (pid_t)syscall(SYS_gettid);
+    if (jit->alarm_thread == thread)
+        return;
+    alarm_delete(cpu);
+    block_signals();
     if (alarm_create(cpu) < 0)
         cpu->heat_limit = UINT32_MAX; /* the interpreter needs no alarm */
+    else
+        jit->alarm_thread = thread;
 }
 
 /* ---- Running ---- */
@@ -218,10 +235,6 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
     cpu->insn = NULL;
     if (state->exit != JIT_EXIT_RIP)
         cpu->rip = jit->exits[state->exit].rip;
-    if (state->alarmed) {
-        state->alarmed = false;
-        cpu->budget = run_of(cpu)->granted = 0; /* the loop looks at the clock */
-    }
 }
 
 /* ---- Life ---- */
@@ -310,6 +323,7 @@ void jit_destroy(struct soft_cpu *cpu) {
     struct jit *jit = cpu->jit.jit;
     if (jit == NULL)
         return;
+    alarm_delete(cpu);
     code_memory_destroy(&jit->memory);
     if (jit->sites != NULL)
         munmap(jit->sites, SITES_MAX * sizeof *jit->sites);

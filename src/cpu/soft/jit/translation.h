@@ -15,6 +15,8 @@
 #ifndef LODGE_CPU_SOFT_JIT_TRANSLATION_H
 #define LODGE_CPU_SOFT_JIT_TRANSLATION_H
 
+#include <sys/types.h>
+
 #include "cpu/soft/block.h"
 #include "cpu/soft/jit/code_memory.h"
 #include "cpu/soft/jit/emit.h"
@@ -78,8 +80,9 @@ struct jit {
     struct jit_exit *exits;
     struct jit_block *blocks;
     uint32_t site_count, exit_count, block_count;
-    bool exact; /* keep flags that only a fault could show */
-    bool full;  /* flush at the next chance */
+    pid_t alarm_thread; /* that the alarm goes to; 0: there is none yet */
+    bool exact;         /* keep flags that only a fault could show */
+    bool full;          /* flush at the next chance */
     uint64_t next_context;
     struct insn scratch[2]; /* the instruction of a call-out and what stops after it */
     bool completed;
