@@ -1,9 +1,11 @@
 #include "cpu/soft/jit/rows.h"
 
+#include <cpuid.h>
 #include <pthread.h>
 #include <string.h>
 
 #include "base/bytes.h"
+#include "cpu/soft/hostfp.h"
 #include "cpu/x86.h"
 
 enum { ROWS_MAX = 4096 };
@@ -165,6 +167,27 @@ static bool integer_is_native(const struct insn_row *row) {
     return named && !(row->properties & forbidden);
 }
 
+/* What the interpreter offers in plain C, the host itself may lack. */
+static bool host_runs(unsigned feature) {
+    unsigned a, b = 0, c = 0, d, extended = 0, basic = 0, unused;
+    __get_cpuid(1, &a, &unused, &basic, &d);
+    __get_cpuid_count(7, 0, &a, &b, &c, &d);
+    __get_cpuid(0x80000001, &a, &unused, &extended, &d);
+    switch (feature) {
+    case FEAT_MOVBE: return basic >> 22 & 1;
+    case FEAT_POPCNT: return basic >> 23 & 1;
+    case FEAT_BMI1: return b >> 3 & 1;
+    case FEAT_BMI2: return b >> 8 & 1;
+    case FEAT_ADX: return b >> 19 & 1;
+    case FEAT_GFNI: return c >> 8 & 1;
+    case FEAT_VAES: return c >> 9 & 1;
+    case FEAT_VPCLMUL: return c >> 10 & 1;
+    case FEAT_LZCNT: return extended >> 5 & 1;
+    case FEAT_SSE4A: return extended >> 6 & 1;
+    default: return vec_host_supports(feature);
+    }
+}
+
 static uint8_t recipe_of(const struct insn_row *row) {
     static const char *const logic[] = {"and", "or", "xor"};
     if (strcmp(row->name, "cmp") == 0 || strcmp(row->name, "test") == 0)
@@ -196,7 +219,8 @@ static struct lowering describe(const struct insn_row *row) {
     l.has_modrm = row->form != FORM_NO_MODRM;
     l.kind = special_kind(row);
     describe_operands(&l, row);
-    if (l.kind == LOWER_CALLOUT && (integer_is_native(row) || vector_is_native(row))) {
+    if (l.kind == LOWER_CALLOUT && (integer_is_native(row) || vector_is_native(row)) &&
+        host_runs(row->feature)) {
         l.kind = LOWER_NATIVE;
         for (unsigned i = 0; i < 4; i++)
             if (operand_is_unsupported(row->operand[i]))

@@ -203,9 +203,10 @@ void jit_enter_thread(struct soft_cpu *cpu) {
 /* ---- Running ---- */
 
 bool jit_usable(const struct soft_cpu *cpu) {
-    enum { MASKS = 0x1f80 };
+    /* MM (bit 17) must not reach a host that may not know it: LDMXCSR would fault. */
+    enum { MASKS = 0x1f80, KNOWN = 0xffff };
     return cpu->jit.jit != NULL && cpu->mode == INSN_MODE_64 && (cpu->mxcsr & MASKS) == MASKS &&
-           cpu->seg[SEG_DS].read.base == 0;
+           (cpu->mxcsr & ~(uint32_t)KNOWN) == 0 && cpu->seg[SEG_DS].read.base == 0;
 }
 
 static void chain(struct jit *jit, const struct jit_exit *exit, const struct block *to) {
