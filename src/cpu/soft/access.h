@@ -40,11 +40,11 @@ static inline void *access_fast(const struct soft_cpu *cpu, enum tlb_kind kind, 
     uint64_t base = write ? cpu->seg[seg].write.base : cpu->seg[seg].read.base;
     uint64_t last = write ? cpu->seg[seg].write.last : cpu->seg[seg].read.last;
     uint64_t linear = base + offset;
-    const struct tlb_entry *e = &cpu->tlb[kind][(linear >> PAGE_SHIFT) & (TLB_ENTRIES - 1)];
-    uint64_t tag = ((linear + (size - 1)) & ~(uint64_t)(PAGE_SIZE - 1)) | cpu->tlb_context;
+    const struct tlb_entry *e = &cpu->tlb[kind][tlb_slot(linear)];
+    uint64_t tag = (linear + (size - 1)) & ~(uint64_t)(PAGE_SIZE - 1);
     if (unlikely(offset > last - (size - 1)) || unlikely(tag != e->tag))
         return NULL;
-    return (void *)(e->addend + linear);
+    return (void *)(e->host + (linear & (PAGE_SIZE - 1)));
 }
 
 static inline void access_read(struct soft_cpu *cpu, unsigned seg, uint64_t offset, void *to,

@@ -107,10 +107,10 @@ static inline uint64_t block_linear(const struct soft_cpu *cpu, uint64_t rip) {
 static inline struct block *block_jump(struct soft_cpu *cpu, uint64_t key) {
     struct block *next = cpu->blocks->jump[jump_hash(cpu->rip)];
     uint64_t linear = block_linear(cpu, cpu->rip);
-    const struct tlb_entry *e = &cpu->tlb[TLB_FETCH][(linear >> PAGE_SHIFT) & (TLB_ENTRIES - 1)];
+    const struct tlb_entry *e = &cpu->tlb[TLB_FETCH][tlb_slot(linear)];
     if (likely(next != NULL && next->rip == cpu->rip && next->key == key &&
-               ((linear & ~(uint64_t)(PAGE_SIZE - 1)) | cpu->tlb_context) == e->tag &&
-               (uintptr_t)next->host == e->addend + linear))
+               (linear & ~(uint64_t)(PAGE_SIZE - 1)) == e->tag &&
+               (uintptr_t)next->host == e->host + (linear & (PAGE_SIZE - 1))))
         return next;
     return NULL;
 }

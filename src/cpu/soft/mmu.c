@@ -15,26 +15,6 @@
 
 /* ---- Contexts and flushes ---- */
 
-static void mark_dirty(_Atomic(uint8_t) *flags) {
-    if (flags != NULL)
-        atomic_fetch_or_explicit(flags, MEM_PAGE_DIRTY, memory_order_relaxed);
-}
-
-void mmu_drop_writes(struct soft_cpu *cpu) {
-    struct mmu *mmu = mmu_of(cpu);
-    for (unsigned index = 0; index < TLB_INDEXES; index++) {
-        memset(cpu->tlbs[index][TLB_WRITE], 0xff, sizeof cpu->tlbs[index][TLB_WRITE]);
-        for (unsigned slot = 0; slot < TLB_ENTRIES; slot++)
-            mark_dirty(mmu->write_flags[index][slot]);
-    }
-    memset(mmu->write_flags, 0, sizeof mmu->write_flags);
-}
-
-static void level1_clear(struct soft_cpu *cpu) {
-    mmu_drop_writes(cpu);
-    memset(cpu->tlbs, 0xff, sizeof cpu->tlbs); /* TLB_EMPTY */
-}
-
 /* Numbers have run out: nothing cached survives, and counting starts anew. */
 static void contexts_restart(struct soft_cpu *cpu) {
     struct mmu *mmu = mmu_of(cpu);
@@ -58,6 +38,7 @@ static void context_assign(struct soft_cpu *cpu, unsigned pcid, unsigned context
     struct mmu *mmu = mmu_of(cpu);
     mmu->context_of[pcid] = mmu->generation << 12 | context;
     cpu->tlb_context = context;
+    level1_flush(cpu, false);
 }
 
 /* The present address space starts with nothing cached. */
@@ -71,10 +52,12 @@ static void context_renew(struct soft_cpu *cpu, unsigned pcid) {
 void mmu_set_space(struct soft_cpu *cpu, unsigned pcid, bool keep) {
     struct mmu *mmu = mmu_of(cpu);
     uint32_t held = mmu->context_of[pcid];
-    if (keep && held >> 12 == mmu->generation)
-        cpu->tlb_context = held & 0xfff;
-    else
+    if (!keep || held >> 12 != mmu->generation) {
         context_renew(cpu, pcid);
+    } else if (cpu->tlb_context != (held & 0xfff)) {
+        cpu->tlb_context = held & 0xfff;
+        level1_flush(cpu, false);
+    }
 }
 
 void mmu_flush_space(struct soft_cpu *cpu, unsigned pcid) {
@@ -95,15 +78,8 @@ void mmu_flush_all(struct soft_cpu *cpu) {
     if (mmu->next_context + 1 > MMU_LAST_CONTEXT)
         contexts_restart(cpu);
     mmu->global_context = mmu->next_context++;
+    level1_flush(cpu, true);
     mmu_flush_spaces(cpu);
-}
-
-static void level1_drop_page(struct soft_cpu *cpu, uint64_t page) {
-    unsigned slot = (page >> PAGE_SHIFT) & (TLB_ENTRIES - 1);
-    for (unsigned index = 0; index < TLB_INDEXES; index++)
-        for (unsigned kind = 0; kind < TLB_KINDS; kind++)
-            if ((cpu->tlbs[index][kind][slot].tag & PAGE_MASK) == page)
-                cpu->tlbs[index][kind][slot].tag = TLB_EMPTY;
 }
 
 /* Spreads regions of the kernel's half and of programs', which differ in their upper bits only. */
@@ -131,7 +107,7 @@ static struct mmu_page *page_slot(struct mmu *mmu, uint64_t linear, uint64_t con
 static void level2_drop_page(struct mmu *mmu, uint64_t page, uint64_t context) {
     struct mmu_page *entry = page_slot(mmu, page, context);
     if (entry->tag == (page | context))
-        entry->tag = TLB_EMPTY;
+        entry->tag = MMU_EMPTY;
 }
 
 void mmu_flush_page(struct soft_cpu *cpu, uint64_t linear) {
@@ -144,7 +120,7 @@ void mmu_flush_page(struct soft_cpu *cpu, uint64_t linear) {
         return;
     }
     /* INVLPG also forgets what upper levels said (APM vol. 2, 5.5.2); ours are few. */
-    mmu->directories[(linear >> 21) % MMU_DIRECTORIES].tag = TLB_EMPTY;
+    mmu->directories[(linear >> 21) % MMU_DIRECTORIES].tag = MMU_EMPTY;
     uint64_t count = 1;
     if (bit_test(mmu->large, linear >> 21)) {
         page = linear & ~(MIB(2) - 1);
@@ -193,6 +169,7 @@ static struct mmu_page *page_fill(struct soft_cpu *cpu, uint64_t linear, const s
         .rights = walk->rights,
         .view_rights = page.rights,
         .rom = page.rom,
+        .global = walk->global,
         .breakpoint = debug_watches_page(cpu, linear & PAGE_MASK),
     };
     if (is_lapic_page(cpu, walk->gpa)) {
@@ -252,37 +229,6 @@ struct mmu_page *mmu_translate(struct soft_cpu *cpu, uint64_t linear, unsigned a
     return view_allows(cpu, linear, entry, access, fault) ? entry : NULL;
 }
 
-static void level1_enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *page,
-                         enum tlb_kind kind) {
-    struct tlb_entry *entry = &cpu->tlb[kind][(linear >> PAGE_SHIFT) & (TLB_ENTRIES - 1)];
-    entry->tag = (linear & PAGE_MASK) | cpu->tlb_context;
-    entry->addend = (uintptr_t)page->host - (uintptr_t)(linear & PAGE_MASK);
-}
-
-void mmu_enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *page,
-               enum tlb_kind kind) {
-    if (page->host == NULL || page->breakpoint)
-        return;
-    if (kind != TLB_WRITE) {
-        level1_enter(cpu, linear, page, kind);
-        return;
-    }
-    if (page->rom)
-        return;
-    unsigned slot = (linear >> PAGE_SHIFT) & (TLB_ENTRIES - 1);
-    _Atomic(uint8_t) **flags =
-        &mmu_of(cpu)->write_flags[(cpu->tlb - cpu->tlbs[0]) / TLB_KINDS][slot];
-    if (*flags != page->flags)
-        mark_dirty(*flags);
-    *flags = page->flags;
-    /* First the entry, then the look at the flag: whoever marks the page as code after that finds
-     * the entry, or asks us to drop it (mmu_watch_code). */
-    atomic_fetch_or(page->flags, MEM_PAGE_DIRTY);
-    level1_enter(cpu, linear, page, kind);
-    if (atomic_load(page->flags) & MEM_PAGE_CODE)
-        cpu->tlb[TLB_WRITE][slot].tag = TLB_EMPTY;
-}
-
 bool mmu_fetch(struct soft_cpu *cpu, uint64_t linear, struct code_page *code) {
     struct fault fault;
     if (!(cpu->mode == INSN_MODE_64)) {
@@ -326,13 +272,7 @@ void mmu_code_written(struct soft_cpu *cpu, uint64_t gpa, size_t length) {
 }
 
 void mmu_watch_code(struct soft_cpu *cpu, const void *host_page) {
-    for (unsigned index = 0; index < TLB_INDEXES; index++) {
-        for (unsigned i = 0; i < TLB_ENTRIES; i++) {
-            struct tlb_entry *entry = &cpu->tlbs[index][TLB_WRITE][i];
-            if (entry->addend + (entry->tag & PAGE_MASK) == (uintptr_t)host_page)
-                entry->tag = TLB_EMPTY;
-        }
-    }
+    level1_drop_host_writes(cpu, host_page);
     if (cpu->vcpu.engine == NULL || cpu->vcpu.engine->config.vcpus <= 1)
         return;
     /* Other processors drop theirs at their next block's end. What they wrote in between they
@@ -404,7 +344,7 @@ static void report_code_behind_writes(struct soft_cpu *cpu) {
     struct mmu *mmu = mmu_of(cpu);
     for (unsigned i = 0; i < MMU_PAGES; i++) {
         const struct mmu_page *page = &mmu->pages[i];
-        if (page->tag != TLB_EMPTY && page->host != NULL && page->rights & PAGE_DIRTY &&
+        if (page->tag != MMU_EMPTY && page->host != NULL && page->rights & PAGE_DIRTY &&
             atomic_load_explicit(page->flags, memory_order_relaxed) & MEM_PAGE_CODE)
             mmu_code_written(cpu, page->gpa, PAGE_SIZE);
     }

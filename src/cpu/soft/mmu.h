@@ -2,12 +2,14 @@
  * What the files of the MMU share, and accesses that report a fault instead
  * of raising it: event delivery and segment loading look before they leap.
  *
- * Translations are held twice. The software TLB of soft.h (level 1) is what
- * inlined accesses check. Behind it, mmu_page entries (level 2) hold a
- * page's translation with its rights, whoever may use it; a level 1 miss that
- * hits there costs no walk. Both carry a context number in their tags: a
- * PCID's entries are forgotten by giving it a fresh number, so that every
- * flush and every CR3 write is O(1). When numbers run out, all is cleared.
+ * Translations are held twice. The software TLB of soft.h (level 1, level1.c)
+ * is what inlined accesses check; it holds the present address space's pages
+ * and global ones, so that a check needs no name of the space. Behind it,
+ * mmu_page entries (level 2) hold a page's translation with its rights,
+ * whoever may use it; a level 1 miss that hits there costs no walk. They carry
+ * a context number in their tags: a PCID's entries are forgotten by giving it
+ * a fresh number, and outlive other spaces' turns. When numbers run out, all
+ * is cleared.
  *
  * All on the vCPU's thread, except the listener's queue (mmu.c).
  */
@@ -50,7 +52,7 @@ enum { PAGE_USER = 1, PAGE_WRITE = 2, PAGE_EXECUTE = 4, PAGE_DIRTY = 8 };
 
 /* A level 2 entry: one 4 KiB page. */
 struct mmu_page {
-    uint64_t tag;  /* linear page | context, or TLB_EMPTY */
+    uint64_t tag;  /* linear page | context, or MMU_EMPTY */
     uint64_t gpa;  /* of the page */
     uint8_t *host; /* NULL: I/O, or nothing there */
     _Atomic(uint8_t) *flags;
@@ -59,11 +61,14 @@ struct mmu_page {
     bool rom;
     bool lapic;      /* the local APIC's page */
     bool breakpoint; /* holds bytes that a data breakpoint watches */
+    bool global;
 };
+
+#define MMU_EMPTY UINT64_MAX
 
 /* A page table found before: skips the upper levels for 2 MiB of linear addresses. */
 struct mmu_directory {
-    uint64_t tag;   /* linear address >> 21 << 12 | context, or TLB_EMPTY */
+    uint64_t tag;   /* linear address >> 21 << 12 | context, or MMU_EMPTY */
     uint64_t table; /* gpa of the page table */
     uint8_t rights; /* what the upper levels allow */
 };
@@ -74,13 +79,20 @@ enum {
     MMU_DIRECTORIES = 256,
     MMU_LARGE_BITS = 4096,
     MMU_CODE_QUEUE = 64,
-    MMU_LAST_CONTEXT = 0xffe, /* 0xfff would let a tag equal TLB_EMPTY */
+    MMU_LAST_CONTEXT = 0xffe, /* 0xfff would let a tag equal MMU_EMPTY */
     PCID_COUNT = 4096,
 };
 
 struct code_change {
     uint64_t gpa;
     size_t length;
+};
+
+/* Which level 1 entries were filled since they were last cleared: a bit each, by table and slot,
+ * and above them a bit for each word. */
+struct level1_filled {
+    uint64_t words[TLB_INDEXES * TLB_KINDS][TLB_ENTRIES / 64];
+    uint64_t any[TLB_INDEXES * TLB_KINDS];
 };
 
 struct mmu {
@@ -94,6 +106,8 @@ struct mmu {
     struct mmu_directory directories[MMU_DIRECTORIES];
     /* Which 2 MiB / 1 GiB of linear addresses (hashed) hold fragments of large pages. */
     uint64_t large[MMU_LARGE_BITS / 64], huge[MMU_LARGE_BITS / 64];
+
+    struct level1_filled of_space, of_all; /* pages of the address space; global ones */
 
     /* Flag bytes of the pages that level 1 write entries name. A page written through its entry is
      * not marked again, so it counts as dirty once more when the entry goes (mmu_drop_writes). */
@@ -144,6 +158,19 @@ bool mmu_walk(struct soft_cpu *cpu, uint64_t linear, unsigned access, struct wal
 /* Whether rights allow the access, by CPL (in access), CR0.WP, SMEP, SMAP and AC. */
 bool mmu_allows(const struct soft_cpu *cpu, unsigned rights, unsigned access);
 
+/* ---- level1.c ---- */
+
+/* Forgets the address space's pages; `global`: those of all spaces, too. */
+void level1_flush(struct soft_cpu *cpu, bool global);
+void level1_drop_page(struct soft_cpu *cpu, uint64_t page);
+/* Forgets everything, whatever it was. */
+void level1_clear(struct soft_cpu *cpu);
+/* Forgets write entries of the page at host. */
+void level1_drop_host_writes(struct soft_cpu *cpu, const void *host);
+/* Enters a page for fast accesses of this kind by the present CPL, where that is allowed. */
+void mmu_enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *page,
+               enum tlb_kind kind);
+
 /* ---- mmu.c ---- */
 
 /*
@@ -152,10 +179,6 @@ bool mmu_allows(const struct soft_cpu *cpu, unsigned rights, unsigned access);
  */
 struct mmu_page *mmu_translate(struct soft_cpu *cpu, uint64_t linear, unsigned access,
                                struct fault *fault);
-
-/* Enters a page for fast accesses of this kind by the present CPL, where that is allowed. */
-void mmu_enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *page,
-               enum tlb_kind kind);
 
 /* CR3 was loaded: pcid is 0 without CR4.PCIDE. keep: bit 63 was set. */
 void mmu_set_space(struct soft_cpu *cpu, unsigned pcid, bool keep);

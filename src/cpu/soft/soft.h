@@ -36,20 +36,29 @@
 
 /* ---- Software TLB ---- */
 
-enum { TLB_BITS = 10, TLB_ENTRIES = 1 << TLB_BITS };
+enum { TLB_BITS = 12, TLB_ENTRIES = 1 << TLB_BITS };
 enum tlb_kind { TLB_READ, TLB_WRITE, TLB_FETCH, TLB_KINDS };
 
 /*
- * An entry holds for the accesses whose (linear page | context) equals tag.
- * host = addend + linear address. tag TLB_EMPTY never matches. Pages that
- * need more than a plain access (I/O, code watch for writes, breakpoints)
- * are never entered.
+ * Level 1 of the software TLB, for the present address space. An entry holds
+ * for the linear page that equals tag; host is that page in this process.
+ * Pages that need more than a plain access (I/O, code watch for writes,
+ * breakpoints) are never entered. An empty entry's tag differs in the bits
+ * that choose the slot from all addresses that come to it, canonical or not:
+ * (address ^ tag) is an offset into the page exactly when the entry holds.
  */
 struct tlb_entry {
     uint64_t tag;
-    uintptr_t addend;
+    uintptr_t host;
 };
-#define TLB_EMPTY UINT64_MAX
+
+static inline unsigned tlb_slot(uint64_t linear) {
+    return (linear >> PAGE_SHIFT) & (TLB_ENTRIES - 1);
+}
+
+static inline uint64_t tlb_empty(unsigned slot) {
+    return (uint64_t)(slot ^ 1) << PAGE_SHIFT | (PAGE_SIZE - 1);
+}
 
 /*
  * Access rights contexts: a TLB each, so that a change of privilege needs no
@@ -107,7 +116,7 @@ struct soft_cpu {
     uint64_t code_base;   /* linear address of a fetch = code_base + RIP (32 bits outside 64-bit
                            * mode); CS's limit is checked apart */
     uint64_t stack_mask;  /* RSP bits that the stack uses: 16, 32 or 64 of them */
-    uint64_t tlb_context; /* low 12 bits of a matching tag: the address space */
+    uint64_t tlb_context; /* 12 bits that name the address space in level 2 (mmu.h) */
     struct tlb_entry (*tlb)[TLB_ENTRIES]; /* the current index's three tables: tlb[kind][entry] */
     atomic_uint request;
     int32_t budget; /* instructions until the run loop looks at the clock */

@@ -82,20 +82,17 @@ static int32_t tlb_at(const struct translation *t, enum tlb_kind kind, size_t me
 
 void lower_check(struct translation *t, enum tlb_kind kind, unsigned size) {
     struct emitter *e = &t->out;
-    const int32_t page_mask = -PAGE_SIZE;
     const int32_t tag = tlb_at(t, kind, offsetof(struct tlb_entry, tag));
-    const int32_t addend = tlb_at(t, kind, offsetof(struct tlb_entry, addend));
+    const int32_t host = tlb_at(t, kind, offsetof(struct tlb_entry, host));
     _Static_assert(sizeof(struct tlb_entry) == 16, "entries are found by address >> 8");
-    /* The index comes from the first byte, the page compared from the last: an access that
-     * straddles a page never matches. */
+    /* What differs from the tag is the offset in the page, or more when the entry does not hold.
+     * What straddles a page's end is beyond the last offset at which `size` bytes fit. */
     emit_rorx(e, TEMP_B, TEMP_A, PAGE_SHIFT - 4);
-    emit_lea(e, 8, TEMP_C, TEMP_A, -1, 0, (int32_t)size - 1);
     emit_group1(e, 4, 4, TEMP_B, (TLB_ENTRIES - 1) << 4);
-    emit_group1(e, 4, 8, TEMP_C, page_mask);
-    emit_gs(e, OP_OR_RM, 8, TEMP_C, CPU_AT(tlb_context));
-    emit_gs_at(e, OP_CMP_RM, 8, TEMP_C, TEMP_B, tag);
-    lower_slow_if(t, COND_NE);
-    emit_gs_at(e, OP_ADD_RM, 8, TEMP_A, TEMP_B, addend);
+    emit_gs_at(e, OP_XOR_RM, 8, TEMP_A, TEMP_B, tag);
+    emit_group1(e, 7, 8, TEMP_A, PAGE_SIZE - (int32_t)size);
+    lower_slow_if(t, COND_A);
+    emit_gs_at(e, OP_ADD_RM, 8, TEMP_A, TEMP_B, host);
 }
 
 void lower_alignment(struct translation *t, unsigned size) {

@@ -1,0 +1,121 @@
+/*
+ * Level 1 of the software TLB: what inlined accesses check (soft.h, access.h
+ * and translated code). Entries are noted as they are filled, so that the
+ * flush that each change of address space needs costs what was used since.
+ */
+#include "cpu/soft/mmu.h"
+
+#include <string.h>
+
+enum { TABLES = TLB_INDEXES * TLB_KINDS };
+
+static struct tlb_entry *table_at(struct soft_cpu *cpu, unsigned table) {
+    return cpu->tlbs[table / TLB_KINDS][table % TLB_KINDS];
+}
+
+static void note_filled(struct level1_filled *filled, unsigned table, unsigned slot) {
+    filled->words[table][slot / 64] |= UINT64_C(1) << (slot % 64);
+    filled->any[table] |= UINT64_C(1) << (slot / 64);
+}
+
+static void empty(struct tlb_entry *entries, unsigned slot) {
+    entries[slot] = (struct tlb_entry){.tag = tlb_empty(slot)};
+}
+
+static void clear_filled(struct soft_cpu *cpu, struct level1_filled *filled, unsigned table) {
+    _Static_assert(TLB_ENTRIES / 64 <= 64, "a bit of `any` for each word");
+    struct tlb_entry *entries = table_at(cpu, table);
+    for (; filled->any[table] != 0; filled->any[table] &= filled->any[table] - 1) {
+        unsigned word = (unsigned)__builtin_ctzll(filled->any[table]);
+        uint64_t *bits = &filled->words[table][word];
+        for (; *bits != 0; *bits &= *bits - 1)
+            empty(entries, 64 * word + (unsigned)__builtin_ctzll(*bits));
+    }
+}
+
+void level1_flush(struct soft_cpu *cpu, bool global) {
+    struct mmu *mmu = mmu_of(cpu);
+    for (unsigned table = 0; table < TABLES; table++) {
+        clear_filled(cpu, &mmu->of_space, table);
+        if (global)
+            clear_filled(cpu, &mmu->of_all, table);
+    }
+}
+
+void level1_clear(struct soft_cpu *cpu) {
+    mmu_drop_writes(cpu);
+    for (unsigned table = 0; table < TABLES; table++)
+        for (unsigned slot = 0; slot < TLB_ENTRIES; slot++)
+            empty(table_at(cpu, table), slot);
+    memset(&mmu_of(cpu)->of_space, 0, sizeof mmu_of(cpu)->of_space);
+    memset(&mmu_of(cpu)->of_all, 0, sizeof mmu_of(cpu)->of_all);
+}
+
+void level1_drop_page(struct soft_cpu *cpu, uint64_t page) {
+    unsigned slot = tlb_slot(page);
+    for (unsigned table = 0; table < TABLES; table++)
+        if (table_at(cpu, table)[slot].tag == page)
+            empty(table_at(cpu, table), slot);
+}
+
+void level1_drop_host_writes(struct soft_cpu *cpu, const void *host) {
+    for (unsigned index = 0; index < TLB_INDEXES; index++) {
+        struct tlb_entry *entries = cpu->tlbs[index][TLB_WRITE];
+        for (unsigned slot = 0; slot < TLB_ENTRIES; slot++)
+            if (entries[slot].host == (uintptr_t)host)
+                empty(entries, slot);
+    }
+}
+
+/* ---- Dirty pages ---- */
+
+static void mark_dirty(_Atomic(uint8_t) *flags) {
+    if (flags != NULL)
+        atomic_fetch_or_explicit(flags, MEM_PAGE_DIRTY, memory_order_relaxed);
+}
+
+void mmu_drop_writes(struct soft_cpu *cpu) {
+    struct mmu *mmu = mmu_of(cpu);
+    for (unsigned index = 0; index < TLB_INDEXES; index++) {
+        for (unsigned slot = 0; slot < TLB_ENTRIES; slot++) {
+            empty(cpu->tlbs[index][TLB_WRITE], slot);
+            mark_dirty(mmu->write_flags[index][slot]);
+        }
+    }
+    memset(mmu->write_flags, 0, sizeof mmu->write_flags);
+}
+
+/* ---- Filling ---- */
+
+static void enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *page,
+                  enum tlb_kind kind) {
+    struct mmu *mmu = mmu_of(cpu);
+    unsigned slot = tlb_slot(linear), table = (unsigned)(&cpu->tlb[kind] - cpu->tlbs[0]);
+    cpu->tlb[kind][slot] =
+        (struct tlb_entry){.tag = linear & PAGE_MASK, .host = (uintptr_t)page->host};
+    note_filled(page->global ? &mmu->of_all : &mmu->of_space, table, slot);
+}
+
+void mmu_enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *page,
+               enum tlb_kind kind) {
+    if (page->host == NULL || page->breakpoint)
+        return;
+    if (kind != TLB_WRITE) {
+        enter(cpu, linear, page, kind);
+        return;
+    }
+    if (page->rom)
+        return;
+    unsigned slot = tlb_slot(linear);
+    _Atomic(uint8_t) **flags =
+        &mmu_of(cpu)->write_flags[(cpu->tlb - cpu->tlbs[0]) / TLB_KINDS][slot];
+    if (*flags != page->flags)
+        mark_dirty(*flags);
+    *flags = page->flags;
+    /* First the entry, then the look at the flag: whoever marks the page as code after that finds
+     * the entry, or asks us to drop it (mmu_watch_code). */
+    atomic_fetch_or(page->flags, MEM_PAGE_DIRTY);
+    enter(cpu, linear, page, kind);
+    if (atomic_load(page->flags) & MEM_PAGE_CODE)
+        empty(cpu->tlb[TLB_WRITE], slot);
+}
