@@ -100,6 +100,16 @@ struct lapic {
 #define peek(field)        atomic_load_explicit(field, memory_order_relaxed)
 #define poke(field, value) atomic_store_explicit(field, value, memory_order_relaxed)
 
+/* ---- lapic_look.c: the vCPU's thread ---- */
+
+int lapic_highest(const uint32_t bits[8]); /* the highest bit that is set, or -1 */
+uint8_t lapic_priority(const struct lapic *lapic);
+/* The vector that the processor's priority lets through now, or -1. */
+int lapic_deliverable(const struct lapic *lapic);
+bool lapic_external_waits(const struct lapic *lapic); /* the 8259s ask, and may */
+/* Something that `ready` depends on changed. */
+void lapic_refresh(struct lapic *lapic);
+
 /* ---- lapic_deliver.c ---- */
 
 /* Any thread. Sends to those that the message names; `except` is left out (NULL: none). */

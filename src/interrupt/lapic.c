@@ -39,74 +39,19 @@ static const uint32_t lvt_writable[LVT_COUNT] = {
     [LVT_LINT0] = 0x1a7ff, [LVT_LINT1] = 0x1a7ff,   [LVT_ERROR] = 0x100ff,
 };
 
-/* ---- Priorities ---- */
-
-static int highest(const uint32_t bits[8]) {
-    for (int word = 7; word >= 0; word--)
-        if (bits[word])
-            return word * 32 + 31 - __builtin_clz(bits[word]);
-    return -1;
-}
-
-static int highest_request(const struct lapic *lapic) {
-    for (int word = 7; word >= 0; word--) {
-        uint32_t bits = atomic_load(&lapic->irr[word]);
-        if (bits)
-            return word * 32 + 31 - __builtin_clz(bits);
-    }
-    return -1;
-}
-
-static uint8_t processor_priority(const struct lapic *lapic) {
-    uint8_t tpr = (uint8_t)peek(&lapic->tpr);
-    int serving = highest(lapic->isr);
-    if (serving < 0 || tpr >> 4 >= serving >> 4)
-        return tpr;
-    return serving & 0xf0;
-}
-
-/* The vector that the processor's priority lets through now, or -1. */
-static int deliverable(const struct lapic *lapic) {
-    int vector = highest_request(lapic);
-    bool enabled = lapic_enabled(lapic) && (peek(&lapic->svr) & SVR_ENABLED);
-    if (vector < 0 || !enabled || vector >> 4 <= processor_priority(lapic) >> 4)
-        return -1;
-    return vector;
-}
-
-static bool external_waits(const struct lapic *lapic) {
-    return atomic_load(&lapic->chip->intr) && lapic_takes_external(lapic);
-}
-
-static void refresh(struct lapic *lapic) {
-    atomic_fetch_and(&lapic->signals, ~(uint32_t)SIGNAL_POSTED);
-    lapic->ready = external_waits(lapic) || deliverable(lapic) >= 0;
-}
-
-bool lapic_pending(struct lapic *lapic) {
-    if (atomic_load_explicit(&lapic->signals, memory_order_acquire) & SIGNAL_POSTED)
-        refresh(lapic);
-    return lapic->ready;
-}
-
-bool lapic_attention(struct lapic *lapic) {
-    uint32_t signals = atomic_load_explicit(&lapic->signals, memory_order_acquire);
-    if (signals & SIGNAL_POSTED)
-        refresh(lapic);
-    return lapic->ready || (signals & SIGNAL_EVENTS);
-}
+/* ---- What waits ---- */
 
 int lapic_ack(struct lapic *lapic) {
-    int vector = external_waits(lapic) ? irqchip_pic_ack(lapic->chip) : -1;
+    int vector = lapic_external_waits(lapic) ? irqchip_pic_ack(lapic->chip) : -1;
     if (vector < 0) {
-        vector = deliverable(lapic);
+        vector = lapic_deliverable(lapic);
         if (vector >= 0) {
             uint32_t bit = UINT32_C(1) << (vector % 32);
             atomic_fetch_and(&lapic->irr[vector / 32], ~bit);
             lapic->isr[vector / 32] |= bit;
         }
     }
-    refresh(lapic);
+    lapic_refresh(lapic);
     return vector;
 }
 
@@ -131,14 +76,14 @@ enum lapic_event lapic_take_event(struct lapic *lapic, uint8_t *vector) {
 /* ---- Registers ---- */
 
 static void end_of_interrupt(struct lapic *lapic) {
-    int vector = highest(lapic->isr);
+    int vector = lapic_highest(lapic->isr);
     if (vector < 0)
         return;
     uint32_t bit = UINT32_C(1) << (vector % 32);
     lapic->isr[vector / 32] &= ~bit;
     if ((peek(&lapic->tmr[vector / 32]) & bit) && !(peek(&lapic->svr) & SVR_EOI_SUPPRESS))
         irqchip_eoi(lapic->chip, (uint8_t)vector);
-    refresh(lapic);
+    lapic_refresh(lapic);
 }
 
 static void set_lvt(struct lapic *lapic, unsigned index, uint32_t value) {
@@ -149,7 +94,7 @@ static void set_lvt(struct lapic *lapic, unsigned index, uint32_t value) {
     poke(&lapic->lvt[index], value);
     if (index == LVT_TIMER)
         lapic_timer_lvt_changed(lapic, before);
-    refresh(lapic);
+    lapic_refresh(lapic);
 }
 
 /* Turning the APIC off by software masks all local interrupts. */
@@ -158,7 +103,7 @@ static void set_svr(struct lapic *lapic, uint32_t value) {
     if (!(value & SVR_ENABLED))
         for (unsigned i = 0; i < LVT_COUNT; i++)
             poke(&lapic->lvt[i], peek(&lapic->lvt[i]) | LVT_MASKED);
-    refresh(lapic);
+    lapic_refresh(lapic);
 }
 
 static uint32_t id_register(const struct lapic *lapic) {
@@ -178,7 +123,7 @@ static uint32_t read_register(const struct lapic *lapic, unsigned offset) {
     case REG_ID: return id_register(lapic);
     case REG_VERSION: return VERSION;
     case REG_TPR: return peek(&lapic->tpr);
-    case REG_PPR: return processor_priority(lapic);
+    case REG_PPR: return lapic_priority(lapic);
     case REG_LDR: return peek(&lapic->ldr);
     case REG_DFR: return peek(&lapic->dfr);
     case REG_SVR: return peek(&lapic->svr);
@@ -199,7 +144,7 @@ static void write_icr(struct lapic *lapic, uint64_t icr) {
 
 static void set_tpr(struct lapic *lapic, uint32_t value) {
     poke(&lapic->tpr, value & 0xff);
-    refresh(lapic);
+    lapic_refresh(lapic);
 }
 
 /* Registers that both modes write alike; others are ignored. */
@@ -305,10 +250,6 @@ bool lapic_msr_write(struct lapic *lapic, uint32_t msr, uint64_t value) {
 
 /* ---- Base, CR8 ---- */
 
-uint64_t lapic_base(const struct lapic *lapic) {
-    return peek(&lapic->base);
-}
-
 static uint32_t x2apic_logical_id(unsigned id) {
     return (id >> 4) << 16 | UINT32_C(1) << (id & 15);
 }
@@ -335,7 +276,7 @@ bool lapic_set_base(struct lapic *lapic, uint64_t value) {
     poke(&lapic->base, value);
     if (lapic_x2apic(lapic))
         poke(&lapic->ldr, x2apic_logical_id(lapic->id));
-    refresh(lapic);
+    lapic_refresh(lapic);
     return true;
 }
 
@@ -399,7 +340,7 @@ void lapic_reset(struct lapic *lapic, bool init) {
             poke(&lapic->lvt[LVT_LINT0], LVT_EXTINT);
         }
     }
-    refresh(lapic);
+    lapic_refresh(lapic);
 }
 
 int lapic_create(struct irqchip *chip, unsigned id, void (*wake)(void *context), void *context,

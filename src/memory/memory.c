@@ -52,15 +52,6 @@ void memory_destroy(struct memory *memory) {
 
 /* ---- RAM and ROM ---- */
 
-const struct ram_region *memory_region(const struct memory *memory, uint64_t gpa) {
-    for (unsigned i = 0; i < memory->ram_count; i++) {
-        const struct ram_region *region = &memory->ram[i];
-        if (gpa >= region->gpa && gpa - region->gpa < region->size)
-            return region;
-    }
-    return NULL;
-}
-
 static bool overlaps(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size) {
     return a < b ? b - a < a_size : a - b < b_size;
 }

@@ -42,6 +42,27 @@ struct io_region {
     void *context;
 };
 
+/* ---- A view's overrides: a radix tree by page number (view.c) ---- */
+
+enum { VIEW_LEVELS = 4, VIEW_LEVEL_BITS = 10, VIEW_LEVEL_SLOTS = 1 << VIEW_LEVEL_BITS };
+
+/* A leaf's word: 0 is no override. Bits 51:12 hold the target page when ENTRY_REMAP is set. */
+enum { ENTRY_RIGHTS = MEM_ALL, ENTRY_VALID = 8, ENTRY_REMAP = 16 };
+#define ENTRY_TARGET (MEMORY_GPA_LIMIT - PAGE_SIZE)
+
+union override_slot {
+    _Atomic(struct override_node *) node;
+    _Atomic(uint64_t) entry;
+};
+
+struct override_node {
+    union override_slot slot[VIEW_LEVEL_SLOTS];
+};
+
+static inline unsigned view_slot(uint64_t gpa, int level) {
+    return gpa >> (PAGE_SHIFT + level * VIEW_LEVEL_BITS) & (VIEW_LEVEL_SLOTS - 1);
+}
+
 struct view {
     struct memory *memory;
     struct view *next;

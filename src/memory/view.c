@@ -10,43 +10,15 @@
 #include "base/bytes.h"
 #include "memory/private.h"
 
-enum { LEVELS = 4, LEVEL_BITS = 10, LEVEL_SLOTS = 1 << LEVEL_BITS };
-
-/* A leaf's word: 0 is no override. Bits 51:12 hold the target page when ENTRY_REMAP is set. */
-enum { ENTRY_RIGHTS = MEM_ALL, ENTRY_VALID = 8, ENTRY_REMAP = 16 };
-#define ENTRY_TARGET (MEMORY_GPA_LIMIT - PAGE_SIZE)
-
 /* One call may not ask for more: a leaf costs 8 bytes a page. */
 #define PROTECT_MAX TIB_1
 #define TIB_1       (UINT64_C(1) << 40)
 
-union override_slot {
-    _Atomic(struct override_node *) node;
-    _Atomic(uint64_t) entry;
-};
-
-struct override_node {
-    union override_slot slot[LEVEL_SLOTS];
-};
-
-static unsigned slot_of(uint64_t gpa, int level) {
-    return gpa >> (PAGE_SHIFT + level * LEVEL_BITS) & (LEVEL_SLOTS - 1);
-}
-
-static uint64_t look_up(const struct view *view, uint64_t gpa) {
-    const struct override_node *node = view->root;
-    for (int level = LEVELS - 1; level > 0 && node != NULL; level--)
-        node = atomic_load_explicit(&node->slot[slot_of(gpa, level)].node, memory_order_acquire);
-    if (node == NULL)
-        return 0;
-    return atomic_load_explicit(&node->slot[slot_of(gpa, 0)].entry, memory_order_acquire);
-}
-
 /* memory->lock held: the page's leaf word, or NULL when it is not there and may not be made. */
 static _Atomic(uint64_t) *leaf(struct view *view, uint64_t gpa, bool make) {
     struct override_node *node = view->root;
-    for (int level = LEVELS - 1; level > 0; level--) {
-        _Atomic(struct override_node *) *slot = &node->slot[slot_of(gpa, level)].node;
+    for (int level = VIEW_LEVELS - 1; level > 0; level--) {
+        _Atomic(struct override_node *) *slot = &node->slot[view_slot(gpa, level)].node;
         node = atomic_load(slot);
         if (node == NULL) {
             node = make ? calloc(1, sizeof *node) : NULL;
@@ -55,39 +27,15 @@ static _Atomic(uint64_t) *leaf(struct view *view, uint64_t gpa, bool make) {
             atomic_store_explicit(slot, node, memory_order_release);
         }
     }
-    return &node->slot[slot_of(gpa, 0)].entry;
+    return &node->slot[view_slot(gpa, 0)].entry;
 }
 
 static void free_node(struct override_node *node, int level) {
     if (node == NULL)
         return;
-    for (unsigned i = 0; level > 0 && i < LEVEL_SLOTS; i++)
+    for (unsigned i = 0; level > 0 && i < VIEW_LEVEL_SLOTS; i++)
         free_node(atomic_load(&node->slot[i].node), level - 1);
     free(node);
-}
-
-void view_page(const struct view *view, uint64_t gpa, struct mem_page *page) {
-    uint64_t entry = view->root == NULL || gpa >= MEMORY_GPA_LIMIT ? 0 : look_up(view, gpa);
-    uint64_t target = round_down(gpa, PAGE_SIZE);
-    if (entry & ENTRY_REMAP)
-        target = entry & ENTRY_TARGET;
-    *page = (struct mem_page){
-        .rights = entry != 0 ? entry & ENTRY_RIGHTS : MEM_ALL,
-        .region_gpa = target,
-    };
-    const struct ram_region *region = memory_region(view->memory, target);
-    if (region == NULL)
-        return;
-    uint64_t offset = target - region->gpa;
-    _Atomic(uint8_t) *flags = &region->flags[offset >> PAGE_SHIFT];
-    bool hidden = atomic_load_explicit(flags, memory_order_relaxed) & MEM_PAGE_HIDDEN;
-    if (hidden && !(entry & ENTRY_REMAP))
-        return;
-    page->host = region->host + offset;
-    page->flags = flags;
-    page->rom = region->rom;
-    if (region->rom)
-        page->rights &= (uint8_t)~MEM_WRITE;
 }
 
 struct view *memory_default_view(struct memory *memory) {
@@ -130,7 +78,7 @@ void view_destroy(struct view *view) {
         at = &(*at)->next;
     *at = view->next;
     lock_release(&memory->lock);
-    free_node(view->root, LEVELS - 1);
+    free_node(view->root, VIEW_LEVELS - 1);
     free(view);
 }
 

@@ -1,6 +1,9 @@
 /* Page walks, rights, faults, and what flushes forget. */
 #include "soft_fixture.h"
 
+#include "cpu/soft/jit/fast.h"
+#include "cpu/soft/outside.h"
+
 static const uint64_t USER_PAGE = 0x400000;
 static const uint64_t KERNEL_PAGE = UINT64_C(0xffff888000000000);
 
@@ -436,6 +439,63 @@ static void probes_without_side_effects(void **state) {
     assert_int_equal(mmu_probe(f->cpu, UINT64_C(1) << 50, &gpa), -EFAULT);
 }
 
+static bool filled(struct fixture *f, uint64_t linear, uint32_t kind) {
+    return jit_fast_fill(f->cpu, linear, kind) == 1;
+}
+
+/* Translated code's fills: what they enter, which bits they set, what they leave to others. */
+static void fills_for_translated_code(void **state) {
+    struct fixture *f = *state;
+    fixture_map(f, KERNEL_PAGE, 0x200000, PT_P | PT_W);
+    uint64_t leaf = fixture_entry(f, KERNEL_PAGE, 12);
+    assert_true(filled(f, KERNEL_PAGE + 0x123, TLB_READ));
+    assert_int_equal(fixture_peek(f, leaf, 8) & (PT_A | PT_D), PT_A);
+    assert_non_null(access_fast(f->cpu, TLB_READ, SEG_DS, KERNEL_PAGE + 0x123, 8));
+    assert_null(access_fast(f->cpu, TLB_WRITE, SEG_DS, KERNEL_PAGE + 0x123, 8));
+    /* A write that may not happen leaves the page clean, one that does not. */
+    assert_false(filled(f, KERNEL_PAGE, TLB_WRITE | FILL_MAYBE));
+    assert_int_equal(fixture_peek(f, leaf, 8) & PT_D, 0);
+    assert_true(filled(f, KERNEL_PAGE, TLB_WRITE));
+    assert_int_equal(fixture_peek(f, leaf, 8) & PT_D, PT_D);
+    mmu_flush_all(f->cpu);
+    assert_true(filled(f, KERNEL_PAGE, TLB_WRITE | FILL_MAYBE));
+    assert_non_null(access_fast(f->cpu, TLB_WRITE, SEG_DS, KERNEL_PAGE, 8));
+    /* Not there, not to be written, not the user's, not canonical, no memory. */
+    assert_false(filled(f, KERNEL_PAGE + PAGE_SIZE, TLB_READ));
+    fixture_map(f, KERNEL_PAGE + PAGE_SIZE, 0x201000, PT_P | PT_D);
+    assert_true(filled(f, KERNEL_PAGE + PAGE_SIZE, TLB_READ));
+    assert_false(filled(f, KERNEL_PAGE + PAGE_SIZE, TLB_WRITE));
+    assert_false(filled(f, KERNEL_PAGE + PAGE_SIZE, TLB_WRITE | FILL_MAYBE));
+    assert_false(filled(f, UINT64_C(1) << 62, TLB_READ));
+    fixture_map(f, KERNEL_PAGE + 2 * PAGE_SIZE, 0x40000000, PT_P | PT_W);
+    assert_false(filled(f, KERNEL_PAGE + 2 * PAGE_SIZE, TLB_READ));
+    fixture_cpl(f, 3);
+    assert_false(filled(f, KERNEL_PAGE, TLB_READ));
+    fixture_map(f, USER_PAGE, 0x202000, PT_P | PT_W | PT_U);
+    assert_true(filled(f, USER_PAGE, TLB_WRITE));
+    assert_false(f->cpu->event.pending);
+}
+
+/* What a light call gives up it finds again at its end. */
+static void spills_and_reloads_vectors(void **state) {
+    struct fixture *f = *state;
+    if (!__builtin_cpu_supports("avx2"))
+        skip();
+    uint64_t after = 0;
+    f->cpu->jit.host_mxcsr = 0x1f80;
+    light_begin(f->cpu);
+    __asm__ volatile("vpcmpeqd %%ymm15, %%ymm15, %%ymm15" ::: "xmm15");
+    jit_spill(f->cpu);
+    assert_false(f->cpu->jit.light);
+    for (unsigned i = 0; i < 4; i++)
+        assert_int_equal(f->cpu->vec[15].q[i], UINT64_MAX);
+    f->cpu->vec[15].q[0] = 0x123456789abcdef0;
+    light_end(f->cpu);
+    __asm__ volatile("vmovq %%xmm15, %0" : "=r"(after));
+    assert_int_equal(after, 0x123456789abcdef0);
+    assert_false(f->cpu->jit.light);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, start, stop)
 
 int main(void) {
@@ -458,6 +518,8 @@ int main(void) {
         T(reaches_io),
         T(views_refuse),
         T(probes_without_side_effects),
+        T(fills_for_translated_code),
+        T(spills_and_reloads_vectors),
     };
     return cmocka_run_group_tests_name("soft mmu", tests, NULL, NULL);
 }

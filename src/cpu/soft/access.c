@@ -5,18 +5,9 @@
 #include "cpu/soft/access.h"
 
 #include "base/bytes.h"
+#include "base/general.h"
 #include "cpu/soft/debug.h"
-#include "cpu/soft/mmu.h"
-
-void raise_fault(struct soft_cpu *cpu, const struct fault *fault) {
-    if (fault->vector == FAULT_STOP)
-        raise_exit(cpu);
-    if (fault->vector == EXC_PF)
-        raise_page_fault(cpu, fault->address, fault->error);
-    if (fault->has_error)
-        raise_error(cpu, fault->vector, fault->error);
-    raise_exception(cpu, fault->vector);
-}
+#include "cpu/soft/outside.h"
 
 /* ---- Segments ---- */
 
@@ -102,7 +93,7 @@ static void copy_bytes(void *to, const void *from, unsigned size) {
     case 4: memcpy(to, from, 4); break;
     case 8: memcpy(to, from, 8); break;
     case 16: memcpy(to, from, 16); break;
-    default: memcpy(to, from, size); break;
+    default: general_copy(to, from, size); break;
     }
 }
 
@@ -116,7 +107,7 @@ static unsigned piece_of(uint64_t gpa, unsigned size) {
 
 /* The local APIC's registers are 32 bits wide on 16-byte boundaries; other sizes read a part. */
 static uint64_t lapic_read_piece(struct soft_cpu *cpu, unsigned offset, unsigned size) {
-    uint64_t value = lapic_mmio_read(cpu->lapic, offset & ~3u);
+    uint64_t value = outside_lapic_read(cpu, offset & ~3u);
     return value >> 8 * (offset & 3) & bytes_mask(size);
 }
 
@@ -126,8 +117,8 @@ static void io_read(struct soft_cpu *cpu, const struct mmu_page *page, unsigned 
     while (size != 0) {
         unsigned piece = piece_of(page->gpa + offset, size);
         uint64_t value = page->lapic ? lapic_read_piece(cpu, offset, piece)
-                                     : memory_io_read(cpu->memory, page->gpa + offset, piece);
-        store_le(to, value, piece);
+                                     : outside_io_read(cpu, page->gpa + offset, piece);
+        copy_bytes(to, &value, piece);
         to = (uint8_t *)to + piece;
         offset += piece;
         size -= piece;
@@ -141,11 +132,12 @@ static void io_write(struct soft_cpu *cpu, const struct mmu_page *page, unsigned
     bool lapic = page->lapic; /* a write may flush the entry */
     while (size != 0) {
         unsigned piece = piece_of(base + offset, size);
-        uint64_t value = load_le(from, piece);
+        uint64_t value = 0;
+        copy_bytes(&value, from, piece);
         if (!lapic)
-            memory_io_write(cpu->memory, base + offset, value, piece);
+            outside_io_write(cpu, base + offset, value, piece);
         else if (piece >= 4)
-            lapic_mmio_write(cpu->lapic, offset, (uint32_t)value);
+            outside_lapic_write(cpu, offset, (uint32_t)value);
         from = (const uint8_t *)from + piece;
         offset += piece;
         size -= piece;
@@ -182,7 +174,7 @@ static void page_write(struct soft_cpu *cpu, const struct mmu_page *page, uint64
     mark_dirty(page);
     copy_bytes(page->host + offset, from, size);
     if (unlikely(is_watched_code(page)))
-        mmu_code_written(cpu, page->gpa + offset, size);
+        outside_code_written(cpu, page->gpa + offset, size);
 }
 
 static void span_read(struct soft_cpu *cpu, const struct span *span, void *to) {
@@ -297,7 +289,7 @@ void *rmw_begin_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, unsign
     if (plain)
         return page->host + (span.linear & (PAGE_SIZE - 1));
     if (!single)
-        pthread_mutex_lock(&split_mutex);
+        outside_lock(cpu, &split_mutex);
     span_read(cpu, &span, cpu->bounce.bytes);
     return cpu->bounce.bytes;
 }
@@ -310,12 +302,12 @@ void rmw_end_slow(struct soft_cpu *cpu) {
                         .size = cpu->bounce.size};
     cpu->bounce.size = 0;
     if (mmu->rmw.direct) {
-        mmu_code_written(cpu, span.page[0]->gpa + (span.linear & (PAGE_SIZE - 1)), span.size);
+        outside_code_written(cpu, span.page[0]->gpa + (span.linear & (PAGE_SIZE - 1)), span.size);
         return;
     }
     span_write(cpu, &span, cpu->bounce.bytes);
     if (mmu->rmw.locked)
-        pthread_mutex_unlock(&split_mutex);
+        outside_unlock(cpu, &split_mutex);
 }
 
 /* ---- Runs ---- */

@@ -3,9 +3,8 @@
  * and translated code). Entries are noted as they are filled, so that the
  * flush that each change of address space needs costs what was used since.
  */
-#include "cpu/soft/mmu.h"
-
-#include <string.h>
+#include "base/general.h"
+#include "cpu/soft/outside.h"
 
 enum { TABLES = TLB_INDEXES * TLB_KINDS };
 
@@ -47,8 +46,8 @@ void level1_clear(struct soft_cpu *cpu) {
     for (unsigned table = 0; table < TABLES; table++)
         for (unsigned slot = 0; slot < TLB_ENTRIES; slot++)
             empty(table_at(cpu, table), slot);
-    memset(&mmu_of(cpu)->of_space, 0, sizeof mmu_of(cpu)->of_space);
-    memset(&mmu_of(cpu)->of_all, 0, sizeof mmu_of(cpu)->of_all);
+    general_fill(&mmu_of(cpu)->of_space, 0, sizeof mmu_of(cpu)->of_space);
+    general_fill(&mmu_of(cpu)->of_all, 0, sizeof mmu_of(cpu)->of_all);
 }
 
 void level1_drop_page(struct soft_cpu *cpu, uint64_t page) {
@@ -82,7 +81,7 @@ void mmu_drop_writes(struct soft_cpu *cpu) {
             mark_dirty(mmu->write_flags[index][slot]);
         }
     }
-    memset(mmu->write_flags, 0, sizeof mmu->write_flags);
+    general_fill(mmu->write_flags, 0, sizeof mmu->write_flags);
 }
 
 /* ---- Filling ---- */

@@ -31,6 +31,9 @@ struct fault {
 
 _Noreturn void raise_fault(struct soft_cpu *cpu, const struct fault *fault);
 
+/* Fills cpu->exit: the view refused an access (raise.c). */
+void exit_trap(struct soft_cpu *cpu, uint64_t gpa, uint64_t gva, unsigned access);
+
 /* Fills *fault and returns false, so that checks can `return fault_set(...)`. */
 static inline bool fault_set(struct fault *fault, enum exception vector, uint32_t error) {
     *fault = (struct fault){.vector = vector, .has_error = true, .error = error};
@@ -180,6 +183,10 @@ void mmu_enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *pag
 struct mmu_page *mmu_translate(struct soft_cpu *cpu, uint64_t linear, unsigned access,
                                struct fault *fault);
 
+/* Numbers have run out, or there were none yet: nothing cached survives, and counting starts anew.
+ */
+void mmu_restart(struct soft_cpu *cpu);
+
 /* CR3 was loaded: pcid is 0 without CR4.PCIDE. keep: bit 63 was set. */
 void mmu_set_space(struct soft_cpu *cpu, unsigned pcid, bool keep);
 void mmu_flush_space(struct soft_cpu *cpu, unsigned pcid); /* all but global pages */
@@ -188,12 +195,14 @@ void mmu_flush_spaces(struct soft_cpu *cpu);               /* of every PCID, all
  * page that it may be part of. */
 void mmu_flush_page(struct soft_cpu *cpu, uint64_t linear);
 
-/* Tells of writes to [gpa, gpa+length), which is watched code: listeners run at once. */
-void mmu_code_written(struct soft_cpu *cpu, uint64_t gpa, size_t length);
-
 /* Forgets all write entries: what is written from here on is marked dirty anew, and so is what may
  * have been written through them since the flags were cleared. */
 void mmu_drop_writes(struct soft_cpu *cpu);
+
+/* ---- mmu_listen.c ---- */
+
+/* Tells of writes to [gpa, gpa+length), which is watched code: listeners run at once. */
+void mmu_code_written(struct soft_cpu *cpu, uint64_t gpa, size_t length);
 
 /* ---- access.c ---- */
 

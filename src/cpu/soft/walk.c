@@ -3,7 +3,7 @@
  * AMD64 APM vol. 2, chapter 5. PAE's four top entries are read when they are
  * used, as AMD's processors do. Five levels are not offered (CR4.LA57).
  */
-#include "cpu/soft/mmu.h"
+#include "cpu/soft/outside.h"
 
 enum {
     PTE_P = 1 << 0,
@@ -42,8 +42,7 @@ struct walker {
 };
 
 static bool stop_trap(struct walker *w, uint64_t gpa, unsigned access) {
-    w->cpu->exit =
-        (struct vcpu_exit){.stop = VCPU_TRAP, .gpa = gpa, .gva = w->linear, .access = access};
+    exit_trap(w->cpu, gpa, w->linear, access);
     *w->fault = (struct fault){.vector = FAULT_STOP};
     return false;
 }
@@ -123,7 +122,7 @@ static enum walk_result entry_mark(struct walker *w, struct entry *entry, uint64
         return WALK_AGAIN;
     entry->value |= bits;
     if (atomic_load_explicit(entry->flags, memory_order_relaxed) & MEM_PAGE_CODE)
-        mmu_code_written(w->cpu, page.region_gpa + (entry->gpa & (PAGE_SIZE - 1)), size);
+        outside_code_written(w->cpu, page.region_gpa + (entry->gpa & (PAGE_SIZE - 1)), size);
     return WALK_DONE;
 }
 
@@ -283,7 +282,11 @@ static bool walk_fault(const struct walker *w) {
 
 bool mmu_walk(struct soft_cpu *cpu, uint64_t linear, unsigned access, struct walk *walk,
               struct fault *fault) {
-    struct walker w = {.cpu = cpu, .linear = linear, .access = access, .fault = fault};
+    struct walker w; /* the entries are filled as they are read */
+    w.cpu = cpu;
+    w.linear = linear;
+    w.access = access;
+    w.fault = fault;
     fault->vector = 0;
     if (!(cpu->cr0 & CR0_PG)) {
         *walk = (struct walk){.gpa = linear & PAGE_MASK,

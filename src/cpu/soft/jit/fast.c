@@ -1,6 +1,7 @@
 #include "cpu/soft/jit/fast.h"
 
 #include "cpu/soft/access.h"
+#include "cpu/soft/outside.h"
 
 /* An element's size is a constant in each: the host's own instruction has the exact semantics of
  * overlapping operands. */
@@ -31,7 +32,8 @@ static uint64_t on_page(uint64_t offset, uint64_t count, unsigned size) {
 uint64_t jit_fast_string(struct soft_cpu *cpu, uint32_t number) {
     const struct jit_site *site = &cpu->jit.jit->sites[number];
     const struct insn *insn = &site->block->insns[site->insn];
-    bool repeats = insn->flags & (I_REP | I_REPNE), moves = lowering_of(insn)->kind == LOWER_MOVS;
+    enum { LAST_MOVS = 0xa5 }; /* A4, A5; STOS is AA, AB */
+    bool repeats = insn->flags & (I_REP | I_REPNE), moves = insn->opcode <= LAST_MOVS;
     unsigned size = insn->size;
     uint64_t count = repeats ? cpu->gpr[RCX] : 1;
     if ((cpu->rflags & FLAG_DF) || insn->address_size != 8)
@@ -78,4 +80,31 @@ uint64_t jit_fast_find(struct soft_cpu *cpu, uint64_t rip) {
         return 0;
     jit_note_jump(cpu, block);
     return 1;
+}
+
+static bool fill(struct soft_cpu *cpu, uint64_t linear, enum tlb_kind kind, bool maybe) {
+    struct fault fault;
+    unsigned access = access_by_cpl(cpu);
+    if (kind == TLB_FETCH)
+        access |= ACCESS_FETCH;
+    else if (kind == TLB_WRITE && !maybe)
+        access |= ACCESS_WRITE;
+    if (!linear_canonical(linear))
+        return false;
+    const struct mmu_page *page = mmu_translate(cpu, linear, access, &fault);
+    if (page == NULL)
+        return false;
+    /* Translated for reading: whether a write may follow is a question of its own. */
+    if (kind == TLB_WRITE && maybe &&
+        (!(page->view_rights & MEM_WRITE) || !mmu_allows(cpu, page->rights, access | ACCESS_WRITE)))
+        return false;
+    mmu_enter(cpu, linear, page, kind);
+    return cpu->tlb[kind][tlb_slot(linear)].tag == (linear & PAGE_MASK);
+}
+
+uint64_t jit_fast_fill(struct soft_cpu *cpu, uint64_t linear, uint32_t kind) {
+    light_begin(cpu);
+    bool filled = fill(cpu, linear, kind & ~(uint32_t)FILL_MAYBE, kind & FILL_MAYBE);
+    light_end(cpu);
+    return filled;
 }

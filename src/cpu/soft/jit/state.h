@@ -36,6 +36,7 @@ struct jit_state {
     uint64_t fetched[64]; /* which linear pages (hashed) the jump table has code of */
     uint64_t alarm_ns;    /* what the alarm is set to */
     timer_t alarm;
+    bool light;            /* the vector registers are the guest's: outside.h */
     volatile bool alarmed; /* by the signal handler, on this thread */
     struct jit *jit;
     struct jit_jump jumps[JIT_JUMPS];

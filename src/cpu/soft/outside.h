@@ -1,0 +1,81 @@
+/*
+ * Light calls: C that translated code calls with the guest's vector registers
+ * and MXCSR still in the host's. The files that such calls reach are compiled
+ * for general registers alone (general_sources in the meson.build files), so
+ * they cannot disturb them. Where they go on to anything else they must give
+ * the vector registers up first: that is what this header wraps.
+ *
+ * Forgetting is not possible: scripts/check-general refuses a general object
+ * that uses any symbol but those of general objects and those wrapped here,
+ * and the wrapped names are poisoned for the files that include this header.
+ */
+#ifndef LODGE_CPU_SOFT_OUTSIDE_H
+#define LODGE_CPU_SOFT_OUTSIDE_H
+
+#include "cpu/soft/mmu.h"
+
+/* The guest's vector registers and MXCSR go to the vCPU's state, the host's come back. */
+void jit_spill_now(struct soft_cpu *cpu);
+
+static inline void jit_spill(struct soft_cpu *cpu) {
+    if (unlikely(cpu->jit.light))
+        jit_spill_now(cpu);
+}
+
+/* The two ends of a light call. What was spilled meanwhile is loaded again. */
+static inline void light_begin(struct soft_cpu *cpu) {
+    cpu->jit.light = true;
+}
+void light_reload(struct soft_cpu *cpu);
+static inline void light_end(struct soft_cpu *cpu) {
+    if (unlikely(!cpu->jit.light))
+        light_reload(cpu);
+    cpu->jit.light = false;
+}
+
+static inline void outside_code_written(struct soft_cpu *cpu, uint64_t gpa, size_t length) {
+    jit_spill(cpu);
+    mmu_code_written(cpu, gpa, length);
+}
+
+static inline uint64_t outside_io_read(struct soft_cpu *cpu, uint64_t gpa, unsigned size) {
+    jit_spill(cpu);
+    return memory_io_read(cpu->memory, gpa, size);
+}
+
+static inline void outside_io_write(struct soft_cpu *cpu, uint64_t gpa, uint64_t value,
+                                    unsigned size) {
+    jit_spill(cpu);
+    memory_io_write(cpu->memory, gpa, value, size);
+}
+
+static inline uint32_t outside_lapic_read(struct soft_cpu *cpu, unsigned offset) {
+    jit_spill(cpu);
+    return lapic_mmio_read(cpu->lapic, offset);
+}
+
+static inline void outside_lapic_write(struct soft_cpu *cpu, unsigned offset, uint32_t value) {
+    jit_spill(cpu);
+    lapic_mmio_write(cpu->lapic, offset, value);
+}
+
+static inline void outside_lock(struct soft_cpu *cpu, pthread_mutex_t *mutex) {
+    jit_spill(cpu);
+    pthread_mutex_lock(mutex);
+}
+
+static inline void outside_unlock(struct soft_cpu *cpu, pthread_mutex_t *mutex) {
+    jit_spill(cpu);
+    pthread_mutex_unlock(mutex);
+}
+
+/* To cpu->unwind, out of whatever runs. */
+static inline _Noreturn void outside_unwind(struct soft_cpu *cpu) {
+    jit_spill(cpu);
+    longjmp(cpu->unwind, 1);
+}
+
+#pragma GCC poison longjmp mmu_code_written memory_io_read memory_io_write
+#pragma GCC poison lapic_mmio_read lapic_mmio_write pthread_mutex_lock pthread_mutex_unlock
+
+#endif
