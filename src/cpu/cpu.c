@@ -68,3 +68,15 @@ int vcpu_set_view(struct vcpu *vcpu, struct view *view, struct error *err) {
 void vcpu_get_counters(struct vcpu *vcpu, struct vcpu_counters *counters) {
     vcpu->engine->ops->get_counters(vcpu, counters);
 }
+
+void vcpu_each_counter(struct vcpu *vcpu, vcpu_counter_handler *handler, void *context) {
+    struct vcpu_counters common;
+    vcpu_get_counters(vcpu, &common);
+    if (common.instructions != 0)
+        handler(context, "instructions", common.instructions);
+    handler(context, "exits", common.exits);
+    handler(context, "interrupts", common.interrupts);
+    handler(context, "exceptions", common.exceptions);
+    if (vcpu->engine->ops->each_counter != NULL)
+        vcpu->engine->ops->each_counter(vcpu, handler, context);
+}

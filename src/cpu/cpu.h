@@ -101,6 +101,15 @@ struct vcpu_counters {
 };
 void vcpu_get_counters(struct vcpu *vcpu, struct vcpu_counters *counters);
 
+/*
+ * Everything that the engine counts, those above included, by name: lower case
+ * with dashes; what is counted for each of several things has it behind a dot
+ * ("callouts.rdtsc"). Names and their number are the engine's own. Any thread:
+ * values are read while the vCPU may change them.
+ */
+typedef void vcpu_counter_handler(void *context, const char *name, uint64_t value);
+void vcpu_each_counter(struct vcpu *vcpu, vcpu_counter_handler *handler, void *context);
+
 /* Prints registers and the code bytes at RIP, for the report of a stopped guest. */
 void vcpu_dump(struct vcpu *vcpu, void (*line)(void *context, const char *text), void *context);
 

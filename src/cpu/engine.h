@@ -6,6 +6,7 @@
 #define LODGE_CPU_ENGINE_H
 
 #include "cpu/cpu.h"
+#include "cpu/profile.h"
 
 struct engine_ops {
     const char *name;
@@ -23,6 +24,16 @@ struct engine_ops {
     int (*set_breakpoint)(struct vcpu *vcpu, uint64_t gva, bool on, struct error *err);
     int (*set_view)(struct vcpu *vcpu, struct view *view, struct error *err);
     void (*get_counters)(struct vcpu *vcpu, struct vcpu_counters *counters);
+    /* Those that vcpu_counters has not; NULL: none. */
+    void (*each_counter)(struct vcpu *vcpu, vcpu_counter_handler *handler, void *context);
+    /* cpu/profile.h; all NULL where the engine cannot. */
+    int (*profile_start)(struct vcpu *vcpu, const struct vcpu_profile_config *config,
+                         struct error *err);
+    void (*profile_stop)(struct vcpu *vcpu);
+    size_t (*profile_take)(struct vcpu *vcpu, struct vcpu_sample *samples, size_t room);
+    uint64_t (*profile_lost)(struct vcpu *vcpu);
+    void (*profile_times)(struct vcpu *vcpu, struct vcpu_times *times);
+    int (*listen_code)(struct vcpu *vcpu, const struct code_listener *listener, struct error *err);
 };
 
 struct engine {

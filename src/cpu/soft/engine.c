@@ -6,6 +6,8 @@
 #include "cpu/soft/block.h"
 #include "cpu/soft/flags.h"
 #include "cpu/soft/jit/jit.h"
+#include "cpu/soft/jit/map.h"
+#include "cpu/soft/profile.h"
 #include "cpu/soft/run.h"
 
 /* Decoded instructions of all vCPUs together. */
@@ -37,6 +39,7 @@ static void soft_vcpu_destroy(struct vcpu *vcpu) {
     struct soft_cpu *cpu = soft_cpu_of(vcpu);
     if (cpu->lapic != NULL)
         lapic_destroy(cpu->lapic);
+    soft_profile_destroy(cpu);
     block_cache_destroy(cpu);
     jit_destroy(cpu);
     mmu_destroy(cpu);
@@ -265,4 +268,11 @@ const struct engine_ops soft_engine_ops = {
     .set_breakpoint = soft_set_breakpoint,
     .set_view = soft_set_view,
     .get_counters = soft_get_counters,
+    .each_counter = soft_each_counter,
+    .profile_start = soft_profile_start,
+    .profile_stop = soft_profile_stop,
+    .profile_take = soft_profile_take,
+    .profile_lost = soft_profile_lost,
+    .profile_times = soft_profile_times,
+    .listen_code = soft_listen_code,
 };

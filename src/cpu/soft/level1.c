@@ -89,6 +89,7 @@ void mmu_drop_writes(struct soft_cpu *cpu) {
 static void enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *page,
                   enum tlb_kind kind) {
     struct mmu *mmu = mmu_of(cpu);
+    cpu->count.tlb_fills++;
     unsigned slot = tlb_slot(linear), table = (unsigned)(&cpu->tlb[kind] - cpu->tlbs[0]);
     cpu->tlb[kind][slot] =
         (struct tlb_entry){.tag = linear & PAGE_MASK, .host = (uintptr_t)page->host};

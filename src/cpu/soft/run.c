@@ -15,6 +15,7 @@
 #include "cpu/soft/block.h"
 #include "cpu/soft/debug.h"
 #include "cpu/soft/jit/jit.h"
+#include "cpu/soft/profile.h"
 
 /*
  * Instructions between two looks at the clock. Also bounds how deep handlers
@@ -297,6 +298,7 @@ void soft_run(struct vcpu *vcpu, struct vcpu_exit *exit) {
     struct soft_cpu *cpu = soft_cpu_of(vcpu);
     memset(exit, 0, sizeof *exit);
     jit_enter_thread(cpu);
+    soft_profile_enter(cpu);
     setjmp(cpu->unwind); /* comes back here from raise() with the event noted */
     while (!attend(cpu, exit))
         run_next(cpu);

@@ -12,6 +12,7 @@
  *   event.c, syscall.c    exception and interrupt delivery; SYSCALL and its like
  *   system.c, msr.c, cpuid.c   control registers, MSRs, CPUID
  *   debug.c               debug registers
+ *   counters.h, profile.c what is counted; sampling for the profiler
  *   int_*.c               integer instructions
  *   x87.c, vec_*.c, xsave.c    floating point and vectors
  *   engine.c              cpu/engine.h for all of it
@@ -27,6 +28,7 @@
 
 #include "base/lock.h"
 #include "cpu/engine.h"
+#include "cpu/soft/counters.h"
 #include "cpu/soft/insn.h"
 #include "cpu/soft/jit/state.h"
 #include "cpu/x86.h"
@@ -181,6 +183,8 @@ struct soft_cpu {
     struct tlb_entry tlbs[TLB_INDEXES][TLB_KINDS][TLB_ENTRIES] __attribute__((aligned(64)));
     void *mmu; /* mmu.c's own: PCID contexts, listener queue */
     void *run; /* run.c's own: breakpoints, single-step */
+    struct soft_profile *profile; /* profile.h; NULL: never profiled */
+    struct soft_counts count;
 };
 
 static inline struct soft_cpu *soft_cpu_of(struct vcpu *vcpu) {

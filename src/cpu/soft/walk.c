@@ -294,6 +294,7 @@ bool mmu_walk(struct soft_cpu *cpu, uint64_t linear, unsigned access, struct wal
                               .size = PAGE_SIZE};
         return true;
     }
+    cpu->count.page_walks++;
     /* Another processor may change an entry between our read and our update of it. */
     enum walk_result result;
     do

@@ -1,26 +1,24 @@
 #include "cpu/soft/jit/code_memory.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
+/*
+ * Shared anonymous memory, which mremap() with a length of 0 maps once more.
+ * Not a memfd, which would do as well: perf(1) takes this for anonymous memory
+ * and looks for the names of its code in a perf map.
+ */
 int code_memory_create(struct code_memory *memory, size_t size, struct error *err) {
-    int fd = memfd_create("lodge-code", MFD_CLOEXEC);
-    if (fd < 0)
-        return error_set_errno(err, -errno, "cannot make memory for translated code");
-    int code = 0;
-    void *writable = MAP_FAILED, *executable = MAP_FAILED;
-    if (ftruncate(fd, (off_t)size) == 0) {
-        writable = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        executable = mmap(NULL, size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
-    }
-    if (writable == MAP_FAILED || executable == MAP_FAILED)
-        code = error_set_errno(err, -errno, "cannot map %zu bytes for translated code", size);
-    close(fd);
-    if (code == 0) {
+    void *writable =
+        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *executable = MAP_FAILED;
+    if (writable != MAP_FAILED)
+        executable = mremap(writable, 0, size, MREMAP_MAYMOVE);
+    if (executable != MAP_FAILED && mprotect(executable, size, PROT_READ | PROT_EXEC) == 0) {
         *memory =
             (struct code_memory){.writable = writable, .executable = executable, .size = size};
         return 0;
     }
+    int code = error_set_errno(err, -errno, "cannot map %zu bytes for translated code", size);
     if (writable != MAP_FAILED)
         munmap(writable, size);
     if (executable != MAP_FAILED)

@@ -91,7 +91,7 @@ const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t number) {
     cpu->rip = block->rip;
     if (cpu->budget < CALLOUT_BUDGET)
         cpu->budget = run_of(cpu)->granted = CALLOUT_BUDGET;
-    jit->callouts++;
+    count_callout(&cpu->count, insn);
     if (site->recipe == RECIPE_NONE)
         flags_unpack(cpu);
     else
@@ -230,7 +230,7 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
     jit_note_jump(cpu, block);
     set_alarm(cpu);
     state->saved_flags = flags_pack(cpu);
-    jit->leaves++;
+    cpu->count.leaves++;
     enter(cpu, code_executable(&jit->memory, block->code->entry_saved));
     flags_unpack(cpu);
     cpu->insn = NULL;
@@ -252,7 +252,8 @@ static void flush(struct soft_cpu *cpu) {
     jit->block_count = jit->site_count = jit->exit_count = 0;
     cpu->jit.exit = JIT_EXIT_RIP;
     jit->full = false;
-    jit->flushes++;
+    cpu->count.flushes++;
+    jit_map_clear(cpu);
 }
 
 void jit_safe_point(struct soft_cpu *cpu) {
@@ -304,8 +305,9 @@ int jit_create(struct soft_cpu *cpu, uint32_t heat, bool exact, struct error *er
     jit->sites = reserve_array(SITES_MAX * sizeof *jit->sites);
     jit->exits = reserve_array(EXITS_MAX * sizeof *jit->exits);
     jit->blocks = reserve_array(BLOCKS_MAX * sizeof *jit->blocks);
+    jit->map.entries = reserve_array(JIT_MAP_MAX * sizeof *jit->map.entries);
     cpu->jit.jit = jit;
-    if (r == 0 && (!jit->sites || !jit->exits || !jit->blocks))
+    if (r == 0 && (!jit->sites || !jit->exits || !jit->blocks || !jit->map.entries))
         r = error_set_errno(err, -ENOMEM, "no memory for the translator");
     if (r < 0) {
         jit_destroy(cpu);
@@ -332,6 +334,8 @@ void jit_destroy(struct soft_cpu *cpu) {
         munmap(jit->exits, EXITS_MAX * sizeof *jit->exits);
     if (jit->blocks != NULL)
         munmap(jit->blocks, BLOCKS_MAX * sizeof *jit->blocks);
+    if (jit->map.entries != NULL)
+        munmap(jit->map.entries, JIT_MAP_MAX * sizeof *jit->map.entries);
     free(jit);
     cpu->jit.jit = NULL;
 }

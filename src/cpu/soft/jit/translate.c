@@ -674,8 +674,10 @@ void jit_translate(struct soft_cpu *cpu, struct block *block) {
         jit->exit_count = exits;
         return;
     }
+    size_t start = memory->used;
     memory->used = (size_t)round_up((uint64_t)(t.out.at - memory->writable), 16);
     jit->block_count++;
-    jit->translated++;
+    cpu->count.translations++;
+    jit_map_add(cpu, start, memory->used - start, block);
     block->code = t.made;
 }

@@ -21,6 +21,7 @@
 #include "cpu/soft/jit/code_memory.h"
 #include "cpu/soft/jit/emit.h"
 #include "cpu/soft/jit/jit.h"
+#include "cpu/soft/jit/map.h"
 #include "cpu/soft/jit/recode.h"
 #include "cpu/soft/jit/rows.h"
 
@@ -86,7 +87,7 @@ struct jit {
     uint64_t next_context;
     struct insn scratch[2]; /* the instruction of a call-out and what stops after it */
     bool completed;
-    uint64_t translated, flushes, callouts, leaves;
+    struct jit_map map;
 };
 
 /* STALE: nobody will read the flags; what saved_flags holds is as good as anything. */

@@ -1,0 +1,37 @@
+/*
+ * What the soft engine counts, one line a counter: plain increments on the
+ * vCPU's own thread, read from others as they happen to be (cpu/cpu.h,
+ * vcpu_each_counter). A new counter is a line here and cpu->count.NAME++ where
+ * it happens.
+ */
+#ifndef LODGE_CPU_SOFT_COUNTERS_H
+#define LODGE_CPU_SOFT_COUNTERS_H
+
+#include <stdint.h>
+
+#include "cpu/soft/insn.h"
+
+#define SOFT_COUNTERS(COUNTER)                                                                     \
+    COUNTER(translations, "translations") /* blocks translated */                                  \
+    COUNTER(flushes, "flushes")           /* of code memory, as a whole */                         \
+    COUNTER(leaves, "leaves")             /* out of translated code to the run loop */             \
+    COUNTER(callouts, "callouts")         /* instructions that C ran for translated code */        \
+    COUNTER(tlb_fills, "tlb-fills")       /* entries of the TLB that translated code looks at */   \
+    COUNTER(page_walks, "page-walks")     /* of the guest's page tables */
+
+/* Rows of the instruction tables, at most. */
+enum { COUNT_ROWS_MAX = 4096 };
+
+struct soft_counts {
+#define COUNTER(field, name) uint64_t field;
+    SOFT_COUNTERS(COUNTER)
+#undef COUNTER
+    uint64_t callouts_of[COUNT_ROWS_MAX]; /* by table row */
+};
+
+static inline void count_callout(struct soft_counts *count, const struct insn *insn) {
+    count->callouts++;
+    count->callouts_of[insn->row % COUNT_ROWS_MAX]++;
+}
+
+#endif
