@@ -17,11 +17,13 @@ extern const struct verb verbs[];
 
 int cmd_run(int argc, char **argv);
 int cmd_image(int argc, char **argv);
+int cmd_ps(int argc, char **argv);
+int cmd_profile(int argc, char **argv);
 int cmd_help(int argc, char **argv);
 int cmd_version(int argc, char **argv);
 int cmd_completion(int argc, char **argv);
 
-extern const struct option_spec run_options[], image_options[];
+extern const struct option_spec run_options[], image_options[], ps_options[], profile_options[];
 
 /* "lodge: TEXT" on standard error; returns the exit code. */
 int cli_error(int exit_code, const char *text);

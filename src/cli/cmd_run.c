@@ -6,6 +6,7 @@
 #include "cli/cli.h"
 #include "cli/exit_codes.h"
 #include "cli/run.h"
+#include "machine/control_names.h"
 #include "machine/machine.h"
 
 enum run_option {
@@ -20,6 +21,8 @@ enum run_option {
     OPT_CONSOLE,
     OPT_ON_REBOOT,
     OPT_ON_PANIC,
+    OPT_NAME,
+    OPT_PERF_MAP,
     OPT_VERBOSE,
     OPT_HELP,
     OPT_BOOT,
@@ -41,6 +44,9 @@ const struct option_spec run_options[] = {
                      "serial: the first serial port on standard input and output, no agent"},
     [OPT_ON_REBOOT] = {"on-reboot", 0, "restart|stop", "what a reboot of the guest does"},
     [OPT_ON_PANIC] = {"on-panic", 0, "stop|hold", "what a crash of the guest's kernel does"},
+    [OPT_NAME] = {"name", 'n', "NAME", "what 'lodge ps' and 'lodge profile' call the VM"},
+    [OPT_PERF_MAP] = {"perf-map", 0, NULL,
+                      "name translated code for perf(1), in /tmp/perf-PID.map"},
     [OPT_VERBOSE] = {"verbose", 'v', NULL, "say what runs and how long it took; twice: more"},
     [OPT_HELP] = {"help", 'h', NULL, "show this help"},
     [OPT_BOOT] = {"boot", 0, "auto|bzimage|elf|pvh", NULL},
@@ -135,6 +141,8 @@ static int take_option(struct run_config *config, enum run_option option, char *
     case OPT_CONSOLE: CHOOSE(config->console, "console", consoles); break;
     case OPT_ON_REBOOT: CHOOSE(machine->on_reboot, "on-reboot", reboots); break;
     case OPT_ON_PANIC: CHOOSE(machine->on_panic, "on-panic", panics); break;
+    case OPT_NAME: config->name = value; return vm_name_check(value, err);
+    case OPT_PERF_MAP: config->perf_map = true; break;
     case OPT_VERBOSE: config->verbose++; break;
     case OPT_BOOT: CHOOSE(machine->boot, "boot", boots); break;
     case OPT_RINGS: CHOOSE(machine->packed_rings, "rings", rings); break;

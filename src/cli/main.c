@@ -7,6 +7,8 @@
 
 const struct verb verbs[] = {
     {"run", "boot a guest, run a command in it or a shell", cmd_run, run_options},
+    {"ps", "list running VMs", cmd_ps, ps_options},
+    {"profile", "say where a running VM's time goes", cmd_profile, profile_options},
     {"image", "show or refresh the default guest", cmd_image, image_options},
     {"completion", "print a completion script for bash", cmd_completion, NULL},
     {"help", "explain lodge or one of its commands", cmd_help, NULL},

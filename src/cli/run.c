@@ -17,6 +17,7 @@
 #include "machine/agent.h"
 #include "machine/console.h"
 #include "machine/machine.h"
+#include "machine/vm_control.h"
 
 /* How long the guest may take. LODGE_AGENT_TIMEOUT (seconds) is for tests and slow hosts. */
 enum { AGENT_TIMEOUT_SECONDS = 180, SHUTDOWN_SECONDS = 30, TAIL_LINES = 20 };
@@ -43,6 +44,7 @@ struct run {
     struct machine *machine;
     struct agent *agent;
     struct agent_session *session;
+    struct vm_control *control;
     struct loop_signal *signals[3];
     struct loop_timer *agent_timer, *shutdown_timer;
     struct terminal_escape escape;
@@ -204,6 +206,7 @@ static void on_ready(void *context, const char *release) {
     run->ready_ns = host_clock_ns();
     run->was_ready = true;
     run->restarting = false;
+    vm_control_agent(run->control, run->agent);
     if (run->signal == 0)
         start_command(run);
 }
@@ -221,6 +224,7 @@ static void on_window_change(void *context, int number) {
 static void on_restarted(void *context) {
     struct run *run = context;
     terminal_restore();
+    vm_control_restarted(run->control);
     run->restarting = true;
     run->started_ns = host_clock_ns();
     if (uses_agent(run))
@@ -233,6 +237,7 @@ static void on_held(void *context) {
     struct run *run = context;
     if (!run->left)
         fprintf(stderr, "lodge: the guest's kernel panicked and is held; Ctrl-C ends it\n");
+    vm_control_panicked(run->control);
     loop_timer_cancel(run->agent_timer);
     terminal_restore();
 }
@@ -335,11 +340,16 @@ static int set_up(struct run *run, bool default_guest, struct error *err) {
         result = create_machine(run, err);
     if (result == 0 && uses_agent(run))
         result = agent_create(machine_vsock(run->machine), run->loop, &agent, &run->agent, err);
+    if (result == 0)
+        result = vm_control_create(run->machine, run->config->name, &run->control, err);
+    if (result == 0 && run->config->perf_map)
+        result = vm_control_perf_map(run->control, err);
     return result;
 }
 
 static void take_down(struct run *run) {
     agent_session_close(run->session);
+    vm_control_destroy(run->control);
     agent_destroy(run->agent);
     machine_destroy(run->machine);
     console_destroy(run->console);
@@ -409,6 +419,20 @@ static int code_of_end(struct run *run, const struct machine_result *result) {
     return ends[result->end].code;
 }
 
+/* As events of the control socket have it. */
+static const char *reason_of_end(enum machine_end end) {
+    static const char *const reasons[] = {
+        [MACHINE_POWERED_OFF] = "guest-shutdown",
+        [MACHINE_REBOOTED] = "guest-reset",
+        [MACHINE_RESET_LOOP] = "reset-loop",
+        [MACHINE_PANICKED] = "guest-panic",
+        [MACHINE_TRIPLE_FAULT] = "triple-fault",
+        [MACHINE_FAILED] = "engine-failure",
+        [MACHINE_STOPPED] = "stopped",
+    };
+    return reasons[end];
+}
+
 static int exit_code(struct run *run, const struct machine_result *result) {
     if (run->code_known)
         return run->code;
@@ -431,6 +455,7 @@ static int run_machine(struct run *run) {
     }
     machine_run(run->machine, &result);
     terminal_restore();
+    vm_control_ended(run->control, reason_of_end(result.end));
     if (run->config->verbose > 0)
         say_what_ran(run);
     return exit_code(run, &result);

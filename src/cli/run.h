@@ -10,6 +10,8 @@ struct run_config {
     struct machine_config machine; /* cmdline, loop and serial are filled by run_guest */
     enum run_console console;
     unsigned verbose;
+    const char *name; /* of the VM; NULL: one is made up */
+    bool perf_map;
     const char *append;
     const char *const *command; /* ended by NULL; NULL: a shell */
 };

@@ -32,7 +32,6 @@ struct engine_ops {
     void (*profile_stop)(struct vcpu *vcpu);
     size_t (*profile_take)(struct vcpu *vcpu, struct vcpu_sample *samples, size_t room);
     uint64_t (*profile_lost)(struct vcpu *vcpu);
-    void (*profile_times)(struct vcpu *vcpu, struct vcpu_times *times);
     int (*listen_code)(struct vcpu *vcpu, const struct code_listener *listener, struct error *err);
 };
 

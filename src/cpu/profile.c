@@ -32,12 +32,6 @@ uint64_t vcpu_profile_lost(struct vcpu *vcpu) {
     return ops->profile_lost != NULL ? ops->profile_lost(vcpu) : 0;
 }
 
-void vcpu_profile_times(struct vcpu *vcpu, struct vcpu_times *times) {
-    *times = (struct vcpu_times){0};
-    if (vcpu->engine->ops->profile_times != NULL)
-        vcpu->engine->ops->profile_times(vcpu, times);
-}
-
 int vcpu_listen_code(struct vcpu *vcpu, const struct code_listener *listener, struct error *err) {
     if (vcpu->engine->ops->listen_code == NULL)
         return error_set(err, -ENOTSUP, "the %s engine translates no code",

@@ -39,11 +39,6 @@ struct vcpu_profile_config {
 };
 enum { PROFILE_INTERVAL_MIN = 100, PROFILE_INTERVAL_MAX = 1000000 };
 
-struct vcpu_times {
-    uint64_t cpu_ns;     /* that the vCPU's thread has run */
-    uint64_t waiting_ns; /* that it could have, but the host ran others; 0 where it does not tell */
-};
-
 /*
  * Starts or changes (also its config) sampling, which begins with the next
  * vcpu_run. -ENOTSUP: the engine cannot; -EINVAL: the interval; -ENOMEM. Same
@@ -58,8 +53,6 @@ void vcpu_profile_stop(struct vcpu *vcpu);
 size_t vcpu_profile_take(struct vcpu *vcpu, struct vcpu_sample *samples, size_t room);
 /* Samples that found the store full since the start. */
 uint64_t vcpu_profile_lost(struct vcpu *vcpu);
-/* Since the thread was made; zeros before a profile's first vcpu_run. Any thread. */
-void vcpu_profile_times(struct vcpu *vcpu, struct vcpu_times *times);
 
 /* The name of a sample's instruction; NULL for SAMPLE_NO_INSN. Static text. */
 const char *sample_insn_name(uint16_t insn);

@@ -3,7 +3,9 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
 #include <sys/sysinfo.h>
+#include <unistd.h>
 
 #include "device/acpi_pm.h"
 #include "machine/acpi.h"
@@ -82,6 +84,7 @@ static void wait_for_decision(struct machine *machine) {
 static void *vcpu_main(void *argument) {
     struct machine_vcpu *self = argument;
     struct machine *machine = self->machine;
+    atomic_store(&self->thread_id, (int)syscall(SYS_gettid));
     while (may_run(machine)) {
         struct vcpu_exit exit = {0};
         if (atomic_load(&machine->pending) != 0) {
@@ -119,6 +122,17 @@ static void unpark(struct machine *machine, bool quit) {
     machine->quit = quit;
     pthread_cond_broadcast(&machine->changed);
     lock_release(&machine->lock);
+}
+
+void machine_with_vcpus_parked(struct machine *machine, void (*call)(void *context),
+                               void *context) {
+    lock_take(&machine->lock);
+    bool parked = machine->park; /* somebody else's decision is due, or the guest is held */
+    lock_release(&machine->lock);
+    park(machine);
+    call(context);
+    if (!parked)
+        unpark(machine, false);
 }
 
 /* ---- Starting and restarting the guest ---- */
@@ -425,4 +439,19 @@ void machine_counters(struct machine *machine, struct vcpu_counters *counters) {
         counters->interrupts += one.interrupts;
         counters->exceptions += one.exceptions;
     }
+}
+
+static void add_counter(void *context, const char *name, uint64_t value) {
+    json_t *sum = json_object_get(context, name);
+    if (sum == NULL)
+        json_object_set_new(context, name, json_integer((json_int_t)value));
+    else
+        json_integer_set(sum, json_integer_value(sum) + (json_int_t)value);
+}
+
+json_t *machine_counters_json(struct machine *machine) {
+    json_t *counters = json_object();
+    for (unsigned i = 0; i < machine->config.vcpus; i++)
+        vcpu_each_counter(machine->vcpus[i].vcpu, add_counter, counters);
+    return counters;
 }

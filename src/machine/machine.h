@@ -10,6 +10,8 @@
 #ifndef LODGE_MACHINE_MACHINE_H
 #define LODGE_MACHINE_MACHINE_H
 
+#include <jansson.h>
+
 #include "base/error.h"
 #include "device/device.h"
 #include "machine/config.h"
@@ -76,6 +78,8 @@ struct device *machine_vsock(struct machine *machine);
 void machine_describe_engine(const struct machine *machine, char *text, size_t size);
 const char *machine_describe_boot(const struct machine *machine);
 void machine_counters(struct machine *machine, struct vcpu_counters *counters);
+/* All that the engine counts, by name, summed over vCPUs. A new object. */
+json_t *machine_counters_json(struct machine *machine);
 
 /* Checks an amount of RAM against lodge's limits and the host's; used by the command line too. */
 int machine_check_memory(uint64_t bytes, struct error *err);

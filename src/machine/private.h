@@ -18,6 +18,7 @@ struct machine_vcpu {
     struct machine *machine;
     struct vcpu *vcpu;
     pthread_t thread;
+    atomic_int thread_id; /* gettid() of it, once it runs */
     bool started;
     /* What vcpu_run returned last, when that was an end: read with the vCPU parked. */
     struct vcpu_exit exit;
@@ -66,6 +67,9 @@ struct machine {
 int devices_create(struct machine *machine, struct error *err);
 void devices_reset(struct machine *machine);
 void devices_destroy(struct machine *machine);
+
+/* Calls while no vCPU runs, whatever they did before, and lets them go on. Control thread. */
+void machine_with_vcpus_parked(struct machine *machine, void (*call)(void *context), void *context);
 
 /* The platform's request callback. */
 void machine_request(struct platform *platform, enum platform_request request);

@@ -273,6 +273,5 @@ const struct engine_ops soft_engine_ops = {
     .profile_stop = soft_profile_stop,
     .profile_take = soft_profile_take,
     .profile_lost = soft_profile_lost,
-    .profile_times = soft_profile_times,
     .listen_code = soft_listen_code,
 };

@@ -63,7 +63,6 @@ void soft_profile_update(struct soft_cpu *cpu) {
     if (!on)
         return;
     profile->thread = thread;
-    atomic_store(&profile->clock_thread, thread);
     if (timer_make(cpu) < 0) {
         log_warning("no timer for the profiler: %m");
         atomic_store(&profile->on, false);
@@ -119,24 +118,6 @@ size_t soft_profile_take(struct vcpu *vcpu, struct vcpu_sample *samples, size_t 
 uint64_t soft_profile_lost(struct vcpu *vcpu) {
     const struct soft_profile *profile = soft_cpu_of(vcpu)->profile;
     return profile != NULL ? atomic_load(&profile->lost) : 0;
-}
-
-/* "/proc/self/task/TID/schedstat": nanoseconds run, nanoseconds waited to run, time slices. */
-void soft_profile_times(struct vcpu *vcpu, struct vcpu_times *times) {
-    struct soft_profile *profile = soft_cpu_of(vcpu)->profile;
-    int thread = profile != NULL ? atomic_load(&profile->clock_thread) : 0;
-    unsigned long long ran = 0, waited = 0;
-    char path[64];
-    *times = (struct vcpu_times){0};
-    if (thread == 0)
-        return;
-    snprintf(path, sizeof path, "/proc/self/task/%d/schedstat", thread);
-    FILE *file = fopen(path, "re");
-    if (file == NULL)
-        return;
-    if (fscanf(file, "%llu %llu", &ran, &waited) == 2)
-        *times = (struct vcpu_times){.cpu_ns = ran, .waiting_ns = waited};
-    fclose(file);
 }
 
 const char *sample_insn_name(uint16_t insn) {

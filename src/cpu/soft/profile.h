@@ -28,7 +28,6 @@ int soft_profile_start(struct vcpu *vcpu, const struct vcpu_profile_config *conf
 void soft_profile_stop(struct vcpu *vcpu);
 size_t soft_profile_take(struct vcpu *vcpu, struct vcpu_sample *samples, size_t room);
 uint64_t soft_profile_lost(struct vcpu *vcpu);
-void soft_profile_times(struct vcpu *vcpu, struct vcpu_times *times);
 void soft_each_counter(struct vcpu *vcpu, vcpu_counter_handler *handler, void *context);
 
 #endif

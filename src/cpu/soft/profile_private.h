@@ -18,8 +18,6 @@ struct soft_profile {
     timer_t timer;
     uintptr_t stack_end; /* of the thread: callers are looked for below it */
     uint64_t last_cpu_ns, random;
-    /* For vcpu_profile_times. */
-    atomic_int clock_thread; /* thread, once it is known */
     /* head: the handler; tail: who takes. Both only grow. */
     atomic_uint head, tail;
     atomic_ullong lost;

@@ -1,0 +1,105 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+#include "cli/client.h"
+#include "cli/exit_codes.h"
+#include "machine/control_names.h"
+
+enum { OPT_JSON, OPT_HELP };
+
+const struct option_spec ps_options[] = {
+    [OPT_JSON] = {"json", 0, NULL, "print a JSON list instead of a table"},
+    [OPT_HELP] = {"help", 'h', NULL, "show this help"},
+    {NULL, 0, NULL, NULL},
+};
+
+/* What the VM says of itself; NULL: it has just ended, or was killed. */
+static json_t *ask(const char *directory, const char *name) {
+    struct client *client;
+    struct error err = {0};
+    json_t *status = NULL;
+    int result = client_open(directory, name, &client, &err);
+    if (result == 0) {
+        result = client_call(client, "query-status", NULL, &status, &err);
+        client_close(client);
+    }
+    if (result == -ENOENT || result == -ECONNRESET)
+        return NULL;
+    if (result < 0)
+        status = json_pack("{s:s}", "status", "not answering");
+    json_object_set_new(status, "name", json_string(name));
+    return status;
+}
+
+static json_t *list_all(struct error *err) {
+    char directory[CONTROL_PATH_MAX], **names = NULL;
+    size_t count = 0;
+    int result = control_directory(directory, sizeof directory, false, err);
+    if (result == 0)
+        result = control_list(directory, &names, &count, err);
+    if (result < 0 && result != -ENOENT)
+        return NULL;
+    json_t *list = json_array();
+    for (size_t i = 0; i < count; i++) {
+        json_t *status = ask(directory, names[i]);
+        if (status != NULL)
+            json_array_append_new(list, status);
+        free(names[i]);
+    }
+    free(names);
+    return list;
+}
+
+static const char *text_of(const json_t *vm, const char *member) {
+    const char *text = json_string_value(json_object_get(vm, member));
+    return text != NULL ? text : "-";
+}
+
+static void print_table(const json_t *list) {
+    size_t i;
+    json_t *vm;
+    printf("%-20s %8s  %-10s %-6s %5s %7s  %s\n", "NAME", "PID", "STATUS", "ENGINE", "VCPUS",
+           "MEMORY", "UP");
+    json_array_foreach(list, i, vm) {
+        double up = json_real_value(json_object_get(vm, "uptime-seconds"));
+        printf("%-20s %8lld  %-10s %-6s %5lld %6lldM  %llu:%02llu:%02llu\n", text_of(vm, "name"),
+               (long long)json_integer_value(json_object_get(vm, "pid")), text_of(vm, "status"),
+               text_of(vm, "engine"), (long long)json_integer_value(json_object_get(vm, "vcpus")),
+               (long long)json_integer_value(json_object_get(vm, "memory")) >> 20,
+               (unsigned long long)up / 3600, (unsigned long long)up / 60 % 60,
+               (unsigned long long)up % 60);
+    }
+}
+
+static int help(void) {
+    puts("usage: lodge ps [OPTIONS]\n\nLists this user's running VMs. Options:");
+    option_help(ps_options);
+    return EXIT_OK;
+}
+
+int cmd_ps(int argc, char **argv) {
+    struct option_parser parser = {.specs = ps_options, .argc = argc, .argv = argv, .at = 1};
+    struct error err = {0};
+    bool json = false;
+    int option;
+    while ((option = option_next(&parser, &err)) >= 0) {
+        if (option == OPT_HELP)
+            return help();
+        json = true;
+    }
+    if (option == OPTION_ERROR)
+        return cli_error(EXIT_USAGE, err.text);
+    if (parser.at < argc)
+        return cli_error(EXIT_USAGE, "lodge ps takes no arguments");
+    json_t *list = list_all(&err);
+    if (list == NULL)
+        return cli_error(EXIT_FAILED, err.text);
+    if (json)
+        json_dumpf(list, stdout, JSON_INDENT(2)), putchar('\n');
+    else
+        print_table(list);
+    json_decref(list);
+    return EXIT_OK;
+}

@@ -1,0 +1,287 @@
+#include "machine/vm_control.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "cpu/profile.h"
+#include "machine/control.h"
+#include "machine/control_names.h"
+#include "machine/private.h"
+#include "machine/profile.h"
+
+enum { INTERVAL_US = 1000, TOP = 20, TOP_MAX = 1000 };
+
+struct vm_control {
+    struct machine *machine;
+    struct agent *agent; /* NULL: none has answered */
+    struct control *socket;
+    uint64_t started_ns;
+    bool panicked;
+    struct perf_map *perf_map;
+    struct guest_symbols_fetch *map_fetch; /* names for it are on their way */
+    /* One profile at a time, which ends with the client that began it. */
+    struct profile *profile;
+    unsigned long owner;
+    struct control_call *starting; /* waits for symbols */
+    struct guest_symbols_fetch *fetch;
+    unsigned interval_us;
+};
+
+/* ---- Queries ---- */
+
+static void query_status(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    struct machine *machine = control->machine;
+    const char *status = control->panicked ? "panicked" : machine->running ? "running" : "ended";
+    double up = (double)(host_clock_ns() - control->started_ns) / (double)NS_PER_SECOND;
+    control_return(
+        call, json_pack("{s:s, s:b, s:i, s:s, s:i, s:I, s:f, s:b, s:b}", "status", status,
+                        "running", !control->panicked && machine->running, "pid", (int)getpid(),
+                        "engine", engine_name(machine->engine), "vcpus", (int)machine->config.vcpus,
+                        "memory", (json_int_t)machine->config.memory, "uptime-seconds", up, "agent",
+                        control->agent != NULL, "profiling", control->profile != NULL));
+}
+
+static void query_counters(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    control_return(call, json_pack("{s:o}", "counters", machine_counters_json(control->machine)));
+}
+
+/* ---- Profiles ---- */
+
+static void start_now(struct vm_control *control, struct guest_symbols *symbols,
+                      const char *no_symbols) {
+    struct control_call *call = control->starting;
+    struct error err = {0};
+    bool has_symbols = symbols != NULL;
+    control->starting = NULL;
+    control->fetch = NULL;
+    control->owner = control_client(call);
+    if (control->owner == 0) { /* it did not wait */
+        guest_symbols_free(symbols);
+        control_return(call, NULL);
+        return;
+    }
+    int result =
+        profile_start(control->machine, control->interval_us, symbols, &control->profile, &err);
+    if (result < 0) {
+        control_fail(call, result == -ENOTSUP ? "NotSupported" : "GenericError", err.text);
+        return;
+    }
+    json_t *reply = json_pack("{s:b}", "symbols", has_symbols);
+    if (!has_symbols)
+        json_object_set_new(reply, "no-symbols", json_string(no_symbols));
+    control_return(call, reply);
+}
+
+static void on_symbols(void *context, struct guest_symbols *symbols, const char *reason) {
+    start_now(context, symbols, reason);
+}
+
+static void start(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    const json_t *interval = json_object_get(arguments, "interval-us");
+    json_int_t us = interval != NULL ? json_integer_value(interval) : INTERVAL_US;
+    struct error err;
+    if (control->profile != NULL || control->starting != NULL) {
+        control_fail(call, "Busy", "a profile is being made already");
+        return;
+    }
+    if (us < PROFILE_INTERVAL_MIN || us > PROFILE_INTERVAL_MAX) {
+        error_set(&err, -EINVAL, "interval-us is from %d to %d", PROFILE_INTERVAL_MIN,
+                  PROFILE_INTERVAL_MAX);
+        control_fail(call, "BadArgument", err.text);
+        return;
+    }
+    control->starting = call;
+    control->interval_us = (unsigned)us;
+    if (json_is_false(json_object_get(arguments, "symbols")))
+        start_now(control, NULL, "not asked for");
+    else if (control->agent == NULL || !agent_is_ready(control->agent))
+        start_now(control, NULL, "the guest has no agent to tell them");
+    else if (guest_symbols_fetch(control->agent, control->machine->config.loop, on_symbols, control,
+                                 &control->fetch, &err) < 0)
+        start_now(control, NULL, err.text);
+}
+
+static void stop(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    const json_t *wanted = json_object_get(arguments, "top");
+    json_int_t top = wanted != NULL ? json_integer_value(wanted) : TOP;
+    json_t *report = NULL;
+    if (control->profile == NULL) {
+        control_fail(call, "NotActive", "no profile is being made");
+        return;
+    }
+    if (control_client(call) != control->owner) {
+        control_fail(call, "Busy", "the profile is another client's");
+        return;
+    }
+    if (top < 0 || top > TOP_MAX) {
+        control_fail(call, "BadArgument", "top is from 0 to 1000");
+        return;
+    }
+    profile_stop(control->profile, (unsigned)top, &report);
+    control->profile = NULL;
+    control_return(call, report);
+}
+
+static void on_gone(void *context, unsigned long client) {
+    struct vm_control *control = context;
+    if (control->profile == NULL || control->owner != client)
+        return;
+    profile_stop(control->profile, 0, NULL);
+    control->profile = NULL;
+}
+
+/* ---- Perf maps ---- */
+
+static void on_map_symbols(void *context, struct guest_symbols *symbols, const char *reason) {
+    struct vm_control *control = context;
+    control->map_fetch = NULL;
+    if (symbols != NULL)
+        perf_map_name(control->perf_map, symbols);
+    else
+        log_info("perf map without names of the guest's kernel: %s", reason);
+}
+
+/* Code translated until then has addresses for names. */
+static void name_perf_map(struct vm_control *control) {
+    if (control->perf_map != NULL && control->map_fetch == NULL && control->agent != NULL &&
+        agent_is_ready(control->agent))
+        guest_symbols_fetch(control->agent, control->machine->config.loop, on_map_symbols, control,
+                            &control->map_fetch, NULL);
+}
+
+int vm_control_perf_map(struct vm_control *control, struct error *err) {
+    if (control->perf_map != NULL)
+        return 0;
+    int result = perf_map_start(control->machine, &control->perf_map, err);
+    if (result == 0)
+        name_perf_map(control);
+    return result;
+}
+
+static void start_perf_map(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    struct error err = {0};
+    char path[64];
+    int result = vm_control_perf_map(control, &err);
+    snprintf(path, sizeof path, "/tmp/perf-%d.map", (int)getpid());
+    if (result < 0)
+        control_fail(call, result == -ENOTSUP ? "NotSupported" : "GenericError", err.text);
+    else
+        control_return(call, json_pack("{s:s}", "path", path));
+}
+
+/* ---- What happens to the machine ---- */
+
+void vm_control_agent(struct vm_control *control, struct agent *agent) {
+    if (control == NULL)
+        return;
+    control->agent = agent;
+    name_perf_map(control);
+}
+
+static void cancel_fetches(struct vm_control *control) {
+    guest_symbols_cancel(control->map_fetch);
+    control->map_fetch = NULL;
+    guest_symbols_cancel(control->fetch);
+    control->fetch = NULL;
+    if (control->starting != NULL)
+        control_fail(control->starting, "GenericError", "the guest went away meanwhile");
+    control->starting = NULL;
+}
+
+static void tell(struct vm_control *control, const char *event, json_t *data) {
+    if (control->socket != NULL)
+        control_event(control->socket, event, data);
+    else
+        json_decref(data);
+}
+
+void vm_control_restarted(struct vm_control *control) {
+    if (control == NULL)
+        return;
+    cancel_fetches(control);
+    control->agent = NULL;
+    control->panicked = false;
+    tell(control, "RESET", NULL);
+}
+
+void vm_control_panicked(struct vm_control *control) {
+    if (control == NULL)
+        return;
+    control->panicked = true;
+    tell(control, "GUEST_PANICKED", NULL);
+}
+
+void vm_control_ended(struct vm_control *control, const char *reason) {
+    if (control != NULL)
+        tell(control, "SHUTDOWN", json_pack("{s:s}", "reason", reason));
+}
+
+/* ---- Life ---- */
+
+static const struct control_command commands[] = {
+    {.name = "query-status", .run = query_status},
+    {.name = "query-counters", .run = query_counters},
+    {.name = "profile-start", .run = start, .arguments = {"interval-us:i", "symbols:b"}},
+    {.name = "profile-stop", .run = stop, .arguments = {"top:i"}},
+    {.name = "perf-map-start", .run = start_perf_map},
+    {.name = NULL},
+};
+
+static int listen_for(struct vm_control *control, const char *name, struct error *err) {
+    char directory[CONTROL_PATH_MAX], generated[32];
+    int result = control_directory(directory, sizeof directory, true, err);
+    if (result < 0)
+        return result;
+    snprintf(generated, sizeof generated, "vm-%d", (int)getpid());
+    struct control_config config = {
+        .loop = control->machine->config.loop,
+        .directory = directory,
+        .name = name != NULL ? name : generated,
+        .commands = commands,
+        .gone = on_gone,
+        .context = control,
+    };
+    return control_create(&config, &control->socket, err);
+}
+
+int vm_control_create(struct machine *machine, const char *name, struct vm_control **control,
+                      struct error *err) {
+    struct error why = {0};
+    int result = name != NULL ? vm_name_check(name, err) : 0;
+    if (result < 0)
+        return result;
+    struct vm_control *made = calloc(1, sizeof *made);
+    if (made == NULL)
+        return error_set(err, -ENOMEM, "out of memory");
+    made->machine = machine;
+    made->started_ns = host_clock_ns();
+    result = listen_for(made, name, &why);
+    if (result < 0 && name != NULL) {
+        free(made);
+        return error_set(err, result, "%s", why.text);
+    }
+    if (result < 0)
+        log_info("this VM has no control socket: %s", why.text);
+    *control = made;
+    return 0;
+}
+
+void vm_control_destroy(struct vm_control *control) {
+    if (control == NULL)
+        return;
+    cancel_fetches(control);
+    if (control->profile != NULL)
+        profile_stop(control->profile, 0, NULL);
+    control->profile = NULL;
+    control_destroy(control->socket);
+    perf_map_stop(control->perf_map);
+    free(control);
+}

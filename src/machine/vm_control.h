@@ -1,0 +1,36 @@
+/*
+ * The commands of a running machine's control socket (machine/control.h,
+ * docs/control.md): status, counters, profiling, perf maps; and its events.
+ *
+ * The loop's thread.
+ */
+#ifndef LODGE_MACHINE_VM_CONTROL_H
+#define LODGE_MACHINE_VM_CONTROL_H
+
+#include "machine/agent.h"
+#include "machine/machine.h"
+
+struct vm_control;
+
+/*
+ * name: NULL makes one. A name that was asked for must be had; where there is no place for a
+ * socket without one, the machine runs without: a line in the log says why.
+ */
+int vm_control_create(struct machine *machine, const char *name, struct vm_control **control,
+                      struct error *err);
+void vm_control_destroy(struct vm_control *control); /* before the machine and its agent */
+
+/* All below also with control NULL. */
+
+/* The agent by which symbols are read; its guest has just come up. */
+void vm_control_agent(struct vm_control *control, struct agent *agent);
+/* The guest starts anew; its kernel has panicked. */
+void vm_control_restarted(struct vm_control *control);
+void vm_control_panicked(struct vm_control *control);
+/* The machine has ended: why in one word, as in docs/control.md. */
+void vm_control_ended(struct vm_control *control, const char *reason);
+
+/* Perf maps from the beginning. */
+int vm_control_perf_map(struct vm_control *control, struct error *err);
+
+#endif
