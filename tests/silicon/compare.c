@@ -4,6 +4,8 @@
  * - Status flags that the row calls undefined (table column flags_undefined,
  *   which quotes APM vol. 3), when an instruction completed. Shifts by 0 and 1
  *   define more (generate.c, flags_undefined).
+ * - Of programs, flags that nothing reads before they are overwritten, when a fault shows them and
+ *   the translator need not be exact (dead.c).
  * - Bit P of a page fault's error code for addresses beyond user space: the
  *   host's kernel always reports it set there, so as not to tell what it has
  *   mapped (arch/x86/mm/fault.c, set_signal_archinfo).
@@ -30,6 +32,8 @@ static uint64_t flags_mask(const struct test_case *test, const struct outcome *n
                            const uint64_t *features) {
     struct insn insn;
     enum insn_mode mode = test->mode32 ? INSN_MODE_32 : INSN_MODE_64;
+    if (test->is_program)
+        return ~(uint64_t)test->flags_unknown_any;
     if (nothing_ran(test, native))
         return UINT64_MAX;
     if (test->row_count > 1) {
@@ -39,6 +43,15 @@ static uint64_t flags_mask(const struct test_case *test, const struct outcome *n
     if (insn_decode(&insn, test->code, test->code_length, test->start, mode, features) <= 0)
         return UINT64_MAX;
     return ~(uint64_t)flags_undefined(insn_row_of(&insn), &insn, &test->state);
+}
+
+static bool same_flags(const struct test_case *test, const struct outcome *native,
+                       const struct outcome *guest, const uint64_t *features) {
+    uint64_t differ = native->state.rflags ^ guest->state.rflags;
+    differ &= flags_mask(test, native, features);
+    if (differ != 0 && test->is_program)
+        differ &= ~(uint64_t)flags_dead(test, native, features);
+    return differ == 0;
 }
 
 static uint64_t gpr_mask(const struct test_case *test, unsigned n) {
@@ -92,9 +105,8 @@ bool compare(const struct test_case *test, const struct outcome *native,
     const struct user_state *a = &native->state, *b = &guest->state;
     return native->vector == guest->vector && native->cr2 == guest->cr2 &&
            ((native->error ^ guest->error) & error_mask(native)) == 0 && a->rip == b->rip &&
-           ((a->rflags ^ b->rflags) & flags_mask(test, native, features)) == 0 &&
-           same_gprs(test, a, b) && same_segments(a, b) && same_fp(&a->fp, &b->fp) &&
-           same_memory(native, guest);
+           same_flags(test, native, guest, features) && same_gprs(test, a, b) &&
+           same_segments(a, b) && same_fp(&a->fp, &b->fp) && same_memory(native, guest);
 }
 
 /* ---- Showing one ---- */
@@ -108,7 +120,12 @@ void show_code(const struct test_case *test) {
     while (at < test->code_length &&
            ZYAN_SUCCESS(ZydisDisassembleIntel(mode, address + at, test->code + at,
                                               test->code_length - at, &instruction))) {
-        printf("    ");
+        uint8_t byte = test->code[at];
+        if (test->is_program && (byte == 0x90 || byte == 0xcc)) { /* left out; nothing there */
+            at++;
+            continue;
+        }
+        printf("    %08jx ", (uintmax_t)(address + at));
         for (unsigned i = 0; i < instruction.info.length; i++)
             printf("%02x", test->code[at + i]);
         printf("  %s\n", instruction.text);
@@ -178,10 +195,8 @@ static void show_words(const struct outcome *from, const struct outcome *other, 
         const uint64_t *value = word_at(other, offset);
         if (value != NULL && *value == from->diff[i].value)
             continue;
-        uint64_t address =
-            offset < DATA_SIZE ? DATA_BASE + offset : STACK_BASE + (offset - DATA_SIZE);
-        printf("    [%08jx] %s %016jx  %s ", (uintmax_t)address, a, (uintmax_t)from->diff[i].value,
-               b);
+        printf("    [%08jx] %s %016jx  %s ", (uintmax_t)background_address(offset), a,
+               (uintmax_t)from->diff[i].value, b);
         if (value != NULL)
             printf("%016jx\n", (uintmax_t)*value);
         else
@@ -212,11 +227,15 @@ static void show_registers(const struct test_case *test, const struct outcome *n
 static void show_before(const struct test_case *test) {
     const struct user_state *s = &test->state;
     printf("    before: rax %jx rcx %jx rdx %jx rbx %jx rsp %jx rbp %jx rsi %jx rdi %jx flags "
-           "%jx\n            fcw %x fsw %x ftw %x mxcsr %x\n",
+           "%jx\n            r8 %jx r9 %jx r10 %jx r11 %jx r12 %jx r13 %jx r14 %jx r15 %jx\n"
+           "            fcw %x fsw %x ftw %x mxcsr %x\n",
            (uintmax_t)s->gpr[RAX], (uintmax_t)s->gpr[RCX], (uintmax_t)s->gpr[RDX],
            (uintmax_t)s->gpr[RBX], (uintmax_t)s->gpr[RSP], (uintmax_t)s->gpr[RBP],
-           (uintmax_t)s->gpr[RSI], (uintmax_t)s->gpr[RDI], (uintmax_t)s->rflags, s->fp.fcw,
-           s->fp.fsw, s->fp.ftw, s->fp.mxcsr);
+           (uintmax_t)s->gpr[RSI], (uintmax_t)s->gpr[RDI], (uintmax_t)s->rflags,
+           (uintmax_t)s->gpr[R8], (uintmax_t)s->gpr[R9], (uintmax_t)s->gpr[R10],
+           (uintmax_t)s->gpr[R11], (uintmax_t)s->gpr[R12], (uintmax_t)s->gpr[R13],
+           (uintmax_t)s->gpr[R14], (uintmax_t)s->gpr[R15], s->fp.fcw, s->fp.fsw, s->fp.ftw,
+           s->fp.mxcsr);
 }
 
 static void show_vector(const char *side, const struct outcome *o) {
@@ -226,11 +245,12 @@ static void show_vector(const char *side, const struct outcome *o) {
 
 void show_difference(const struct test_case *test, const struct outcome *native,
                      const struct outcome *guest, const uint64_t *features) {
-    printf("difference: %s%s, %s\n", test->row_count ? insn_row_at(test->rows[0])->name : "wild",
+    const char *name = test->row_count ? insn_row_at(test->rows[0])->name : "wild";
+    printf("difference: %s%s, %s\n", test->is_program ? "program" : name,
            test->row_count > 1 ? " …" : "", test->mode32 ? "32-bit code" : "64-bit code");
     show_code(test);
     show_before(test);
-    if (native->vector != guest->vector || native->error != guest->error ||
+    if (test->is_program || native->vector != guest->vector || native->error != guest->error ||
         native->cr2 != guest->cr2 || native->state.rip != guest->state.rip) {
         show_vector("native", native);
         show_vector("guest ", guest);

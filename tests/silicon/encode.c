@@ -122,7 +122,7 @@ static void choose_repeat(struct builder *b) {
 
 static void choose_segment(struct builder *b) {
     b->seg = -1;
-    if (b->e->fixed || !random_once_in(b->random, 16))
+    if (b->e->fixed || b->e->based || !random_once_in(b->random, 16))
         return;
     b->seg = (int)random_below(b->random, 6);
     add_legacy(b, segment_prefix[b->seg]);
@@ -132,7 +132,7 @@ static void choose_prefixes(struct builder *b) {
     bool lockable = (b->row->properties & INSN_LOCK) && b->memory;
     choose_operand_size(b);
     choose_repeat(b);
-    if (!b->e->fixed && random_once_in(b->random, b->mode32 ? 64 : 16)) {
+    if (!b->e->fixed && !b->e->based && random_once_in(b->random, b->mode32 ? 64 : 16)) {
         b->address_override = true;
         add_legacy(b, 0x67);
     }
@@ -145,6 +145,29 @@ static void choose_prefixes(struct builder *b) {
 
 static unsigned any_register(struct builder *b) {
     return random_below(b->random, b->mode32 ? 8 : 16);
+}
+
+static bool may_write(const struct builder *b, unsigned n) {
+    return !(b->e->keep >> n & 1);
+}
+
+/* Registers that the caller wants kept are not written: a first operand often is, and the second
+ * of those that write two. */
+static bool keeps_registers(const struct builder *b) {
+    const struct insn_row *row = b->row;
+    bool two = strcmp(row->name, "xchg") == 0 || strcmp(row->name, "xadd") == 0 ||
+               strcmp(row->name, "mulx") == 0;
+    for (unsigned i = 0; i < (two ? 2 : 1); i++) {
+        unsigned operand = row->operand[i];
+        if ((operand >= OPERAND_Gb && operand <= OPERAND_Gy && !may_write(b, b->reg)) ||
+            (operand == OPERAND_By && !may_write(b, b->vvvv)))
+            return false;
+        bool rm = (operand >= OPERAND_Eb && operand <= OPERAND_Ey) || operand == OPERAND_Rv ||
+                  operand == OPERAND_Ry || operand == OPERAND_Zb || operand == OPERAND_Zv;
+        if (rm && !b->memory && !may_write(b, b->rm))
+            return false;
+    }
+    return true;
 }
 
 static void choose_registers(struct builder *b) {
@@ -294,7 +317,31 @@ static void memory_vsib(struct builder *b, uint64_t offset) {
     }
 }
 
+/* [base + index * 2^scale + disp] as the caller says. */
+static void memory_based(struct builder *b) {
+    const struct encoder *e = b->e;
+    bool short_disp = (int8_t)e->disp == e->disp && !random_once_in(b->random, 4);
+    b->rm = e->base;
+    b->index = e->index;
+    b->has_sib = e->index != RSP || (e->base & 7) == RSP;
+    b->disp = e->disp;
+    b->disp_size = short_disp ? 1 : 4;
+    if (e->disp == 0 && (e->base & 7) != RBP && !random_once_in(b->random, 4))
+        b->disp_size = 0;
+    b->sib = (uint8_t)(e->scale << 6 | (b->index & 7) << 3 | (b->rm & 7));
+    b->modrm = (uint8_t)((b->disp_size == 0   ? 0
+                          : b->disp_size == 1 ? 0x40
+                                              : 0x80) |
+                         (b->has_sib ? 4 : b->rm & 7));
+    if (!b->has_sib)
+        b->index = 0;
+}
+
 static void choose_memory(struct builder *b) {
+    if (b->e->based) {
+        memory_based(b);
+        return;
+    }
     uint64_t offset = b->e->target - segment_base(b);
     bool low = offset <= INT32_MAX;
     if (b->mode32 && b->address_override) {
@@ -450,7 +497,9 @@ bool encode(struct encoder *e) {
         return false;
     if (!b.mode32 && (properties & INSN_NO64) && another_meaning_in_64(e->row))
         return false;
-    choose_registers(&b);
+    do
+        choose_registers(&b);
+    while (e->keep != 0 && !keeps_registers(&b));
     choose_prefixes(&b);
     if (b.memory)
         choose_memory(&b);

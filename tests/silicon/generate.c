@@ -330,7 +330,8 @@ static void clear_case(struct test_case *test) {
     test->row_count = 0;
     test->patch_count = 0;
     test->flags_unknown = test->flags_unknown_any = 0;
-    test->is_twin = false;
+    test->is_twin = test->is_program = false;
+    test->piece_count = 0;
 }
 
 /* Prefixes may have made something else of the row. */
@@ -391,8 +392,6 @@ bool row_fits_sequence(const struct insn_row *row) {
            !row_has_operand(row, OPERAND_VSIB, OPERAND_VSIB);
 }
 
-static bool count_varies(const struct insn_row *row);
-
 /* After a shift the flags may be its own or, with a count of 0, the ones before. */
 static void track_flags(struct test_case *test, const struct insn_row *row) {
     unsigned kept = count_varies(row) ? 0xffff : (unsigned)~row->flags_written;
@@ -441,7 +440,7 @@ static enum shift_kind shift_kind(const struct insn_row *row) {
                                                                             : NO_SHIFT;
 }
 
-static bool count_varies(const struct insn_row *row) {
+bool count_varies(const struct insn_row *row) {
     return shift_kind(row) != NO_SHIFT;
 }
 

@@ -45,7 +45,8 @@ struct guest {
     const struct background *background;
     unsigned processor;
     struct x86_state template;
-    uint8_t *low, *code, *data, *stack;
+    uint8_t *low, *code;
+    struct arena arena;
     uint64_t next_table;
     /* The watchdog: kicks a vCPU that still runs the same case as a while ago. */
     pthread_t watchdog;
@@ -68,16 +69,17 @@ static uint64_t *next_level(struct guest *guest, uint64_t *entry) {
     return table_at(guest, *entry & 0xff000);
 }
 
-static void map_page(struct guest *guest, uint64_t address, uint64_t bits) {
+static void map_page(struct guest *guest, uint64_t address, uint64_t gpa, uint64_t bits) {
     uint64_t *table = table_at(guest, TABLES);
     for (int shift = 39; shift > 12; shift -= 9)
         table = next_level(guest, &table[address >> shift & 511]);
-    table[address >> 12 & 511] = address | bits | PTE_P | PTE_A | PTE_D | PTE_U;
+    table[address >> 12 & 511] = gpa | bits | PTE_P | PTE_A | PTE_D | PTE_U;
 }
 
+/* Physical addresses are those of the first mapping. */
 static void map_range(struct guest *guest, uint64_t address, uint64_t size, uint64_t bits) {
     for (uint64_t at = 0; at < size; at += PAGE)
-        map_page(guest, address + at, bits);
+        map_page(guest, address + at, address + at, bits);
 }
 
 static void build_page_tables(struct guest *guest) {
@@ -86,6 +88,11 @@ static void build_page_tables(struct guest *guest) {
     map_range(guest, DATA_BASE, DATA_SIZE, PTE_W | PTE_NX);
     map_range(guest, CONST_BASE, CONST_SIZE, PTE_NX);
     map_range(guest, STACK_BASE, STACK_SIZE, PTE_W | PTE_NX);
+    map_range(guest, MIXED_BASE, MIXED_SIZE, PTE_W);
+    for (uint32_t at = 0; at < MIXED_SIZE; at += PAGE)
+        map_page(guest, MIXED_CODE + at, MIXED_BASE + at, 0);
+    for (uint32_t at = 0; at < ARENA_SIZE; at += PAGE)
+        map_page(guest, ALIAS_BASE + at, background_address(at), PTE_W | PTE_NX);
     uint64_t *table = table_at(guest, TABLES);
     table = next_level(guest, &table[SUPERVISOR >> 39 & 511]);
     table = next_level(guest, &table[SUPERVISOR >> 30 & 511]);
@@ -169,14 +176,24 @@ static uint8_t *add_ram(struct guest *guest, const char *name, uint64_t gpa, siz
     return host;
 }
 
+/* The engine holds code of the mixed pages, so they are written through the gate. */
+static void restore_page(void *context, uint32_t offset, const uint8_t *page) {
+    struct guest *guest = context;
+    memory_write(guest->memory, background_address(offset), page, PAGE);
+}
+
 static int build_memory(struct guest *guest, struct error *err) {
     const struct background *b = guest->background;
     guest->low = add_ram(guest, "supervisor", 0, MIB(2), NULL, err);
     guest->code = add_ram(guest, "code", CODE_BASE, CODE_SIZE, NULL, err);
-    guest->data = add_ram(guest, "data", DATA_BASE, DATA_SIZE, b->arena, err);
-    guest->stack = add_ram(guest, "stack", STACK_BASE, STACK_SIZE, b->arena + DATA_SIZE, err);
+    struct arena *arena = &guest->arena;
+    arena->data = add_ram(guest, "data", DATA_BASE, DATA_SIZE, b->arena, err);
+    arena->stack = add_ram(guest, "stack", STACK_BASE, STACK_SIZE, b->arena + DATA_SIZE, err);
+    arena->mixed = add_ram(guest, "mixed", MIXED_BASE, MIXED_SIZE, b->arena + ARENA_MIXED, err);
+    arena->restore = restore_page;
+    arena->context = guest;
     uint8_t *constant = add_ram(guest, "constant", CONST_BASE, CONST_SIZE, b->constant, err);
-    if (!guest->low || !guest->code || !guest->data || !guest->stack || !constant)
+    if (!guest->low || !guest->code || !arena->data || !arena->stack || !arena->mixed || !constant)
         return -ENOMEM;
     memset(guest->code, 0xcc, CODE_SIZE);
     build_page_tables(guest);
@@ -300,6 +317,11 @@ static void save_fp(const struct x86_state *state, struct fp_state *fp) {
         memcpy(fp->ymm[i], &state->vector[i], 32);
 }
 
+static uint64_t code_gpa(const struct test_case *test) {
+    uint32_t offset = background_code(test->start);
+    return offset < ARENA_SIZE ? background_address(offset) : test->start;
+}
+
 static void start_case(struct guest *guest, const struct test_case *test, struct x86_state *state) {
     *state = guest->template;
     uint16_t mode = test->mode32 ? SEG_DB : SEG_L;
@@ -312,10 +334,10 @@ static void start_case(struct guest *guest, const struct test_case *test, struct
     state->segment[SEG_GS].base = test->state.gs_base;
     load_fp(state, &test->state.fp);
     /* Through the gate: the engine holds code of these pages. */
-    memory_write(guest->memory, test->start, test->code, test->code_length);
+    memory_write(guest->memory, code_gpa(test), test->code, test->code_length);
     for (unsigned i = 0; i < test->patch_count; i++)
-        memcpy(background_at(guest->data, guest->stack, test->patch[i].offset),
-               test->patch[i].bytes, PATCH_SIZE);
+        memcpy(background_at(&guest->arena, test->patch[i].offset), test->patch[i].bytes,
+               PATCH_SIZE);
 }
 
 static bool pushes_error(unsigned vector) {
@@ -358,7 +380,8 @@ void guest_run(struct guest *guest, const struct test_case *test, struct outcome
     struct x86_state state;
     struct vcpu_exit stop;
     struct error err;
-    uint8_t int3[CODE_MAX];
+    static uint8_t int3[CODE_MAX];
+    memset(int3, 0xcc, sizeof int3);
     memset(outcome, 0, offsetof(struct outcome, diff));
     start_case(guest, test, &state);
     if (vcpu_set_state(guest->vcpu, &state, &err) < 0) {
@@ -373,7 +396,7 @@ void guest_run(struct guest *guest, const struct test_case *test, struct outcome
         else
             outcome->vector = VECTOR_LOST;
     }
-    memset(int3, 0xcc, sizeof int3);
-    memory_write(guest->memory, test->start, int3, test->code_length);
-    background_collect(guest->background, guest->data, guest->stack, outcome);
+    if (background_code(test->start) == ARENA_SIZE)
+        memory_write(guest->memory, test->start, int3, test->code_length);
+    background_collect(guest->background, &guest->arena, outcome);
 }

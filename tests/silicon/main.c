@@ -21,6 +21,7 @@ struct options {
     unsigned long at_least;  /* of each class */
     unsigned long sequences; /* in total */
     unsigned long wild;      /* in total */
+    unsigned long programs;  /* in total */
     unsigned long seed;
     unsigned shown; /* differences shown of a row */
     const char *only;
@@ -81,6 +82,27 @@ static const char *why_not(const struct run *run, const struct insn_row *row) {
 
 /* ---- Running ---- */
 
+/* Shrinking uses the batch: what is in it is kept. */
+static void show_program(struct run *run, const struct test_case *test,
+                         const struct outcome *native, const struct outcome *guest) {
+    static struct batch kept;
+    static struct test_case small;
+    static struct outcome small_native, small_guest;
+    struct batch *batch = native_batch(run->native);
+    const uint64_t *features = guest_features(run->guest);
+    kept = *batch;
+    small = *test;
+    bool alone =
+        shrink_program(run->native, run->guest, &small, &small_native, &small_guest, features);
+    *batch = kept;
+    if (alone) {
+        show_difference(&small, &small_native, &small_guest, features);
+    } else {
+        printf("after the cases before it only:\n");
+        show_difference(test, native, guest, features);
+    }
+}
+
 static void judge(struct run *run, const struct test_case *test, const struct outcome *native,
                   struct class_count *class) {
     static struct outcome guest;
@@ -90,15 +112,22 @@ static void judge(struct run *run, const struct test_case *test, const struct ou
     if (native->state.rip >> 12 == VSYSCALL_PAGE)
         return; /* a jump to where the host's kernel answers instead */
     guest_run(run->guest, test, &guest);
+    if (getenv("STATS"))
+        printf("STAT v%u len %u at %jd ok %d\n", native->vector, test->code_length,
+               (intmax_t)(native->state.rip - test->start),
+               compare(test, native, &guest, features));
     class->cases++;
     if (compare(test, native, &guest, features))
         return;
     class->differences++;
     run->row_differences++;
-    if (run->row_shown < run->options.shown) {
-        run->row_shown++;
+    if (run->row_shown >= run->options.shown)
+        return;
+    run->row_shown++;
+    if (test->is_program)
+        show_program(run, test, native, &guest);
+    else
         show_difference(test, native, &guest, features);
-    }
 }
 
 static void judge_table(struct run *run, uint32_t n, struct class_count *class) {
@@ -213,6 +242,35 @@ static int run_wild(struct run *run) {
     return 0;
 }
 
+static void list_program_rows(struct run *run, struct generator *g) {
+    static uint16_t rows[PROGRAM_ROW_KINDS][ROWS_MAX];
+    for (unsigned n = 0; n < ROWS_MAX && insn_row_at(n) != NULL; n++) {
+        const struct insn_row *row = insn_row_at(n);
+        struct row_list *list = &g->program_rows[program_row_kind(row)];
+        if (row_fits_program(row) && offered(run, row))
+            rows[list - g->program_rows][list->count++] = (uint16_t)n;
+    }
+    for (unsigned kind = 0; kind < PROGRAM_ROW_KINDS; kind++)
+        g->program_rows[kind].rows = rows[kind];
+}
+
+static int run_programs(struct run *run) {
+    struct class_count *class = count_of(run, "programs");
+    struct generator g = row_generator(run, ROWS_MAX + 2);
+    struct batch *batch = native_batch(run->native);
+    list_program_rows(run, &g);
+    run->row_differences = run->row_shown = 0;
+    for (unsigned long left = run->options.programs; left > 0;) {
+        batch->count = left < BATCH_SIZE ? (uint32_t)left : BATCH_SIZE;
+        for (uint32_t i = 0; i < batch->count; i++)
+            generate_program(&g, &batch->test[i]);
+        if (run_batch(run, class) < 0)
+            return -1;
+        left -= batch->count;
+    }
+    return 0;
+}
+
 static bool selected(const struct run *run, const struct insn_row *row) {
     const char *only = run->options.only;
     return only == NULL || strcmp(only, row->name) == 0 || strcmp(only, row_class(row)) == 0;
@@ -237,6 +295,8 @@ static int run_all(struct run *run) {
         return 1;
     if (wanted(run, "wild") && run_wild(run) < 0)
         return 1;
+    if (wanted(run, "programs") && run_programs(run) < 0)
+        return 1;
     return summary(run);
 }
 
@@ -254,8 +314,8 @@ static int list(const struct run *run) {
 /* ---- Options ---- */
 
 static int usage(void) {
-    fprintf(stderr, "usage: silicon [--cases N] [--at-least N] [--sequences N] [--wild N] [--seed "
-                    "N] [--only ROW|CLASS] "
+    fprintf(stderr, "usage: silicon [--cases N] [--at-least N] [--sequences N] [--wild N] "
+                    "[--programs N] [--seed N] [--only ROW|CLASS] "
                     "[--show N] [--kvm] [--list]\n");
     return 2;
 }
@@ -264,6 +324,7 @@ static bool parse(int argc, char **argv, struct options *options) {
     static const struct option known[] = {
         {"at-least", required_argument, NULL, 'a'},
         {"wild", required_argument, NULL, 'w'},
+        {"programs", required_argument, NULL, 'p'},
         {"cases", required_argument, NULL, 'c'},
         {"sequences", required_argument, NULL, 'q'},
         {"seed", required_argument, NULL, 's'},
@@ -279,6 +340,7 @@ static bool parse(int argc, char **argv, struct options *options) {
         case 'c': options->cases = strtoul(optarg, NULL, 0); break;
         case 'a': options->at_least = strtoul(optarg, NULL, 0); break;
         case 'w': options->wild = strtoul(optarg, NULL, 0); break;
+        case 'p': options->programs = strtoul(optarg, NULL, 0); break;
         case 'q': options->sequences = strtoul(optarg, NULL, 0); break;
         case 's': options->seed = strtoul(optarg, NULL, 0); break;
         case 'n': options->shown = (unsigned)strtoul(optarg, NULL, 0); break;
@@ -301,6 +363,7 @@ int main(int argc, char **argv) {
                                          .at_least = 5000,
                                          .sequences = 20000,
                                          .wild = 20000,
+                                         .programs = 20000,
                                          .shown = SHOWN_PER_ROW,
                                          .engine = ENGINE_SOFT}};
     struct error err;

@@ -13,6 +13,8 @@
  * answer accesses that are to fault.
  */
 #include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -34,8 +36,8 @@ static struct background background;
 static bool running;        /* a case runs; else the INT3 that starts a batch */
 static ucontext_t home;     /* where a finished batch returns to */
 static uint8_t *code_alias; /* the code pages, to write to */
-static uint8_t *const data_page = (uint8_t *)DATA_BASE;
-static uint8_t *const stack_page = (uint8_t *)STACK_BASE;
+static const struct arena arena = {
+    .data = (uint8_t *)DATA_BASE, .stack = (uint8_t *)STACK_BASE, .mixed = (uint8_t *)MIXED_BASE};
 
 /* What the entry code saves and puts right. */
 struct segments {
@@ -151,13 +153,18 @@ static const int gpr_slot[16] = {
     [R12] = REG_R12, [R13] = REG_R13, [R14] = REG_R14, [R15] = REG_R15,
 };
 
+static uint8_t *code_at(const struct test_case *test) {
+    uint32_t offset = background_code(test->start);
+    return offset < ARENA_SIZE ? background_at(&arena, offset)
+                               : code_alias + (test->start - CODE_BASE);
+}
+
 static void start_case(const struct test_case *test, ucontext_t *uc) {
     greg_t *regs = uc->uc_mcontext.gregs;
     uint64_t selectors = test->mode32 ? SEL_CS32 : SEL_CS64;
-    memcpy(code_alias + (test->start - CODE_BASE), test->code, test->code_length);
+    memcpy(code_at(test), test->code, test->code_length);
     for (unsigned i = 0; i < test->patch_count; i++)
-        memcpy(background_at(data_page, stack_page, test->patch[i].offset), test->patch[i].bytes,
-               PATCH_SIZE);
+        memcpy(background_at(&arena, test->patch[i].offset), test->patch[i].bytes, PATCH_SIZE);
     for (unsigned i = 0; i < 16; i++)
         regs[gpr_slot[i]] = (greg_t)test->state.gpr[i];
     regs[REG_RIP] = (greg_t)test->start;
@@ -171,7 +178,7 @@ static void finish_case(const struct test_case *test, struct outcome *outcome, i
                         const ucontext_t *uc) {
     const greg_t *regs = uc->uc_mcontext.gregs;
     struct user_state *state = &outcome->state;
-    bool timeout = number == SIGVTALRM;
+    bool timeout = number == SIGVTALRM || number == SIGSYS;
     outcome->vector = timeout ? VECTOR_TIMEOUT : (uint8_t)regs[REG_TRAPNO];
     outcome->error = timeout ? 0 : (uint32_t)regs[REG_ERR];
     outcome->cr2 = outcome->vector == EXC_PF ? (uint64_t)regs[REG_CR2] : 0;
@@ -188,8 +195,9 @@ static void finish_case(const struct test_case *test, struct outcome *outcome, i
     state->fs_base = native_segments.fs_base;
     state->gs_base = native_segments.gs_base;
     save_fp((const uint8_t *)uc->uc_mcontext.fpregs, &state->fp);
-    memset(code_alias + (test->start - CODE_BASE), 0xcc, test->code_length);
-    background_collect(&background, data_page, stack_page, outcome);
+    if (background_code(test->start) == ARENA_SIZE)
+        memset(code_at(test), 0xcc, test->code_length);
+    background_collect(&background, &arena, outcome);
 }
 
 /* The C code that follows a batch wants plain floating-point state. */
@@ -220,10 +228,9 @@ void native_handler(int number, siginfo_t *info, void *context) {
         go_home(uc);
 }
 
-/* fd -1: memory of its own. */
-static void *map_at(uintptr_t address, size_t size, int protection, int fd) {
-    int kind = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
-    void *at = mmap((void *)address, size, protection, kind | MAP_FIXED_NOREPLACE, fd, 0);
+static uint8_t *map_at(uintptr_t address, size_t size, int protection, int fd, off_t offset) {
+    void *at =
+        mmap((void *)address, size, protection, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, offset);
     if (at != (void *)address) {
         fprintf(stderr, "silicon: cannot map %#zx: %s\n", (size_t)address, strerror(errno));
         _exit(1);
@@ -231,21 +238,50 @@ static void *map_at(uintptr_t address, size_t size, int protection, int fd) {
     return at;
 }
 
-static void child_map(void) {
-    int code = memfd_create("code", MFD_CLOEXEC);
-    if (code < 0 || ftruncate(code, CODE_SIZE) < 0)
+static int memory_of(const char *name, size_t size) {
+    int fd = memfd_create(name, MFD_CLOEXEC);
+    if (fd < 0 || ftruncate(fd, (off_t)size) < 0)
         _exit(1);
-    map_at(CODE_BASE, CODE_SIZE, PROT_READ | PROT_EXEC, code);
-    code_alias = mmap(NULL, CODE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, code, 0);
+    return fd;
+}
+
+static void child_map(void) {
+    enum { READ_WRITE = PROT_READ | PROT_WRITE, READ_EXECUTE = PROT_READ | PROT_EXEC };
+    int code = memory_of("code", CODE_SIZE), writable = memory_of("arena", ARENA_SIZE);
+    int constant = memory_of("constant", CONST_SIZE);
+    map_at(CODE_BASE, CODE_SIZE, READ_EXECUTE, code, 0);
+    code_alias = mmap(NULL, CODE_SIZE, READ_WRITE, MAP_SHARED, code, 0);
     if (code_alias == MAP_FAILED)
         _exit(1);
     memset(code_alias, 0xcc, CODE_SIZE);
-    memcpy(map_at(DATA_BASE, DATA_SIZE, PROT_READ | PROT_WRITE, -1), background.arena, DATA_SIZE);
-    memcpy(map_at(STACK_BASE, STACK_SIZE, PROT_READ | PROT_WRITE, -1), background.arena + DATA_SIZE,
-           STACK_SIZE);
-    memcpy(map_at(CONST_BASE, CONST_SIZE, PROT_READ | PROT_WRITE, -1), background.constant,
+    map_at(DATA_BASE, DATA_SIZE, READ_WRITE, writable, 0);
+    map_at(STACK_BASE, STACK_SIZE, READ_WRITE, writable, DATA_SIZE);
+    map_at(MIXED_BASE, MIXED_SIZE, READ_WRITE | PROT_EXEC, writable, ARENA_MIXED);
+    map_at(MIXED_CODE, MIXED_SIZE, READ_EXECUTE, writable, ARENA_MIXED);
+    memcpy(map_at(ALIAS_BASE, ARENA_SIZE, READ_WRITE, writable, 0), background.arena, ARENA_SIZE);
+    memcpy(map_at(CONST_BASE, CONST_SIZE, READ_WRITE, constant, 0), background.constant,
            CONST_SIZE);
     mprotect((void *)CONST_BASE, CONST_SIZE, PROT_READ);
+}
+
+/*
+ * Programs that changed or lost their way may come upon SYSCALL: from the pages of cases it raises
+ * SIGSYS instead.
+ */
+static void child_filter(void) {
+    enum { IP = offsetof(struct seccomp_data, instruction_pointer) };
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, IP + 4),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 2),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, IP),
+        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, STACK_BASE + STACK_SIZE + PAGE, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+    };
+    struct sock_fprog program = {.len = ARRAY_SIZE(code), .filter = code};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
+        _exit(1);
 }
 
 static void child_signals(void) {
@@ -285,6 +321,7 @@ static bool child_setup(int memory, unsigned processor) {
     background_fill(&background);
     child_map();
     child_signals();
+    child_filter();
     __asm__ volatile("rdfsbase %0" : "=r"(native_home_fs));
     /* Compatibility mode needs DS and ES; 64-bit mode does not mind them. */
     __asm__ volatile("movl %0, %%ds\n movl %0, %%es" : : "r"(SEL_DS));

@@ -10,6 +10,10 @@
  *   guest.c     the vCPU's side: a small supervisor around user-mode code
  *   compare.c   what counts as a difference, and how it is shown
  *   wild.c      code that no row asked for
+ *   program.c   whole programs: branches, calls, strings, changing code, faults in the middle
+ *   assemble.c  what programs are put together with
+ *   dead.c      which flags nobody would have read
+ *   shrink.c    a program that differs, made small
  *   check.c     whether the table's flags column tells the truth
  *   main.c      options, the loop over rows, the summary
  *
@@ -43,6 +47,10 @@ enum {
     CONST_SIZE = PAGE,
     STACK_BASE = 0x70000000, /* two pages with holes around */
     STACK_SIZE = 2 * PAGE,
+    MIXED_BASE = 0x30000000, /* two pages to read, write and execute, with holes around */
+    MIXED_SIZE = 2 * PAGE,
+    MIXED_CODE = 0x38000000,       /* the same two pages to read and execute */
+    ALIAS_BASE = 0x3c000000,       /* data, stack and mixed pages once more, to read and write */
     CASE_CODE = CODE_BASE + 0x800, /* where code usually starts */
 };
 
@@ -50,8 +58,8 @@ enum {
 #define FS_BASE UINT64_C(0x4fffe000)
 #define GS_BASE UINT64_C(0x4ffff000)
 
-/* Writable memory as one array, for the difference lists: data, then stack. */
-enum { ARENA_SIZE = DATA_SIZE + STACK_SIZE, ARENA_WORDS = ARENA_SIZE / 8 };
+/* Writable memory as one array, for the difference lists: data, stack, mixed. */
+enum { ARENA_MIXED = DATA_SIZE + STACK_SIZE, ARENA_SIZE = ARENA_MIXED + MIXED_SIZE };
 
 /* Linux's user-mode selectors (arch/x86/include/asm/segment.h). */
 enum { SEL_CS32 = 0x23, SEL_DS = 0x2b, SEL_CS64 = 0x33 };
@@ -78,7 +86,8 @@ struct user_state {
 
 /* ---- Cases ---- */
 
-enum { CODE_MAX = 80, PATCHES_MAX = 4, PATCH_SIZE = 64, DIFFS_MAX = 192, SEQUENCE_MAX = 5 };
+enum { CODE_MAX = 2048, PATCHES_MAX = 4, PATCH_SIZE = 64, DIFFS_MAX = 512, SEQUENCE_MAX = 5 };
+enum { PIECES_MAX = 160 };
 
 struct patch {
     uint32_t offset; /* in the arena */
@@ -95,6 +104,11 @@ struct test_case {
     uint16_t rows[SEQUENCE_MAX]; /* table rows that it was made from */
     uint16_t flags_unknown;      /* of a sequence: left undefined at its end */
     uint16_t flags_unknown_any;  /* of a sequence: left undefined somewhere in it */
+    bool is_program;
+    uint16_t piece_count; /* of a program: what can be left out of it */
+    struct {
+        uint16_t at, length;
+    } piece[PIECES_MAX];
     uint8_t patch_count;
     struct patch patch[PATCHES_MAX];
     struct user_state state;
@@ -105,6 +119,7 @@ struct word_diff {
     uint64_t value;
 };
 
+/* TIMEOUT: an endless loop, or a system call: such cases do not count. */
 enum { VECTOR_TIMEOUT = 0xfe, VECTOR_LOST = 0xff };
 
 struct outcome {
@@ -121,12 +136,22 @@ struct background {
     uint8_t arena[ARENA_SIZE];
     uint8_t constant[CONST_SIZE];
 };
+/* The arena's parts as one side has them. restore, if set, puts a page back instead of memcpy. */
+struct arena {
+    uint8_t *data, *stack, *mixed;
+    void (*restore)(void *context, uint32_t offset, const uint8_t *page);
+    void *context;
+};
 void background_fill(struct background *background);
 /* Lists what differs from the background and restores it. */
-void background_collect(const struct background *background, uint8_t *data, uint8_t *stack,
+void background_collect(const struct background *background, const struct arena *arena,
                         struct outcome *outcome);
 /* Where a patch goes. */
-uint8_t *background_at(uint8_t *data, uint8_t *stack, uint32_t offset);
+uint8_t *background_at(const struct arena *arena, uint32_t offset);
+/* The address that user code has it at. */
+uint64_t background_address(uint32_t offset);
+/* Where code that starts at an address is in the arena, or ARENA_SIZE: in the code pages. */
+uint32_t background_code(uint64_t start);
 
 /* ---- random.c ---- */
 
@@ -155,6 +180,12 @@ struct encoder {
     uint64_t target; /* address of the memory operand */
     uint64_t used;   /* bit n: register n holds an address and stays as it is */
     bool fixed;
+    /* based: memory operands are [base + index * 2^scale + disp] of registers that hold the right
+     * values already (index RSP: none), and registers in `keep` are not written. */
+    bool based;
+    unsigned base, index, scale;
+    int32_t disp;
+    uint32_t keep;
 };
 /* False: the row has no encoding in this mode. */
 bool encode(struct encoder *encoder);
@@ -163,11 +194,17 @@ bool row_has_operand(const struct insn_row *row, unsigned first, unsigned last);
 
 /* ---- generate.c ---- */
 
+enum program_row_kind { ROWS_INTEGER, ROWS_VECTOR, ROWS_X87, PROGRAM_ROW_KINDS };
+
 struct generator {
     struct random random;
     const uint64_t *features;      /* that guests are offered */
     const uint16_t *sequence_rows; /* rows that may stand in sequences */
     unsigned sequence_row_count;
+    struct row_list {
+        const uint16_t *rows;
+        unsigned count;
+    } program_rows[PROGRAM_ROW_KINDS];
 };
 /* One instruction of row n. False: this row cannot be made in the mode drawn. */
 bool generate_single(struct generator *generator, unsigned n, struct test_case *test);
@@ -176,6 +213,8 @@ void generate_sequence(struct generator *generator, struct test_case *test);
 /* Registers and memory for code that somebody else fills in; no code yet. */
 void generate_state(struct generator *generator, struct test_case *test);
 bool row_fits_sequence(const struct insn_row *row);
+/* Shifts and rotates, which with a count of 0 change no flags. */
+bool count_varies(const struct insn_row *row);
 /* Flags that one instruction leaves undefined, from its row and its operands. */
 unsigned flags_undefined(const struct insn_row *row, const struct insn *insn,
                          const struct user_state *before);
@@ -190,6 +229,29 @@ const char *row_class(const struct insn_row *row);
 void generate_wild(struct generator *generator, struct test_case *test);
 void add_wild_prefixes(struct random *random, struct test_case *test);
 void trim_to_one(const struct generator *generator, struct test_case *test);
+
+/* ---- program.c ---- */
+
+bool row_fits_program(const struct insn_row *row);
+enum program_row_kind program_row_kind(const struct insn_row *row);
+void generate_program(struct generator *generator, struct test_case *test);
+
+/* ---- dead.c ---- */
+
+/* Status flags that are overwritten on every way from where a program faulted before anything
+ * reads them: the translator need not keep those unless it is to be exact. */
+unsigned flags_dead(const struct test_case *test, const struct outcome *native,
+                    const uint64_t *features);
+
+/* ---- shrink.c ---- */
+
+struct native;
+struct guest;
+/* Leaves out of a program what can go without making the difference go. False: alone, it does not
+ * differ. */
+bool shrink_program(struct native *native, struct guest *guest, struct test_case *test,
+                    struct outcome *native_outcome, struct outcome *guest_outcome,
+                    const uint64_t *features);
 
 /* ---- check.c ---- */
 
