@@ -19,11 +19,13 @@ struct walk {
     unsigned fuel;
 };
 
-static void read_code(struct walk *walk, const struct test_case *test,
-                      const struct outcome *native) {
+static void read_code(struct walk *walk, const struct test_case *test) {
     memset(walk->mixed, 0xcc, sizeof walk->mixed);
     memcpy(walk->mixed + (background_code(test->start) - ARENA_MIXED), test->code,
            test->code_length);
+}
+
+static void read_changes(struct walk *walk, const struct outcome *native) {
     for (uint32_t i = 0; i < native->diff_count && i < DIFFS_MAX; i++) {
         uint32_t offset = native->diff[i].offset;
         if (offset >= ARENA_MIXED)
@@ -118,6 +120,11 @@ unsigned flags_dead(const struct test_case *test, const struct outcome *native,
     walk.features = features;
     walk.mode = test->mode32 ? INSN_MODE_32 : INSN_MODE_64;
     walk.fuel = FUEL;
-    read_code(&walk, test, native);
-    return FLAGS_STATUS & ~live(&walk, native->state.rip, FLAGS_STATUS, NULL, 0);
+    read_code(&walk, test);
+    unsigned alive = live(&walk, native->state.rip, FLAGS_STATUS, NULL, 0);
+    /* Code that changed since it was translated: by what it was then or by what it is now. */
+    read_changes(&walk, native);
+    walk.fuel = FUEL;
+    alive &= live(&walk, native->state.rip, FLAGS_STATUS, NULL, 0);
+    return FLAGS_STATUS & ~alive;
 }

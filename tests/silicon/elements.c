@@ -53,12 +53,13 @@ static int32_t any_disp(struct program *p) {
     int32_t disp = (int32_t)below(p, 256) - 128;
     if (once_in(p, 2))
         disp &= ~7;
-    return once_in(p, 12) ? disp * 32 : disp;
+    return once_in(p, 12) ? disp * 8 : disp;
 }
 
 /* All status flags become known again. */
 static void normalise(struct program *p) {
     put_group1(p, p->word, 7, any_register(p), (int32_t)random_integer(p->random));
+    p->test->flags_unknown_any |= FLAGS_STATUS;
 }
 
 /* ---- Conditions ---- */
@@ -439,7 +440,7 @@ static void loop(struct program *p) {
 static void put_string(struct program *p) {
     static const uint8_t opcodes[] = {0xa4, 0xa4, 0xaa, 0xaa, 0xa6, 0xac, 0xae};
     unsigned opcode = opcodes[below(p, ARRAY_SIZE(opcodes))], size = any_size(p);
-    unsigned count = once_in(p, 8) ? below(p, 600) : below(p, 24);
+    unsigned count = once_in(p, 8) ? below(p, 600) / size : below(p, 24);
     put_opcode_mem(p, p->word, 0x8d, RDI, any_pointer(p), any_disp(p));
     if (p->mode32 || once_in(p, 3)) /* overlapping */
         put_opcode_mem(p, p->word, 0x8d, RSI, RDI, (int32_t)below(p, 64) - 32);

@@ -112,10 +112,6 @@ static void judge(struct run *run, const struct test_case *test, const struct ou
     if (native->state.rip >> 12 == VSYSCALL_PAGE)
         return; /* a jump to where the host's kernel answers instead */
     guest_run(run->guest, test, &guest);
-    if (getenv("STATS"))
-        printf("STAT v%u len %u at %jd ok %d\n", native->vector, test->code_length,
-               (intmax_t)(native->state.rip - test->start),
-               compare(test, native, &guest, features));
     class->cases++;
     if (compare(test, native, &guest, features))
         return;

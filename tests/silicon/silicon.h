@@ -102,7 +102,7 @@ struct test_case {
     bool is_twin; /* of the case before it: check.c */
     uint8_t row_count;
     uint16_t rows[SEQUENCE_MAX]; /* table rows that it was made from */
-    uint16_t flags_unknown;      /* of a sequence: left undefined at its end */
+    uint16_t flags_unknown;      /* of a sequence or program: left undefined at its end */
     uint16_t flags_unknown_any;  /* of a sequence: left undefined somewhere in it */
     bool is_program;
     uint16_t piece_count; /* of a program: what can be left out of it */

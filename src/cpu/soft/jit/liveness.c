@@ -42,33 +42,36 @@ static const uint8_t *page_bytes(const struct translation *t, uint64_t rip) {
     return t->block->host + (int64_t)(rip - t->block->rip);
 }
 
-unsigned liveness_at(struct translation *t, uint64_t rip) {
-    unsigned live = FLAGS_STATUS;
-    if (t->jit->exact)
-        return live;
-    for (unsigned n = 0; n < LOOK_AHEAD && rip >> PAGE_SHIFT == t->pages_rip; n++) {
+/* Of `live`, what code at rip may read before it writes it. `fuel`: instructions left to look at.
+ */
+static unsigned look(struct translation *t, uint64_t rip, unsigned live, unsigned *fuel) {
+    while (live != 0 && rip >> PAGE_SHIFT == t->pages_rip && *fuel > 0) {
         struct insn insn;
         unsigned offset = rip & (PAGE_SIZE - 1);
         int length = insn_decode(&insn, page_bytes(t, rip), PAGE_SIZE - offset, rip, INSN_MODE_64,
                                  t->cpu->features);
         if (length <= 0)
             return live;
+        --*fuel;
         rest_on(t->block, offset, offset + (unsigned)length);
         const struct lowering *l = lowering_of(&insn);
-        if (l->kind == LOWER_JMP || l->kind == LOWER_CALL) {
-            rip += (unsigned)length + insn.imm;
-            continue;
-        }
-        live &= live_before(&insn, 0) |
-                (l->kind == LOWER_NATIVE ? ~(unsigned)l->flags_killed : FLAGS_STATUS);
+        rip += (unsigned)length;
         /* What was killed is dead unless it was read before: `read` bits count at once. */
         if (live_before(&insn, 0) & live)
             return live;
-        if (live == 0)
-            return 0;
-        rip += (unsigned)length;
+        if (l->kind == LOWER_JMP || l->kind == LOWER_CALL)
+            rip += insn.imm;
+        else if (l->kind == LOWER_JCC)
+            return look(t, rip + insn.imm, live, fuel) | look(t, rip, live, fuel);
+        else if (l->kind == LOWER_NATIVE)
+            live &= ~(unsigned)l->flags_killed;
     }
     return live;
+}
+
+unsigned liveness_at(struct translation *t, uint64_t rip) {
+    unsigned fuel = LOOK_AHEAD;
+    return t->jit->exact ? FLAGS_STATUS : look(t, rip, FLAGS_STATUS, &fuel);
 }
 
 void liveness_find(struct translation *t) {
