@@ -8,7 +8,8 @@
  *   the translator need not be exact (dead.c).
  * - Bit P of a page fault's error code for addresses beyond user space: the
  *   host's kernel always reports it set there, so as not to tell what it has
- *   mapped (arch/x86/mm/fault.c, set_signal_archinfo).
+ *   mapped (arch/x86/mm/fault.c, set_signal_archinfo); and where it is clear natively for addresses
+ *   that are mapped: the host's kernel maps a page when it is first used.
  * - Which null selector (0 to 3) DS, ES, FS and GS hold: the host's own IRET into its signal
  * handler makes all of them 0.
  * - In compatibility mode R8 to R15 and upper register halves, which are
@@ -84,9 +85,17 @@ static uint64_t gpr_mask(const struct test_case *test, unsigned n) {
     return n < 8 ? UINT32_MAX : 0;
 }
 
+static bool is_mapped(uint64_t address) {
+    return address - CODE_BASE < CODE_SIZE || address - DATA_BASE < DATA_SIZE ||
+           address - CONST_BASE < CONST_SIZE || address - STACK_BASE < STACK_SIZE ||
+           address - MIXED_BASE < MIXED_SIZE || address - MIXED_CODE < MIXED_SIZE ||
+           address - ALIAS_BASE < ARENA_SIZE;
+}
+
 static uint32_t error_mask(const struct outcome *native) {
-    return native->vector == EXC_PF && native->cr2 >= USER_SPACE_END ? ~(uint32_t)PF_PRESENT
-                                                                     : UINT32_MAX;
+    bool p_unknown =
+        native->cr2 >= USER_SPACE_END || (!(native->error & PF_PRESENT) && is_mapped(native->cr2));
+    return native->vector == EXC_PF && p_unknown ? ~(uint32_t)PF_PRESENT : UINT32_MAX;
 }
 
 static bool same_gprs(const struct test_case *test, const struct user_state *a,
