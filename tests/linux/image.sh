@@ -55,6 +55,26 @@ packages_unpack() { # ROOT FILES...: fetches what is not there yet
     mkdir -p "$root/proc" "$root/sys" "$root/dev" "$root/tmp"
 }
 
+source_unpack() { # NAME DIRECTORY: Debian's source package, with its patches, as DIRECTORY; prints its version
+    # Few machines have deb-src configured: the same archives, with package lists of our own.
+    mkdir -p "$cache/source-lists/partial" "$cache/sources"
+    apt-get indextargets --format 'deb-src $(REPO_URI) $(RELEASE) $(COMPONENT)' \
+        'Created-By: Packages' 'Origin: Debian' | sort -u >"$cache/sources.list"
+    set -- "$1" "$2" -qq -o Debug::NoLocking=1 -o APT::Sandbox::User= \
+        -o Dir::Etc::sourcelist="$cache/sources.list" -o Dir::Etc::sourceparts=- \
+        -o Dir::State::lists="$cache/source-lists" \
+        -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=
+    name=$1 directory=$2
+    shift 2
+    [ "$(find "$cache/source-lists" -name '*_Sources*' -mmin -1440)" ] || try apt-get "$@" update || return
+    # --print-uris leaves out what lies in the working directory.
+    description=$(cd "$cache/source-lists" && apt-get "$@" source --print-uris "$name" |
+        sed -n 's/.* \(.*\.dsc\) .*/\1/p')
+    (cd "$cache/sources" && try apt-get "$@" source --download-only "$name") || return
+    # apt has checked the sums that the signed lists name; the uploader's key need not be here.
+    try dpkg-source --no-check -x "$cache/sources/$description" "$directory" && echo "$description"
+}
+
 image_write() { # ROOT LABEL SIZE FILE: complete or not there at all
     try mke2fs -q -t ext4 -O ^has_journal -d "$1" -L "$2" "$4.part" "$3" && mv "$4.part" "$4"
 }
