@@ -215,7 +215,7 @@ static int parse(int argc, char **argv, struct request *request, bool *wants_hel
 int cmd_profile(int argc, char **argv) {
     struct request request = {.seconds = 10, .top = 20, .interval_us = 1000};
     char directory[CONTROL_PATH_MAX];
-    struct client *client;
+    struct client *client = NULL;
     struct error err = {0};
     bool wants_help = false;
     if (parse(argc, argv, &request, &wants_help, &err) < 0)

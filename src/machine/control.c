@@ -376,9 +376,10 @@ void control_destroy(struct control *control) {
         return;
     control->config.gone = NULL;
     unlink(control->path);
-    while (control->clients != NULL) {
-        flush(control->clients);
-        end_client(control->clients);
+    for (struct client *client = control->clients, *next; client != NULL; client = next) {
+        next = client->next;
+        flush(client);
+        end_client(client);
     }
     loop_fd_remove(control->watch);
     close(control->fd);
