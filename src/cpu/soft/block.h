@@ -32,6 +32,7 @@ enum {
     KEY_NO_BREAK = 1 << 6, /* without breakpoints: passing one */
     KEY_TLB = 3 << 7,      /* enum tlb_index: whose rights translated accesses check */
     KEY_NO_FP = 1 << 9,    /* vector instructions raise: CR0.EM or TS, CR4 or XCR0 */
+    KEY_PLAIN = 1 << 10,   /* translated without checks that several accesses share */
     KEY_LIMIT = 32,        /* the shift of the code segment's limit, outside 64-bit mode */
 };
 
@@ -62,6 +63,27 @@ struct block_cache {
     struct block *jump[JUMP_ENTRIES];
     struct block_store *store;
 };
+
+static inline unsigned block_tlb_index(const struct soft_cpu *cpu) {
+    return (unsigned)((struct tlb_entry(*)[TLB_KINDS][TLB_ENTRIES])cpu->tlb - cpu->tlbs);
+}
+
+/* Whether some vector instruction that is offered would raise #UD or #NM. */
+static inline bool block_fp_raises(const struct soft_cpu *cpu) {
+    enum { XCR0_SSE_AVX = 6 };
+    return (cpu->cr0 & (CR0_EM | CR0_TS)) || !(cpu->cr4 & CR4_OSFXSR) ||
+           !(cpu->cr4 & CR4_OSXSAVE) || (cpu->xcr0 & XCR0_SSE_AVX) != XCR0_SSE_AVX;
+}
+
+/* What code at the present rip would be decoded as, but for what a single run asks for. */
+static inline uint64_t block_key(const struct soft_cpu *cpu) {
+    bool protected_mode = (cpu->cr0 & CR0_PE) && !(cpu->rflags & FLAG_VM);
+    uint64_t key = cpu->mode | (uint64_t)cpu->cpl << 2 | (protected_mode ? KEY_PROTECTED : 0);
+    key |= (uint64_t)block_tlb_index(cpu) << 7 | (block_fp_raises(cpu) ? KEY_NO_FP : 0);
+    if (cpu->mode != INSN_MODE_64)
+        key |= (uint64_t)cpu->segment[SEG_CS].limit << KEY_LIMIT;
+    return key;
+}
 
 static inline unsigned jump_hash(uint64_t rip) {
     return (unsigned)(rip ^ rip >> JUMP_BITS) & (JUMP_ENTRIES - 1);

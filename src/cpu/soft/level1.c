@@ -4,6 +4,7 @@
  * flush that each change of address space needs costs what was used since.
  */
 #include "base/general.h"
+#include "cpu/soft/jit/jit.h"
 #include "cpu/soft/outside.h"
 
 enum { TABLES = TLB_INDEXES * TLB_KINDS };
@@ -34,6 +35,8 @@ static void clear_filled(struct soft_cpu *cpu, struct level1_filled *filled, uns
 
 void level1_flush(struct soft_cpu *cpu, bool global) {
     struct mmu *mmu = mmu_of(cpu);
+    jit_change_space(&cpu->jit);
+    jit_drop_window(cpu);
     for (unsigned table = 0; table < TABLES; table++) {
         clear_filled(cpu, &mmu->of_space, table);
         if (global)
@@ -52,12 +55,14 @@ void level1_clear(struct soft_cpu *cpu) {
 
 void level1_drop_page(struct soft_cpu *cpu, uint64_t page) {
     unsigned slot = tlb_slot(page);
+    jit_drop_window(cpu);
     for (unsigned table = 0; table < TABLES; table++)
         if (table_at(cpu, table)[slot].tag == page)
             empty(table_at(cpu, table), slot);
 }
 
 void level1_drop_host_writes(struct soft_cpu *cpu, const void *host) {
+    jit_drop_window(cpu);
     for (unsigned index = 0; index < TLB_INDEXES; index++) {
         struct tlb_entry *entries = cpu->tlbs[index][TLB_WRITE];
         for (unsigned slot = 0; slot < TLB_ENTRIES; slot++)
@@ -73,8 +78,13 @@ static void mark_dirty(_Atomic(uint8_t) *flags) {
         atomic_fetch_or_explicit(flags, MEM_PAGE_DIRTY, memory_order_relaxed);
 }
 
+_Atomic(uint8_t) *mmu_write_flags(const struct soft_cpu *cpu, uint64_t linear) {
+    return mmu_of(cpu)->write_flags[(cpu->tlb - cpu->tlbs[0]) / TLB_KINDS][tlb_slot(linear)];
+}
+
 void mmu_drop_writes(struct soft_cpu *cpu) {
     struct mmu *mmu = mmu_of(cpu);
+    jit_drop_window(cpu);
     for (unsigned index = 0; index < TLB_INDEXES; index++) {
         for (unsigned slot = 0; slot < TLB_ENTRIES; slot++) {
             empty(cpu->tlbs[index][TLB_WRITE], slot);

@@ -10,6 +10,7 @@
 #include "base/bytes.h"
 #include "base/general.h"
 #include "cpu/soft/debug.h"
+#include "cpu/soft/jit/jit.h"
 
 /* ---- Contexts and flushes ---- */
 
@@ -208,6 +209,11 @@ static struct mmu_page *page_find(struct soft_cpu *cpu, uint64_t linear) {
     return entry->tag == (page | second) ? entry : NULL;
 }
 
+bool mmu_is_global(struct soft_cpu *cpu, uint64_t linear) {
+    const struct mmu_page *page = page_find(cpu, linear);
+    return page != NULL && page->global;
+}
+
 struct mmu_page *mmu_translate(struct soft_cpu *cpu, uint64_t linear, unsigned access,
                                struct fault *fault) {
     struct mmu_page *entry = page_find(cpu, linear);
@@ -307,5 +313,6 @@ void mmu_mode_changed(struct soft_cpu *cpu) {
                            : cpu->cr4 & CR4_SMAP && !(cpu->rflags & FLAG_AC) ? TLB_SUPERVISOR_SMAP
                                                                              : TLB_SUPERVISOR;
     cpu->tlb = cpu->tlbs[index];
+    jit_drop_window(cpu);
     segments_changed(cpu);
 }

@@ -174,7 +174,13 @@ void level1_drop_host_writes(struct soft_cpu *cpu, const void *host);
 void mmu_enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *page,
                enum tlb_kind kind);
 
+/* The flags of the page that the level 1 write entry for a linear address names. */
+_Atomic(uint8_t) *mmu_write_flags(const struct soft_cpu *cpu, uint64_t linear);
+
 /* ---- mmu.c ---- */
+
+/* Whether the page, which was translated before, is global. */
+bool mmu_is_global(struct soft_cpu *cpu, uint64_t linear);
 
 /*
  * The level 2 entry for a linear address, checked for the access; NULL with

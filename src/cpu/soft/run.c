@@ -176,26 +176,6 @@ static bool attend(struct soft_cpu *cpu, struct vcpu_exit *exit) {
 
 /* ---- Running ---- */
 
-static unsigned tlb_index(const struct soft_cpu *cpu) {
-    return (unsigned)((struct tlb_entry(*)[TLB_KINDS][TLB_ENTRIES])cpu->tlb - cpu->tlbs);
-}
-
-/* Whether some vector instruction that is offered would raise #UD or #NM. */
-static bool fp_raises(const struct soft_cpu *cpu) {
-    enum { XCR0_SSE_AVX = 6 };
-    return (cpu->cr0 & (CR0_EM | CR0_TS)) || !(cpu->cr4 & CR4_OSFXSR) ||
-           !(cpu->cr4 & CR4_OSXSAVE) || (cpu->xcr0 & XCR0_SSE_AVX) != XCR0_SSE_AVX;
-}
-
-static uint64_t block_key(const struct soft_cpu *cpu) {
-    bool protected_mode = (cpu->cr0 & CR0_PE) && !(cpu->rflags & FLAG_VM);
-    uint64_t key = cpu->mode | (uint64_t)cpu->cpl << 2 | (protected_mode ? KEY_PROTECTED : 0);
-    key |= (uint64_t)tlb_index(cpu) << 7 | (fp_raises(cpu) ? KEY_NO_FP : 0);
-    if (cpu->mode != INSN_MODE_64)
-        key |= (uint64_t)cpu->segment[SEG_CS].limit << KEY_LIMIT;
-    return key;
-}
-
 static void enter(struct soft_cpu *cpu, struct block *block) {
     cpu->block = block;
     cpu->budget -= block->count;
@@ -203,8 +183,9 @@ static void enter(struct soft_cpu *cpu, struct block *block) {
 }
 
 static void run_block(struct soft_cpu *cpu) {
-    uint64_t key = block_key(cpu);
+    uint64_t key = block_key(cpu) | cpu->jit.plain;
     struct block *block;
+    cpu->jit.plain = 0;
     jit_safe_point(cpu);
     cpu->insn = NULL;
     block = block_jump(cpu, key);
@@ -212,7 +193,7 @@ static void run_block(struct soft_cpu *cpu) {
         block = block_find(cpu, key);
     if (unlikely(block == NULL))
         raise_exit(cpu);
-    if (block->heat >= cpu->heat_limit && jit_usable(cpu)) {
+    if ((block->heat >= cpu->heat_limit || key & KEY_PLAIN) && jit_usable(cpu)) {
         if (block->code == NULL)
             jit_translate(cpu, block);
         if (block->code != NULL) {

@@ -181,8 +181,8 @@ struct soft_cpu {
     uint32_t heat_limit; /* runs of a block before it is translated; UINT32_MAX: never */
     struct jit_state jit;
     struct tlb_entry tlbs[TLB_INDEXES][TLB_KINDS][TLB_ENTRIES] __attribute__((aligned(64)));
-    void *mmu; /* mmu.c's own: PCID contexts, listener queue */
-    void *run; /* run.c's own: breakpoints, single-step */
+    void *mmu;                    /* mmu.c's own: PCID contexts, listener queue */
+    void *run;                    /* run.c's own: breakpoints, single-step */
     struct soft_profile *profile; /* profile.h; NULL: never profiled */
     struct soft_counts count;
 };

@@ -4,6 +4,7 @@
  */
 #include "cpu/soft/system.h"
 #include "cpu/soft/debug.h"
+#include "cpu/soft/jit/jit.h"
 
 /* ---- Control registers ---- */
 
@@ -402,6 +403,7 @@ static void set_ac(struct soft_cpu *cpu, const struct insn *insn, bool on) {
     if (cpu->cpl != 0)
         raise_exception(cpu, EXC_UD);
     cpu->rflags = on ? cpu->rflags | FLAG_AC : cpu->rflags & ~(uint64_t)FLAG_AC;
+    jit_drop_window(cpu);
     cpu->tlb = cpu->tlbs[cpu->cr4 & CR4_SMAP && !on ? TLB_SUPERVISOR_SMAP : TLB_SUPERVISOR];
 }
 

@@ -160,6 +160,19 @@ uint8_t *emit_lea_rip(struct emitter *e, unsigned reg) {
     return e->at - 4;
 }
 
+uint8_t *emit_cmp_rip(struct emitter *e, unsigned reg) {
+    rex(e, 8, reg, 0, 0);
+    emit8(e, OP_CMP_RM);
+    modrm(e, 0, reg, 5);
+    emit32(e, 0);
+    return e->at - 4;
+}
+
+void emit_store_imm(struct emitter *e, unsigned base, int32_t disp, int32_t imm) {
+    emit_rm(e, 0xc7, 8, 0, base, disp);
+    emit32(e, (uint32_t)imm);
+}
+
 uint8_t *emit_jcc(struct emitter *e, unsigned condition) {
     emit8(e, 0x0f);
     emit8(e, (uint8_t)(0x80 | condition));

@@ -59,6 +59,11 @@ void emit_lea(struct emitter *e, unsigned size, unsigned reg, int base, int inde
 /* LEA reg, [rip + rel32]; the field is aimed like a jump's. */
 uint8_t *emit_lea_rip(struct emitter *e, unsigned reg);
 
+/* CMP reg, [rip + rel32]. */
+uint8_t *emit_cmp_rip(struct emitter *e, unsigned reg);
+/* MOV qword [base + disp], imm32 sign-extended. */
+void emit_store_imm(struct emitter *e, unsigned base, int32_t disp, int32_t imm);
+
 /* Jumps whose rel32 is filled later; the result names the field. */
 uint8_t *emit_jcc(struct emitter *e, unsigned condition);
 uint8_t *emit_jmp(struct emitter *e);

@@ -29,15 +29,20 @@ static uint64_t on_page(uint64_t offset, uint64_t count, unsigned size) {
     return room < count ? room : count;
 }
 
-uint64_t jit_fast_string(struct soft_cpu *cpu, uint32_t number) {
-    const struct jit_site *site = &cpu->jit.jit->sites[number];
-    const struct insn *insn = &site->block->insns[site->insn];
+static const uint8_t *code_at(const struct soft_cpu *cpu, uint32_t offset) {
+    return cpu->jit.jit->memory.executable + offset;
+}
+
+/* ---- Strings ---- */
+
+/* True: all of it is done. What was done stands in any case. */
+static bool run_string(struct soft_cpu *cpu, const struct insn *insn) {
     enum { LAST_MOVS = 0xa5 }; /* A4, A5; STOS is AA, AB */
     bool repeats = insn->flags & (I_REP | I_REPNE), moves = insn->opcode <= LAST_MOVS;
     unsigned size = insn->size;
     uint64_t count = repeats ? cpu->gpr[RCX] : 1;
     if ((cpu->rflags & FLAG_DF) || insn->address_size != 8)
-        return 0;
+        return false;
     while (count != 0) {
         uint64_t to = cpu->gpr[RDI], from = cpu->gpr[RSI];
         /* Segment bases keep page offsets only when they are page-aligned: ES has none here. */
@@ -47,11 +52,11 @@ uint64_t jit_fast_string(struct soft_cpu *cpu, uint32_t number) {
             n = on_page(linear, n, size);
         void *target = n != 0 ? access_fast(cpu, TLB_WRITE, SEG_ES, to, size) : NULL;
         if (target == NULL || cpu->request != 0)
-            return 0;
+            return false;
         if (moves) {
             const void *source = access_fast(cpu, TLB_READ, insn->seg, from, size);
             if (source == NULL)
-                return 0;
+                return false;
             move_run(target, source, n, size);
             cpu->gpr[RSI] += n * size;
         } else {
@@ -62,25 +67,74 @@ uint64_t jit_fast_string(struct soft_cpu *cpu, uint32_t number) {
         if (repeats)
             cpu->gpr[RCX] = count;
     }
-    return 1;
+    return true;
 }
+
+const uint8_t *jit_fast_string(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
+    const struct jit_site *site = &cpu->jit.jit->sites[number];
+    return run_string(cpu, &site->block->insns[site->insn]) ? code_at(cpu, site->resume) : NULL;
+}
+
+/* ---- Finding code ---- */
 
 void jit_note_jump(struct soft_cpu *cpu, const struct block *block) {
     struct jit_jump *jump = &cpu->jit.jumps[jit_jump_slot(block->rip)];
+    unsigned half = block->rip >> 63;
+    if (half != 0 && !cpu->jit.upper_is_local && !mmu_is_global(cpu, block->rip)) {
+        /* From here on the upper half's code is this address space's own. */
+        cpu->jit.upper_is_local = true;
+        jit_forget_jumps(&cpu->jit);
+        jit_set_context(cpu);
+    }
     jump->rip = block->rip;
-    jump->context = cpu->jit.context;
+    jump->context = cpu->jit.context[half];
     jump->code = code_executable(&cpu->jit.jit->memory, block->code->entry_saved);
     jit_note_fetch(&cpu->jit, block->rip);
 }
 
-uint64_t jit_fast_find(struct soft_cpu *cpu, uint64_t rip) {
-    cpu->rip = rip;
-    const struct block *block = block_jump(cpu, cpu->jit.key);
-    if (block == NULL || block->code == NULL)
-        return 0;
-    jit_note_jump(cpu, block);
-    return 1;
+void jit_set_context(struct soft_cpu *cpu) {
+    enum { ALL_SPACES = 0xfff };
+    struct jit_state *state = &cpu->jit;
+    uint64_t rest = (state->key & 0xfffff) << 12 | state->generation << 32;
+    state->context[0] = cpu->tlb_context | rest;
+    state->context[1] = (state->upper_is_local ? cpu->tlb_context : ALL_SPACES) | rest;
 }
+
+/* The translated block at cpu->rip in the present mapping, or NULL. */
+static struct block *find_translated(struct soft_cpu *cpu) {
+    uint64_t key = block_key(cpu);
+    if (cpu->request != 0 || key != cpu->jit.key)
+        return NULL;
+    struct block *block = block_jump(cpu, key);
+    return block == NULL || block->code == NULL || block->dead ? NULL : block;
+}
+
+const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t number) {
+    cpu->rip = rip;
+    const struct block *block = find_translated(cpu);
+    if (block == NULL)
+        return NULL;
+    const struct jit_site *site = &cpu->jit.jit->sites[number];
+    jit_note_jump(cpu, block);
+    if (site->kind == SITE_RETURN) {
+        cpu->gpr[RSP] += 8;
+        return code_executable(&cpu->jit.jit->memory, block->code->entry_saved);
+    }
+    /* Looked for anew, with the context of its own half of the address space. */
+    return (rip ^ site->block->rip) >> 63 ? NULL : code_at(cpu, site->retry);
+}
+
+const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
+    struct jit_exit *exit = &cpu->jit.jit->exits[number];
+    cpu->rip = exit->rip;
+    const struct block *block = find_translated(cpu);
+    if (block == NULL)
+        return NULL;
+    jit_link(cpu, exit, block);
+    return code_executable(&cpu->jit.jit->memory, block->code->entry_saved);
+}
+
+/* ---- TLB misses ---- */
 
 static bool fill(struct soft_cpu *cpu, uint64_t linear, enum tlb_kind kind, bool maybe) {
     struct fault fault;
@@ -107,4 +161,62 @@ uint64_t jit_fast_fill(struct soft_cpu *cpu, uint64_t linear, uint32_t kind) {
     bool filled = fill(cpu, linear, kind & ~(uint32_t)FILL_MAYBE, kind & FILL_MAYBE);
     light_end(cpu);
     return filled;
+}
+
+/* A group's page for all that its accesses may do; else it is run plainly. */
+static const uint8_t *miss(struct soft_cpu *cpu, uint64_t linear, const struct jit_site *site) {
+    uint32_t kind = site->tlb;
+    if (linear % PAGE_SIZE + site->span > PAGE_SIZE)
+        return NULL;
+    if (site->kind == SITE_GROUP && kind == TLB_WRITE && !site->writes_now)
+        kind |= FILL_MAYBE;
+    return jit_fast_fill(cpu, linear, kind) ? code_at(cpu, site->retry) : NULL;
+}
+
+const uint8_t *jit_fast_miss(struct soft_cpu *cpu, uint64_t linear, uint32_t number) {
+    return miss(cpu, linear, &cpu->jit.jit->sites[number]);
+}
+
+const uint8_t *jit_fast_constant_miss(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
+    const struct jit_site *site = &cpu->jit.jit->sites[number];
+    return miss(cpu, (uint64_t)site->block->insns[site->insn].disp, site);
+}
+
+/* ---- The stack window ---- */
+
+static void set_window(struct soft_cpu *cpu, uint64_t host, uint64_t addend) {
+    cpu->jit.stack_host = host;
+    cpu->jit.stack_addend = addend;
+    cpu->jit.stack_subtrahend = -addend;
+}
+
+void jit_drop_window(struct soft_cpu *cpu) {
+    cpu->jit.epoch++;
+    if (cpu->jit.jit == NULL)
+        return;
+    /* xorshift64 (Marsaglia 2003) from a seed of the host's */
+    uint64_t x = cpu->jit.jit->random;
+    x ^= x << 13;
+    x ^= x >> 7;
+    x ^= x << 17;
+    cpu->jit.jit->random = x;
+    if (cpu->jit.stack_flags != NULL)
+        atomic_fetch_or_explicit(cpu->jit.stack_flags, MEM_PAGE_DIRTY, memory_order_relaxed);
+    cpu->jit.stack_flags = NULL;
+    set_window(cpu, x, 0);
+}
+
+const uint8_t *jit_fast_stack_miss(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
+    const struct jit_site *site = &cpu->jit.jit->sites[number];
+    uint64_t linear = cpu->gpr[RSP] + (uint64_t)(int64_t)site->disp;
+    uint64_t page = linear & PAGE_MASK;
+    const struct tlb_entry *entry = &cpu->tlb[TLB_WRITE][tlb_slot(linear)];
+    if (linear - page + site->span > PAGE_SIZE)
+        return NULL;
+    if (entry->tag != page &&
+        !jit_fast_fill(cpu, linear, TLB_WRITE | (site->writes_now ? 0 : FILL_MAYBE)))
+        return NULL;
+    cpu->jit.stack_flags = mmu_write_flags(cpu, linear);
+    set_window(cpu, entry->host, entry->host - page);
+    return code_at(cpu, site->retry);
 }

@@ -8,11 +8,26 @@
 
 #include "cpu/soft/jit/translation.h"
 
-/* MOVS, STOS with or without REP. 0: not all of it could be done here; what was done stands. */
-uint64_t jit_fast_string(struct soft_cpu *cpu, uint32_t site);
+/*
+ * The calls that stubs make: what is asked about and a site's or exit's
+ * number; the answer is the code to go on at (executable), or NULL: the
+ * instruction is called out, or the exit taken.
+ */
 
-/* Enters the translation of the code at rip into the jump table. 0: there is none. */
-uint64_t jit_fast_find(struct soft_cpu *cpu, uint64_t rip);
+/* MOVS, STOS with or without REP. NULL: not all of it could be done here; what was done stands. */
+const uint8_t *jit_fast_string(struct soft_cpu *cpu, uint64_t unused, uint32_t site);
+/* The code at rip, which the jump table has from now on. */
+const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t site);
+/* The code that an exit leads to; linked from now on. */
+const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t exit);
+/* The check again, now that the TLB has the page. */
+const uint8_t *jit_fast_miss(struct soft_cpu *cpu, uint64_t linear, uint32_t site);
+const uint8_t *jit_fast_constant_miss(struct soft_cpu *cpu, uint64_t unused, uint32_t site);
+/* The check again, now that the stack window is at RSP. */
+const uint8_t *jit_fast_stack_miss(struct soft_cpu *cpu, uint64_t unused, uint32_t site);
+
+/* Names the present address space and mode for the jump table, by state.key. */
+void jit_set_context(struct soft_cpu *cpu);
 
 /*
  * Enters the page of a linear address for fast accesses of this kind (enum

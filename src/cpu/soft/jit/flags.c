@@ -10,26 +10,26 @@
 #include "cpu/soft/jit/translation.h"
 
 void emit_save_flags(struct emitter *e) {
-    emit_mov(e, TEMP_C, RAX);
+    emit_mov(e, TEMP_B, RAX);
     emit8(e, 0x9f);                /* LAHF */
     emit_rr(e, 0x0f90, 1, 0, RAX); /* SETO AL */
     emit_gs(e, OP_MOV_STORE, 4, RAX, CPU_AT(jit.saved_flags));
-    emit_mov(e, RAX, TEMP_C);
+    emit_mov(e, RAX, TEMP_B);
 }
 
 void emit_restore_flags(struct emitter *e) {
-    emit_mov(e, TEMP_C, RAX);
+    emit_mov(e, TEMP_B, RAX);
     emit_gs(e, OP_MOV_LOAD, 4, RAX, CPU_AT(jit.saved_flags));
     emit8(e, 0x04); /* ADD AL, 7Fh: OF from bit 0 */
     emit8(e, 0x7f);
     emit8(e, 0x9e); /* SAHF */
-    emit_mov(e, RAX, TEMP_C);
+    emit_mov(e, RAX, TEMP_B);
 }
 
 /*
  * The recipe's instruction once more, with stand-ins for homed registers. A
- * homed ModRM.reg is in TEMP_C, and not stored: undone and done again, it is
- * what it was. `loaded`: TEMP_C holds it from the undoing.
+ * homed ModRM.reg is in TEMP_B, and not stored: undone and done again, it is
+ * what it was. `loaded`: TEMP_B holds it from the undoing.
  */
 static void emit_again(struct translation *t, const struct insn *insn, int opcode_change,
                        bool loaded) {
@@ -39,8 +39,8 @@ static void emit_again(struct translation *t, const struct insn *insn, int opcod
     const struct lowering *l = lowering_of(insn);
     if (l->gpr_reg && is_homed(operands.reg)) {
         if (!loaded)
-            emit_gs(&t->out, OP_MOV_LOAD, 8, TEMP_C, GPR_AT(operands.reg));
-        operands.reg = TEMP_C;
+            emit_gs(&t->out, OP_MOV_LOAD, 8, TEMP_B, GPR_AT(operands.reg));
+        operands.reg = TEMP_B;
     }
     if (l->gpr_rm && is_homed(operands.rm)) {
         operands.kind = RM_STATE;
@@ -59,8 +59,8 @@ static void emit_again(struct translation *t, const struct insn *insn, int opcod
 static void emit_test_dest(struct translation *t, const struct insn *insn, unsigned dest) {
     unsigned size = insn->size, reg = dest;
     if (is_homed(dest)) {
-        emit_gs(&t->out, OP_MOV_LOAD, 8, TEMP_C, GPR_AT(dest));
-        reg = TEMP_C;
+        emit_gs(&t->out, OP_MOV_LOAD, 8, TEMP_B, GPR_AT(dest));
+        reg = TEMP_B;
     }
     if (size == 2)
         emit8(&t->out, 0x66);
@@ -147,7 +147,7 @@ static uint32_t recipe_needs(const struct insn *insn, const struct lowering *l) 
         return 0;
     uint32_t mask = 1u << destination(insn);
     if (l->recipe == RECIPE_TEST_DEST)
-        return mask;
+        return mask >> RSP & 1 ? 0 : mask;
     bool two_registers = l->gpr_reg && l->gpr_rm;
     if (undo && two_registers && insn->reg == insn->rm)
         return 0;
@@ -157,7 +157,7 @@ static uint32_t recipe_needs(const struct insn *insn, const struct lowering *l) 
         mask |= 1u << insn->reg;
     if (l->gpr_rm)
         mask |= 1u << insn->rm;
-    return mask;
+    return mask >> RSP & 1 ? 0 : mask;
 }
 
 void flags_written(struct translation *t, const struct lowering *l) {

@@ -43,6 +43,10 @@ void jit_run(struct soft_cpu *cpu, struct block *block);
 /* The block's instructions changed or its memory is about to be reused: nothing enters it again. */
 void jit_forget(struct soft_cpu *cpu, struct block *block);
 
+/* What level 1 of the TLB holds for writing changes, or the mode: the stack window, and all checks
+ * that translated code has made so far, hold no more. */
+void jit_drop_window(struct soft_cpu *cpu);
+
 /* Between blocks: empties code memory when it is full. */
 void jit_safe_point(struct soft_cpu *cpu);
 

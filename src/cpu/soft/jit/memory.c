@@ -1,14 +1,20 @@
 /*
  * Memory operands: the linear address, then the software TLB's check inline,
- * in the terms of access.h.
+ * in the terms of access.h; or one check for a group of them; or, near RSP,
+ * the check of the stack window.
  */
 #include "cpu/soft/jit/translation.h"
 
-static void load_gpr(struct translation *t, unsigned to, unsigned gpr) {
-    if (is_homed(gpr))
-        emit_gs(&t->out, OP_MOV_LOAD, 8, to, GPR_AT(gpr));
-    else
-        emit_mov(&t->out, to, gpr);
+/* ---- Addresses ---- */
+
+void lower_load_rsp(struct translation *t, unsigned to) {
+    emit_gs(&t->out, OP_MOV_LOAD, 8, to, CPU_AT(jit.stack_subtrahend));
+    emit_lea(&t->out, 8, to, (int)to, STACK, 0, 0);
+}
+
+void lower_store_rsp(struct translation *t, unsigned from) {
+    emit_gs(&t->out, OP_MOV_LOAD, 8, STACK, CPU_AT(jit.stack_addend));
+    emit_lea(&t->out, 8, STACK, STACK, (int)from, 0, 0);
 }
 
 /* A register usable as base or index: the guest's own, or TEMP with the homed one's value. */
@@ -17,20 +23,34 @@ static int address_part(struct translation *t, unsigned gpr, unsigned temp) {
         return -1;
     if (!is_homed(gpr))
         return (int)gpr;
-    load_gpr(t, temp, gpr);
+    load_home(t, temp, gpr);
     return (int)temp;
 }
 
-void lower_address(struct translation *t) {
+/* RSP and an index. */
+static void lower_address_rsp(struct translation *t, unsigned size, int32_t disp) {
     const struct insn *insn = t->insn;
-    bool constant = insn->base == REG_ZERO && insn->index == REG_ZERO;
+    bool more = insn->index != REG_ZERO;
+    emit_gs(&t->out, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.stack_subtrahend));
+    emit_lea(&t->out, more ? 8 : size, TEMP_A, TEMP_A, STACK, 0, disp);
+    if (!more)
+        return;
+    int index = address_part(t, insn->index, TEMP_B);
+    emit_lea(&t->out, size, TEMP_A, TEMP_A, index, insn->scale, 0);
+}
+
+void lower_address(struct translation *t, int32_t disp) {
+    const struct insn *insn = t->insn;
     unsigned size = insn->address_size == 4 ? 4 : 8;
-    if (constant) {
+    t->temp_group = NO_GROUP;
+    if (insn->base == REG_ZERO && insn->index == REG_ZERO) {
         emit_mov_imm(&t->out, TEMP_A, size == 4 ? (uint32_t)insn->disp : (uint64_t)insn->disp);
+    } else if (insn->base == RSP) {
+        lower_address_rsp(t, size, disp);
     } else {
         int base = address_part(t, insn->base, TEMP_A);
         int index = address_part(t, insn->index, TEMP_B);
-        emit_lea(&t->out, size, TEMP_A, base, index, insn->scale, (int32_t)insn->disp);
+        emit_lea(&t->out, size, TEMP_A, base, index, insn->scale, disp);
     }
     if (insn->seg == SEG_FS || insn->seg == SEG_GS)
         emit_gs(&t->out, OP_ADD_RM, 8, TEMP_A,
@@ -38,26 +58,44 @@ void lower_address(struct translation *t) {
                           offsetof(struct soft_segment, read.base)));
 }
 
-uint32_t lower_site(struct translation *t) {
-    if (t->site != SITES_MAX)
-        return t->site;
+/* ---- Sites and slow paths ---- */
+
+static uint32_t new_site(struct translation *t, enum site_kind kind) {
     struct jit *jit = t->jit;
     if (jit->site_count >= SITES_MAX - 1) {
         t->out.full = true;
         return 0;
     }
-    t->site = jit->site_count++;
-    jit->sites[t->site] = (struct jit_site){
+    uint32_t number = jit->site_count++;
+    jit->sites[number] = (struct jit_site){
         .block = t->block,
         .insn = (uint16_t)t->index,
+        .kind = (uint8_t)kind,
         .recipe = (t->flags & (FLAGS_SAVED | FLAGS_STALE)) == FLAGS_SAVED ? RECIPE_NONE : t->recipe,
         .recipe_insn = t->recipe_insn,
     };
+    return number;
+}
+
+uint32_t lower_site(struct translation *t) {
+    if (t->site == SITES_MAX)
+        t->site = new_site(t, SITE_CALLOUT);
     return t->site;
 }
 
-void lower_find_if(struct translation *t, unsigned condition, const uint8_t *retry, uint32_t number,
-                   bool leaves) {
+/* A site of its own for a check of memory. */
+static uint32_t check_site(struct translation *t, enum site_kind kind, const uint8_t *retry,
+                           enum tlb_kind tlb, unsigned span) {
+    uint32_t number = new_site(t, kind);
+    struct jit_site *site = &t->jit->sites[number];
+    site->retry = (uint32_t)(retry - t->jit->memory.writable);
+    site->tlb = (uint8_t)tlb;
+    site->span = (uint16_t)span;
+    return number;
+}
+
+static void slow_if(struct translation *t, unsigned condition, uint8_t *stub, uint32_t number,
+                    bool in_temp) {
     uint8_t *field = emit_jcc(&t->out, condition);
     if (t->slow_count >= sizeof t->slow / sizeof t->slow[0]) {
         t->out.full = true;
@@ -65,12 +103,29 @@ void lower_find_if(struct translation *t, unsigned condition, const uint8_t *ret
     }
     t->slow[t->slow_count].field = field;
     t->slow[t->slow_count].number = number;
-    t->slow[t->slow_count].retry = retry;
-    t->slow[t->slow_count++].leaves = leaves;
+    t->slow[t->slow_count].stub = stub;
+    t->slow[t->slow_count++].in_temp = in_temp;
+}
+
+void lower_stub_if(struct translation *t, unsigned condition, uint8_t *stub, uint32_t number) {
+    slow_if(t, condition, stub, number, false);
 }
 
 void lower_slow_if(struct translation *t, unsigned condition) {
-    lower_find_if(t, condition, NULL, lower_site(t), false);
+    slow_if(t, condition, t->jit->callout, lower_site(t), true);
+}
+
+void emit_to_stub(struct emitter *e, uint32_t number, const uint8_t *stub) {
+    emit8(e, 0x68); /* PUSH imm32 */
+    emit32(e, number);
+    emit_aim(emit_jmp(e), stub);
+}
+
+/* ---- Checks ---- */
+
+static unsigned tlb_index_of(const struct translation *t) {
+    const struct soft_cpu *cpu = t->cpu;
+    return (unsigned)((struct tlb_entry(*)[TLB_KINDS][TLB_ENTRIES])cpu->tlb - cpu->tlbs);
 }
 
 /* The offset in struct soft_cpu of the TLB that the block's accesses use. */
@@ -80,26 +135,163 @@ static int32_t tlb_at(const struct translation *t, enum tlb_kind kind, size_t me
     return (int32_t)(table + member);
 }
 
-void lower_check(struct translation *t, enum tlb_kind kind, unsigned size) {
+static void emit_check(struct translation *t, enum tlb_kind kind, unsigned span, uint32_t site) {
     struct emitter *e = &t->out;
     const int32_t tag = tlb_at(t, kind, offsetof(struct tlb_entry, tag));
     const int32_t host = tlb_at(t, kind, offsetof(struct tlb_entry, host));
     _Static_assert(sizeof(struct tlb_entry) == 16, "entries are found by address >> 8");
     /* What differs from the tag is the offset in the page, or more when the entry does not hold.
-     * What straddles a page's end is beyond the last offset at which `size` bytes fit. */
+     * What straddles a page's end is beyond the last offset at which `span` bytes fit. */
+    t->temp_group = NO_GROUP;
     emit_rorx(e, TEMP_B, TEMP_A, PAGE_SHIFT - 4);
     emit_group1(e, 4, 4, TEMP_B, (TLB_ENTRIES - 1) << 4);
     emit_gs_at(e, OP_XOR_RM, 8, TEMP_A, TEMP_B, tag);
-    emit_group1(e, 7, 8, TEMP_A, PAGE_SIZE - (int32_t)size);
-    lower_slow_if(t, COND_A);
+    emit_group1(e, 7, 8, TEMP_A, PAGE_SIZE - (int32_t)span);
+    lower_stub_if(t, COND_A, t->jit->miss[tlb_index_of(t)][kind], site);
     emit_gs_at(e, OP_ADD_RM, 8, TEMP_A, TEMP_B, host);
 }
 
-void lower_alignment(struct translation *t, unsigned size) {
-    /* TEST TEMP_A's low byte, size - 1 */
-    emit8(&t->out, 0x41);
-    emit8(&t->out, 0xf6);
-    emit8(&t->out, 0xc0 | (TEMP_A & 7));
-    emit8(&t->out, (uint8_t)(size - 1));
+/* A single access whose linear address the code from `retry` on puts into TEMP_A. */
+static void check_single(struct translation *t, const uint8_t *retry, enum tlb_kind kind,
+                         unsigned size) {
+    emit_check(t, kind, size, check_site(t, SITE_ACCESS, retry, kind, size));
+}
+
+void lower_check_rbp(struct translation *t) {
+    const uint8_t *retry = t->out.at;
+    emit_mov(&t->out, TEMP_A, RBP);
+    check_single(t, retry, TLB_READ, 8);
+}
+
+/* An address known now: its slot and page are, too. */
+static struct operand constant_operand(struct translation *t, enum tlb_kind kind, unsigned size) {
+    struct emitter *e = &t->out;
+    uint64_t linear = (uint64_t)t->insn->disp, page = linear & ~(uint64_t)(PAGE_SIZE - 1);
+    int32_t slot = (int32_t)(tlb_slot(linear) * sizeof(struct tlb_entry));
+    int32_t tag = tlb_at(t, kind, offsetof(struct tlb_entry, tag)) + slot;
+    int32_t host = tlb_at(t, kind, offsetof(struct tlb_entry, host)) + slot;
+    const uint8_t *retry = e->at;
+    uint32_t site = check_site(t, SITE_ACCESS, retry, kind, size);
+    t->temp_group = NO_GROUP;
+    if ((int64_t)page == (int32_t)page) {
+        emit_group1_gs(e, 7, 8, tag, (int32_t)page);
+    } else {
+        emit_mov_imm(e, TEMP_A, page);
+        emit_gs(e, OP_CMP_RM, 8, TEMP_A, tag);
+    }
+    lower_stub_if(t, COND_NE, t->jit->constant_miss, site);
+    emit_gs(e, OP_MOV_LOAD, 8, TEMP_A, host);
+    return (struct operand){TEMP_A, (int32_t)(linear & (PAGE_SIZE - 1))};
+}
+
+/* ---- Groups ---- */
+
+static void check_stack(struct translation *t, struct group *group, bool write) {
+    struct emitter *e = &t->out;
+    int32_t disp = group->low - t->rsp_moved[t->index];
+    unsigned span = (unsigned)(group->high - group->low);
+    flags_protect(t);
+    uint32_t number = check_site(t, SITE_STACK, e->at, TLB_WRITE, span);
+    t->jit->sites[number].disp = disp;
+    t->jit->sites[number].writes_now = write;
+    t->temp_group = NO_GROUP;
+    emit_lea(e, 8, TEMP_A, STACK, -1, 0, disp);
+    emit_gs(e, OP_SUB_RM, 8, TEMP_A, CPU_AT(jit.stack_host));
+    emit_group1(e, 7, 8, TEMP_A, PAGE_SIZE - (int32_t)span);
+    lower_stub_if(t, COND_A, t->jit->stack_miss, number);
+    group->checked = true;
+}
+
+static void check_group(struct translation *t, unsigned g, bool write) {
+    struct group *group = &t->groups[g];
+    unsigned span = (unsigned)(group->high - group->low);
+    enum tlb_kind kind = group->write ? TLB_WRITE : TLB_READ;
+    flags_protect(t);
+    uint32_t number = check_site(t, SITE_GROUP, t->out.at, kind, span);
+    t->jit->sites[number].writes_now = write;
+    lower_address(t, group->low);
+    emit_check(t, kind, span, number);
+    emit_gs(&t->out, OP_MOV_STORE, 8, TEMP_A, CPU_AT(jit.group_host) + 8 * (int32_t)g);
+    group->checked = true;
+}
+
+static struct operand group_operand(struct translation *t, unsigned g, int32_t disp, bool write) {
+    struct group *group = &t->groups[g];
+    if (group->stack) {
+        if (!group->checked)
+            check_stack(t, group, write);
+        return (struct operand){STACK, disp};
+    }
+    if (!group->checked)
+        check_group(t, g, write);
+    else if (t->temp_group != g)
+        emit_gs(&t->out, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.group_host) + 8 * (int32_t)g);
+    t->temp_group = (uint8_t)g;
+    return (struct operand){TEMP_A, disp - group->low};
+}
+
+/* ---- Operands ---- */
+
+static void check_alignment(struct translation *t, struct operand operand, unsigned to) {
+    struct emitter *e = &t->out;
+    bool in_place = operand.base == TEMP_A && operand.disp % (int32_t)to == 0;
+    unsigned reg = in_place ? TEMP_A : TEMP_B;
+    flags_protect(t);
+    if (!in_place)
+        emit_lea(e, 8, TEMP_B, (int)operand.base, -1, 0, operand.disp);
+    emit8(e, 0x41); /* TEST reg's low byte, to - 1 */
+    emit8(e, 0xf6);
+    emit8(e, (uint8_t)(0xc0 | (reg & 7)));
+    emit8(e, (uint8_t)(to - 1));
     lower_slow_if(t, COND_NE);
+}
+
+/* In a group, one test tells about all operands whose distance is a multiple. */
+static void check_group_alignment(struct translation *t, struct operand operand, unsigned g,
+                                  unsigned to) {
+    struct group *group = &t->groups[g];
+    int32_t disp = (int32_t)t->insn->disp + (group->stack ? t->rsp_moved[t->index] : 0);
+    if (group->aligned && to <= 16 && (disp - group->aligned_at) % (int32_t)to == 0)
+        return;
+    check_alignment(t, operand, to);
+    group->aligned = to == 16;
+    group->aligned_at = disp;
+}
+
+struct operand lower_operand(struct translation *t, enum tlb_kind kind, unsigned size,
+                             unsigned aligned) {
+    const struct insn *insn = t->insn;
+    unsigned g = t->operand_group[t->index];
+    struct operand operand = {TEMP_A, 0};
+    if (g != NO_GROUP) {
+        operand = group_operand(t, g, (int32_t)insn->disp, kind == TLB_WRITE);
+        if (aligned > 1)
+            check_group_alignment(t, operand, g, aligned);
+        return operand;
+    }
+    flags_protect(t);
+    bool constant = insn->base == REG_ZERO && insn->index == REG_ZERO;
+    if (constant && insn->address_size == 8 && insn->seg != SEG_FS && insn->seg != SEG_GS &&
+        ((uint64_t)insn->disp & (PAGE_SIZE - 1)) + size <= PAGE_SIZE) {
+        operand = constant_operand(t, kind, size);
+    } else {
+        const uint8_t *retry = t->out.at;
+        lower_address(t, (int32_t)insn->disp);
+        check_single(t, retry, kind, size);
+    }
+    if (aligned > 1)
+        check_alignment(t, operand, aligned);
+    return operand;
+}
+
+struct operand lower_stack(struct translation *t, enum tlb_kind kind, int32_t disp) {
+    unsigned g = t->stack_group[t->index];
+    if (g != NO_GROUP)
+        return group_operand(t, g, disp, kind == TLB_WRITE);
+    flags_protect(t);
+    const uint8_t *retry = t->out.at;
+    emit_gs(&t->out, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.stack_subtrahend));
+    emit_lea(&t->out, 8, TEMP_A, TEMP_A, STACK, 0, disp);
+    check_single(t, retry, kind, 8);
+    return (struct operand){TEMP_A, 0};
 }

@@ -140,11 +140,17 @@ static void emit_operands(struct emitter *e, const struct recode *r) {
         emit8(e, 0x25);
         emit32(e, (uint32_t)r->disp);
         break;
-    case RM_ADDRESS:
-        emit8(e, (uint8_t)((r->disp != 0 ? 0x80 : 0) | reg | (r->rm & 7)));
-        if (r->disp != 0)
+    case RM_ADDRESS: {
+        unsigned mod = r->disp == 0 && (r->rm & 7) != RBP ? 0 : r->disp == (int8_t)r->disp ? 1 : 2;
+        emit8(e, (uint8_t)(mod << 6 | reg | (r->rm & 7)));
+        if ((r->rm & 7) == RSP)
+            emit8(e, 0x24);
+        if (mod == 1)
+            emit8(e, (uint8_t)r->disp);
+        else if (mod == 2)
             emit32(e, (uint32_t)r->disp);
         break;
+    }
     }
 }
 

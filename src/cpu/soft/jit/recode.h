@@ -29,7 +29,7 @@ void raw_parse(struct raw *raw, const uint8_t *bytes, const struct insn *insn, b
 
 enum rm_kind {
     RM_REGISTER, /* rm is a register number */
-    RM_ADDRESS,  /* [rm] */
+    RM_ADDRESS,  /* [rm + disp] */
     RM_STATE,    /* gs:[disp] */
 };
 

@@ -13,6 +13,7 @@
 #include "base/bytes.h"
 #include "cpu/soft/flags.h"
 #include "cpu/soft/jit/fast.h"
+#include "cpu/soft/jit/shadow.h"
 #include "cpu/soft/run.h"
 #include <string.h>
 
@@ -73,13 +74,23 @@ static void flags_by_recipe(struct soft_cpu *cpu, const struct jit_site *site) {
     run_handler(cpu, insn);
 }
 
-static bool must_leave(const struct soft_cpu *cpu, const struct block *block) {
+/* What earlier checks found, or the code that follows, may not hold any more. */
+static bool must_leave(const struct soft_cpu *cpu, const struct block *block, uint64_t epoch) {
     return atomic_load_explicit(&cpu->request, memory_order_relaxed) != 0 || block->dead ||
-           !jit_usable(cpu);
+           cpu->jit.epoch != epoch || !jit_usable(cpu);
 }
 
 /* Elements of a string instruction between two looks at requests. */
 enum { CALLOUT_BUDGET = 4000 };
+
+/* A group's accesses are on more than one page, or not all allowed: each gets its own check. */
+static const uint8_t *go_on_plainly(struct soft_cpu *cpu, const struct insn *insn) {
+    cpu->rip += insn->offset;
+    cpu->jit.saved_flags = flags_pack(cpu);
+    cpu->jit.plain = KEY_PLAIN;
+    cpu->jit.exit = JIT_EXIT_RIP;
+    return cpu->jit.jit->leave_now;
+}
 
 const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t number) {
     struct jit *jit = cpu->jit.jit;
@@ -96,9 +107,12 @@ const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t number) {
         flags_unpack(cpu);
     else
         flags_by_recipe(cpu, site);
+    if (site->kind == SITE_GROUP || site->kind == SITE_STACK)
+        return go_on_plainly(cpu, insn);
+    uint64_t epoch = cpu->jit.epoch;
     bool completed = run_handler(cpu, insn);
     cpu->jit.saved_flags = flags_pack(cpu);
-    if (completed && !must_leave(cpu, block))
+    if (completed && !must_leave(cpu, block, epoch))
         return jit->memory.executable + site->resume;
     if (completed)
         cpu->rip = next;
@@ -190,6 +204,7 @@ void jit_enter_thread(struct soft_cpu *cpu) {
     /* Another vCPU may have run on this thread meanwhile. */
     syscall(SYS_arch_prctl, ARCH_SET_GS, cpu);
     pid_t thread = (pid_t)syscall(SYS_gettid);
+    shadow_enter_thread(cpu);
     if (jit->alarm_thread == thread)
         return;
     alarm_delete(cpu);
@@ -209,25 +224,19 @@ bool jit_usable(const struct soft_cpu *cpu) {
            (cpu->mxcsr & ~(uint32_t)KNOWN) == 0 && cpu->seg[SEG_DS].read.base == 0;
 }
 
-static void chain(struct jit *jit, const struct jit_exit *exit, const struct block *to) {
-    if (exit->field == NULL || exit->from->dead || to->dead || exit->rip != to->rip ||
-        exit->from->key != to->key)
-        return;
-    emit_aim(exit->field, exit->flags_saved ? to->code->entry_saved : to->code->entry_host);
-}
-
 void jit_run(struct soft_cpu *cpu, struct block *block) {
     struct jit *jit = cpu->jit.jit;
     struct jit_state *state = &cpu->jit;
     void (*enter)(struct soft_cpu *, const uint8_t *) =
         (void (*)(struct soft_cpu *, const uint8_t *))(uintptr_t)jit->enter;
-    state->context = cpu->tlb_context | (block->key & 0xfffff) << 12 | state->generation << 32;
+    state->key = block->key & ~(uint64_t)KEY_PLAIN;
+    jit_set_context(cpu);
     if (state->exit != JIT_EXIT_RIP) {
-        chain(jit, &jit->exits[state->exit], block);
+        jit_link(cpu, &jit->exits[state->exit], block);
         state->exit = JIT_EXIT_RIP;
     }
-    state->key = block->key;
-    jit_note_jump(cpu, block);
+    if (!(block->key & KEY_PLAIN))
+        jit_note_jump(cpu, block);
     set_alarm(cpu);
     state->saved_flags = flags_pack(cpu);
     cpu->count.leaves++;
@@ -250,6 +259,8 @@ static void flush(struct soft_cpu *cpu) {
         cpu->jit.jumps[i].context = UINT64_MAX;
     jit->memory.used = jit->stubs_end;
     jit->block_count = jit->site_count = jit->exit_count = 0;
+    memset(jit->mappings, 0, JIT_MAPPINGS * sizeof *jit->mappings);
+    memset(cpu->jit.code_map, 0, sizeof cpu->jit.code_map);
     cpu->jit.exit = JIT_EXIT_RIP;
     jit->full = false;
     cpu->count.flushes++;
@@ -306,14 +317,17 @@ int jit_create(struct soft_cpu *cpu, uint32_t heat, bool exact, struct error *er
     jit->exits = reserve_array(EXITS_MAX * sizeof *jit->exits);
     jit->blocks = reserve_array(BLOCKS_MAX * sizeof *jit->blocks);
     jit->map.entries = reserve_array(JIT_MAP_MAX * sizeof *jit->map.entries);
+    jit->mappings = reserve_array(JIT_MAPPINGS * sizeof *jit->mappings);
     cpu->jit.jit = jit;
-    if (r == 0 && (!jit->sites || !jit->exits || !jit->blocks || !jit->map.entries))
+    if (r == 0 && (!jit->sites || !jit->exits || !jit->blocks || !jit->map.entries ||
+                   !jit->mappings || !shadow_create(cpu)))
         r = error_set_errno(err, -ENOMEM, "no memory for the translator");
     if (r < 0) {
         jit_destroy(cpu);
         return r;
     }
     stubs_make(jit, cpu);
+    shadow_prepare(cpu);
     flush(cpu);
     cpu->jit.alarm_ns = UINT64_MAX;
     cpu->heat_limit = heat;
@@ -334,6 +348,9 @@ void jit_destroy(struct soft_cpu *cpu) {
         munmap(jit->exits, EXITS_MAX * sizeof *jit->exits);
     if (jit->blocks != NULL)
         munmap(jit->blocks, BLOCKS_MAX * sizeof *jit->blocks);
+    if (jit->mappings != NULL)
+        munmap(jit->mappings, JIT_MAPPINGS * sizeof *jit->mappings);
+    shadow_destroy(cpu);
     if (jit->map.entries != NULL)
         munmap(jit->map.entries, JIT_MAP_MAX * sizeof *jit->map.entries);
     free(jit);

@@ -22,15 +22,32 @@ struct jit_jump {
 struct jit;
 
 struct jit_state {
-    uint64_t host_rsp;
-    uint64_t resume;   /* code address to go on at */
-    uint64_t target;   /* scratch: the code address of an indirect call */
-    uint64_t argument; /* scratch of the stubs that call fast.c */
-    uint64_t resume_fast;
+    uint64_t host_rsp;   /* the thread's own stack while translated code runs */
+    uint64_t shadow_rsp; /* the shadow stack while C runs */
+    uint64_t shadow_top; /* where it begins */
+    uint64_t resume;     /* code address to go on at */
+    uint64_t target;     /* scratch: the code address of an indirect call */
+    uint64_t argument;   /* scratch of the stubs that call fast.c */
+    /*
+     * The stack window: a page that may be written, at host address stack_host, where the guest's
+     * RSP + stack_addend is a host address. While there is none stack_host is a random address that
+     * no guest can know, and stack_addend is 0.
+     */
+    uint64_t stack_host;
+    uint64_t stack_addend, stack_subtrahend; /* one is the other's negative */
+    _Atomic(uint8_t) *stack_flags;           /* of the window's page; NULL: there is none */
+    uint64_t group_host[32];                 /* where groups of accesses are (translation.h) */
+    /* Changes whenever something cached by level 1 of the TLB, or the mode, may hold no more. */
+    uint64_t epoch;
     uint32_t saved_flags; /* AH of LAHF in bits 15:8, OF in bit 0 */
     uint32_t host_mxcsr;
-    uint32_t exit;        /* which exit was taken: an index into the exits, or JIT_EXIT_RIP */
-    uint64_t context;     /* names address space, privilege and mode; unique in the vCPU's life */
+    uint32_t exit;       /* which exit was taken: an index into the exits, or JIT_EXIT_RIP */
+    uint64_t context[2]; /* names address space, privilege and mode; unique in the vCPU's life: for
+                            targets in the lower half, and in the upper, where pages are global */
+    bool upper_is_local; /* some code there is not */
+    uint32_t plain;      /* KEY_PLAIN: the next block is to be run without groups */
+    /* Which mapping (jit.mappings) a page of code has now, by half and page number. */
+    uint32_t code_map[2][256];
     uint64_t key;         /* the running blocks' block.key */
     uint64_t generation;  /* part of it: changes when code pages may be mapped differently */
     uint64_t fetched[64]; /* which linear pages (hashed) the jump table has code of */
@@ -57,8 +74,25 @@ static inline void jit_note_fetch(struct jit_state *state, uint64_t linear) {
 
 static inline void jit_forget_jumps(struct jit_state *state) {
     state->generation++;
+    state->epoch++;
     for (unsigned i = 0; i < 64; i++)
         state->fetched[i] = 0;
+    for (unsigned half = 0; half < 2; half++)
+        for (unsigned i = 0; i < 256; i++)
+            state->code_map[half][i] = 0;
+}
+
+/* Another address space: its code is mapped differently. */
+static inline void jit_change_space(struct jit_state *state) {
+    state->epoch++;
+    for (unsigned half = 0; half <= (unsigned)state->upper_is_local; half++)
+        for (unsigned i = 0; i < 256; i++)
+            state->code_map[half][i] = 0;
+}
+
+/* An index into code_map, as if it were one array. */
+static inline unsigned jit_map_slot(uint64_t rip) {
+    return (unsigned)(rip >> 63) << 8 | (rip >> 12 & 255);
 }
 
 static inline unsigned jit_jump_slot(uint64_t rip) {

@@ -35,16 +35,42 @@ static void emit_vzeroupper(struct emitter *e) {
     emit_bytes(e, bytes, sizeof bytes);
 }
 
-/* Everything the guest has in registers goes to the vCPU; the host's stack and MXCSR come back. */
+static void emit_store_gprs(struct emitter *e, unsigned temp) {
+    emit_gs(e, OP_MOV_LOAD, 8, temp, CPU_AT(jit.stack_subtrahend));
+    emit_lea(e, 8, temp, (int)temp, STACK, 0, 0);
+    emit_gs(e, OP_MOV_STORE, 8, temp, GPR_AT(RSP));
+    for (unsigned n = 0; n < 16; n++)
+        if (!is_elsewhere(n))
+            emit_gs(e, OP_MOV_STORE, 8, n, GPR_AT(n));
+}
+
+static void emit_load_stack(struct emitter *e) {
+    emit_gs(e, OP_MOV_LOAD, 8, STACK, GPR_AT(RSP));
+    emit_gs(e, OP_ADD_RM, 8, STACK, CPU_AT(jit.stack_addend));
+}
+
+static void emit_load_gprs(struct emitter *e) {
+    for (unsigned n = 0; n < 16; n++)
+        if (!is_elsewhere(n))
+            emit_gs(e, OP_MOV_LOAD, 8, n, GPR_AT(n));
+}
+
+/* Between the shadow stack and the thread's own. */
+static void emit_to_host_stack(struct emitter *e) {
+    emit_gs(e, OP_MOV_STORE, 8, RSP, CPU_AT(jit.shadow_rsp));
+    emit_gs(e, OP_MOV_LOAD, 8, RSP, CPU_AT(jit.host_rsp));
+}
+
+/* Everything the guest has in registers goes to the vCPU; the host's stack and MXCSR come back.
+ * Leaves TEMP_B alone. */
 static void emit_store_guest(struct emitter *e) {
-    for (unsigned n = 0; n < FIRST_HOMED; n++)
-        emit_gs(e, OP_MOV_STORE, 8, n, GPR_AT(n));
+    emit_store_gprs(e, TEMP_A);
     for (unsigned n = 0; n < 16; n++)
         emit_vector(e, 0x7f, n);
     emit_mxcsr(e, 3, CPU_AT(mxcsr));
     emit_mxcsr(e, 2, CPU_AT(jit.host_mxcsr));
     emit_vzeroupper(e);
-    emit_gs(e, OP_MOV_LOAD, 8, RSP, CPU_AT(jit.host_rsp));
+    emit_to_host_stack(e);
 }
 
 /* The reverse; flags come from saved_flags; goes on at jit.resume. */
@@ -52,9 +78,10 @@ static void emit_load_guest(struct emitter *e) {
     emit_mxcsr(e, 2, CPU_AT(mxcsr));
     for (unsigned n = 0; n < 16; n++)
         emit_vector(e, 0x6f, n);
+    emit_load_stack(e);
     emit_restore_flags(e);
-    for (unsigned n = 0; n < FIRST_HOMED; n++)
-        emit_gs(e, OP_MOV_LOAD, 8, n, GPR_AT(n));
+    emit_load_gprs(e);
+    emit_gs(e, OP_MOV_LOAD, 8, RSP, CPU_AT(jit.shadow_rsp));
     emit_gs(e, 0xff, 4, 4, CPU_AT(jit.resume)); /* JMP */
 }
 
@@ -65,13 +92,13 @@ static const uint8_t *make_enter(struct jit *jit, struct emitter *e) {
     emit_group1(e, 5, 8, RSP, 8); /* 16-byte alignment for the calls of call-outs */
     emit_gs(e, OP_MOV_STORE, 8, RSP, CPU_AT(jit.host_rsp));
     emit_gs(e, OP_MOV_STORE, 8, RSI, CPU_AT(jit.resume));
+    emit_gs(e, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.shadow_top));
+    emit_gs(e, OP_MOV_STORE, 8, TEMP_A, CPU_AT(jit.shadow_rsp));
     emit_load_guest(e);
     return code_executable(&jit->memory, start);
 }
 
 static void make_leave(struct jit *jit, struct emitter *e) {
-    jit->leave_host = e->at;
-    emit_save_flags(e);
     jit->leave_saved = e->at;
     emit_gs(e, OP_MOV_STORE, 4, TEMP_B, CPU_AT(jit.exit));
     uint8_t *common = emit_jmp(e);
@@ -90,15 +117,19 @@ static void make_leave(struct jit *jit, struct emitter *e) {
     emit8(e, 0xc3);
 }
 
+static void emit_call_c(struct emitter *e, uintptr_t function) {
+    emit_mov_imm(e, RAX, function);
+    emit8(e, 0xff); /* CALL RAX */
+    emit8(e, 0xd0);
+}
+
 /* TEMP_B: the site. C says where to go on; leave_now when it does not go on. */
 static void make_callout(struct jit *jit, struct emitter *e, struct soft_cpu *cpu) {
     jit->callout = e->at;
     emit_store_guest(e);
     emit_mov_imm(e, RDI, (uintptr_t)cpu);
     emit_rr(e, OP_MOV_LOAD, 4, RSI, TEMP_B);
-    emit_mov_imm(e, RAX, (uintptr_t)jit_callout);
-    emit8(e, 0xff); /* CALL RAX */
-    emit8(e, 0xd0);
+    emit_call_c(e, (uintptr_t)jit_callout);
     emit_mov_imm(e, RDX, (uintptr_t)jit->leave_now);
     emit_rr(e, OP_CMP_RM, 8, RAX, RDX);
     uint8_t *leaves = emit_jcc(e, COND_E);
@@ -107,42 +138,99 @@ static void make_callout(struct jit *jit, struct emitter *e, struct soft_cpu *cp
     emit_load_guest(e);
 }
 
+/* ---- Light calls ---- */
+
+typedef const uint8_t *light_call(struct soft_cpu *cpu, uint64_t value, uint32_t number);
+
 /*
- * Calls a function of fast.c with TEMP_A or TEMP_B as its second argument.
- * Leaves TEMP_A and TEMP_B as they were. Goes on at TEMP_C's code when the
- * function answers 1, at `fail` when 0.
+ * Calls a function of fast.c with TEMP_A's value and the number on the stack.
+ * Goes on at the code that it names; when it names none, at `fail` with the
+ * number in TEMP_B. Flags are saved by then, or come from a recipe.
  */
-static uint8_t *make_fast_call(struct emitter *e, struct soft_cpu *cpu, uintptr_t function,
-                               unsigned argument, const uint8_t *fail) {
-    static const uint8_t kept[] = {RAX, RCX, RDX, RSI, RDI, R8, R9, R10, R11};
+static uint8_t *make_light(struct emitter *e, struct soft_cpu *cpu, light_call *function,
+                           const uint8_t *fail) {
     uint8_t *start = e->at;
-    emit_gs(e, OP_MOV_STORE, 8, TEMP_C, CPU_AT(jit.resume_fast));
-    emit_gs(e, OP_MOV_STORE, 8, TEMP_A, CPU_AT(jit.argument));
-    /* The callee-saved registers stay where they are; TEMP_B, R14, is one of them. */
-    for (unsigned i = 0; i < sizeof kept; i++)
-        emit_gs(e, OP_MOV_STORE, 8, kept[i], GPR_AT(kept[i]));
-    emit_gs(e, OP_MOV_STORE, 8, RSP, GPR_AT(RSP));
-    emit_gs(e, OP_MOV_LOAD, 8, RSP, CPU_AT(jit.host_rsp));
+    emit_store_gprs(e, TEMP_B);
+    emit_mov(e, RSI, TEMP_A);
+    emit_push_pop(e, POP_FIRST, RDX);
+    emit_gs(e, OP_MOV_STORE, 8, RDX, CPU_AT(jit.argument));
+    emit_to_host_stack(e);
     emit_mov_imm(e, RDI, (uintptr_t)cpu);
-    emit_mov(e, RSI, argument);
-    emit_mov_imm(e, RAX, function);
-    emit8(e, 0xff); /* CALL RAX */
-    emit8(e, 0xd0);
-    emit_mov(e, TEMP_C, RAX);
-    emit_gs(e, OP_MOV_LOAD, 8, RSP, GPR_AT(RSP));
-    for (unsigned i = 0; i < sizeof kept; i++)
-        emit_gs(e, OP_MOV_LOAD, 8, kept[i], GPR_AT(kept[i]));
-    emit_gs(e, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.argument));
-    emit_rr(e, OP_TEST, 8, TEMP_C, TEMP_C);
-    emit_aim(emit_jcc(e, COND_E), fail);
-    emit_gs(e, 0xff, 4, 4, CPU_AT(jit.resume_fast));
+    emit_call_c(e, (uintptr_t)function);
+    emit_mov(e, TEMP_A, RAX);
+    emit_gs(e, OP_MOV_LOAD, 8, RSP, CPU_AT(jit.shadow_rsp));
+    emit_load_stack(e);
+    emit_load_gprs(e);
+    emit_rr(e, OP_TEST, 8, TEMP_A, TEMP_A);
+    uint8_t *failed = emit_jcc(e, COND_E);
+    emit8(e, 0x41); /* JMP TEMP_A */
+    emit8(e, 0xff);
+    emit8(e, 0xe0 | (TEMP_A & 7));
+    emit_aim(failed, e->at);
+    emit_gs(e, OP_MOV_LOAD, 8, TEMP_B, CPU_AT(jit.argument));
+    emit_aim(emit_jmp(e), fail);
     return start;
 }
 
-static void make_fast_calls(struct jit *jit, struct emitter *e, struct soft_cpu *cpu) {
-    jit->find_or_callout = make_fast_call(e, cpu, (uintptr_t)jit_fast_find, TEMP_A, jit->callout);
-    jit->find_or_leave = make_fast_call(e, cpu, (uintptr_t)jit_fast_find, TEMP_A, jit->leave_saved);
-    jit->string = make_fast_call(e, cpu, (uintptr_t)jit_fast_string, TEMP_B, jit->callout);
+/* A miss of a table of the TLB: TEMP_A is the address again. */
+static void make_misses(struct jit *jit, struct emitter *e, struct soft_cpu *cpu) {
+    const uint8_t *miss = make_light(e, cpu, jit_fast_miss, jit->callout);
+    for (unsigned index = 0; index < TLB_INDEXES; index++)
+        for (unsigned kind = TLB_READ; kind <= TLB_WRITE; kind++) {
+            size_t table = offsetof(struct soft_cpu, tlbs) +
+                           (index * TLB_KINDS + kind) * sizeof cpu->tlbs[0][0];
+            jit->miss[index][kind] = e->at;
+            emit_gs_at(e, OP_XOR_RM, 8, TEMP_A, TEMP_B,
+                       (int32_t)(table + offsetof(struct tlb_entry, tag)));
+            emit_aim(emit_jmp(e), miss);
+        }
+    jit->constant_miss = make_light(e, cpu, jit_fast_constant_miss, jit->callout);
+    jit->stack_miss = make_light(e, cpu, jit_fast_stack_miss, jit->callout);
+}
+
+/* The present mapping's code for TEMP_A's rip: jumps there with RSP moved, or falls through with
+ * TEMP_A as it was. The RET's site is in jit.argument. */
+static void emit_return_elsewhere(struct emitter *e) {
+    const int32_t jumps = CPU_AT(jit.jumps);
+    const int32_t rip = jumps + (int32_t)offsetof(struct jit_jump, rip);
+    const int32_t context = jumps + (int32_t)offsetof(struct jit_jump, context);
+    emit_rorx(e, TEMP_B, TEMP_A, JIT_JUMP_FOLD);
+    emit_rr(e, OP_XOR_RM, 8, TEMP_B, TEMP_A);
+    emit_group1(e, 4, 4, TEMP_B, (JIT_JUMPS - 1) << 2);
+    emit_gs_scaled8(e, OP_CMP_RM, 8, TEMP_A, TEMP_B, rip);
+    uint8_t *other = emit_jcc(e, COND_NE);
+    emit_gs(e, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.context));
+    emit_gs_scaled8(e, OP_CMP_RM, 8, TEMP_A, TEMP_B, context);
+    uint8_t *lower = emit_jcc(e, COND_E);
+    emit_gs(e, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.context) + 8);
+    emit_gs_scaled8(e, OP_CMP_RM, 8, TEMP_A, TEMP_B, context);
+    uint8_t *stale = emit_jcc(e, COND_NE);
+    emit_aim(lower, e->at);
+    emit_group1_gs(e, 7, 4, CPU_AT(request), 0);
+    uint8_t *requested = emit_jcc(e, COND_NE);
+    emit_lea(e, 8, STACK, STACK, -1, 0, 8);
+    emit_gs_scaled8(e, 0xff, 4, 4, TEMP_B, jumps + (int32_t)offsetof(struct jit_jump, code));
+    emit_aim(stale, e->at);
+    emit_aim(requested, e->at);
+    emit_gs_scaled8(e, OP_MOV_LOAD, 8, TEMP_A, TEMP_B, rip);
+    emit_aim(other, e->at);
+}
+
+static void make_finds(struct jit *jit, struct emitter *e, struct soft_cpu *cpu) {
+    jit->find = make_light(e, cpu, jit_fast_find, jit->callout);
+    jit->find_slot = e->at;
+    emit_gs_scaled8(e, OP_MOV_LOAD, 8, TEMP_A, TEMP_B,
+                    CPU_AT(jit.jumps) + (int32_t)offsetof(struct jit_jump, rip));
+    emit_aim(emit_jmp(e), jit->find);
+    /* A RET that found nothing on the shadow stack: what is below everything stays there. */
+    jit->shadow_bottom = code_executable(&jit->memory, e->at);
+    emit_lea(e, 8, RSP, RSP, -1, 0, -8);
+    jit->returned = e->at;
+    emit_gs(e, OP_MOV_STORE, 8, TEMP_B, CPU_AT(jit.argument));
+    emit_return_elsewhere(e);
+    emit_gs(e, 0xff, 4, 6, CPU_AT(jit.argument)); /* PUSH */
+    emit_aim(emit_jmp(e), jit->find);
+    jit->exit = make_light(e, cpu, jit_fast_exit, jit->leave_saved);
 }
 
 void stubs_make(struct jit *jit, struct soft_cpu *cpu) {
@@ -150,6 +238,8 @@ void stubs_make(struct jit *jit, struct soft_cpu *cpu) {
     jit->enter = make_enter(jit, &e);
     make_leave(jit, &e);
     make_callout(jit, &e, cpu);
-    make_fast_calls(jit, &e, cpu);
+    make_misses(jit, &e, cpu);
+    make_finds(jit, &e, cpu);
+    jit->string = make_light(&e, cpu, jit_fast_string, jit->callout);
     jit->stubs_end = jit->memory.used = (size_t)(e.at - jit->memory.writable);
 }

@@ -3,10 +3,12 @@
  * of one translation in the making.
  *
  * Registers of translated code: every guest register lives in the host
- * register of the same number, except R13 to R15, which live in the vCPU's
- * state and leave their host registers to the translator. GS points to the
- * vCPU. RSP is the guest's: signals come on an alternate stack, and C is
- * entered only through the stubs, which switch stacks.
+ * register of the same number, except
+ *   RSP          in R12, as a host address: guest RSP + jit_state.stack_addend
+ *   R12 R14 R15  in the vCPU's state ("homed"): R14 and R15 are temporary, R12 see above
+ * The host's RSP points into the shadow stack, which holds the return points
+ * of guest calls. GS points to the vCPU. C is entered only through the stubs,
+ * which switch to the thread's own stack; signals come on an alternate one.
  *
  * Flags are in up to three places, and at every instruction the translator
  * knows in which: the host's EFLAGS, jit_state.saved_flags, or a recipe that
@@ -28,33 +30,59 @@
 enum {
     TEMP_A = R15, /* addresses */
     TEMP_B = R14,
-    TEMP_C = R13,
-    FIRST_HOMED = R13,
+    STACK = R12,
     SITES_MAX = 1 << 20,
     EXITS_MAX = 1 << 18,
     BLOCKS_MAX = 1 << 17,
+    NO_GROUP = 0xff,
+    GROUPS_MAX = 32,
 };
 
 #define CPU_AT(member) ((int32_t)offsetof(struct soft_cpu, member))
 #define GPR_AT(n)      ((int32_t)(offsetof(struct soft_cpu, gpr) + 8 * (n)))
 
+/* What is tried in C at a site before the whole instruction is called out. */
+enum site_kind {
+    SITE_CALLOUT,
+    SITE_ACCESS, /* a TLB miss: fill and retry */
+    SITE_GROUP,  /* the same for a group; where its range needs more than one page, go on plainly */
+    SITE_STACK,  /* the stack window: move it and retry, or go on plainly */
+    SITE_RETURN, /* a RET whose target is looked for; RSP has not moved yet */
+};
+
 /* A place where translated code may go to C for one instruction. */
 struct jit_site {
     struct block *block;
-    uint32_t resume; /* offset of the next instruction's code */
-    uint16_t insn;   /* index in the block */
-    uint8_t recipe;  /* enum flags_recipe: flags come from it; RECIPE_NONE: from saved_flags */
-    uint8_t spare;
+    uint32_t resume;      /* offset of the next instruction's code */
+    uint32_t retry;       /* of the check that failed */
+    uint16_t insn;        /* index in the block */
     uint16_t recipe_insn; /* the instruction that made the flags */
+    uint8_t recipe;       /* enum flags_recipe: flags come from it; RECIPE_NONE: from saved_flags */
+    uint8_t kind;         /* enum site_kind */
+    uint8_t tlb;          /* enum tlb_kind of the access */
+    bool writes_now;      /* the access itself writes, not only a later one of its group */
+    uint16_t span;        /* bytes that the check covers */
+    int32_t disp;         /* SITE_STACK: from RSP */
 };
 
 /* A place where translated code leaves for a known rip. */
 struct jit_exit {
     uint64_t rip;
     struct block *from;
-    uint8_t *field;   /* the jump to patch, or NULL: found by the jump table */
+    uint8_t *field; /* the jump or call to patch */
+    /* To another page: the number in a check of the mapping, and the jump behind it, to patch. */
+    uint8_t *guard_id, *guard_field;
     bool flags_saved; /* taken with flags in saved_flags; else in the host's register */
+    bool polls;       /* taken for a request's sake */
 };
+
+/* A page of code as it is mapped: links between pages hold while the target's mapping does. */
+struct jit_mapping {
+    uint64_t linear, gpa; /* pages */
+    uint64_t key;         /* block.key */
+    bool used;
+};
+enum { JIT_MAPPINGS = 1 << 14 };
 
 struct jit_block {
     /* Entries, in the writable mapping: with flags in EFLAGS; with flags in saved_flags. Where both
@@ -69,22 +97,33 @@ struct jit {
     struct code_memory memory;
     size_t stubs_end;     /* code that survives a flush */
     const uint8_t *enter; /* executable: void (*)(struct soft_cpu *, const uint8_t *code) */
-    /* In the writable mapping: */
-    uint8_t *callout;                          /* TEMP_B: site */
-    uint8_t *leave_saved, *leave_host;         /* TEMP_B: exit */
-    uint8_t *leave_rip_saved, *leave_rip_host; /* TEMP_A: rip */
-    /* TEMP_C: code to go on at. TEMP_A: rip to find; TEMP_B: site or exit when it is not found. */
-    uint8_t *find_or_callout, *find_or_leave;
-    uint8_t *string;          /* TEMP_B: site, TEMP_C: code to go on at */
+    /* In the writable mapping. TEMP_B: site */
+    uint8_t *callout;
+    /* TEMP_B: exit */
+    uint8_t *leave_saved;
+    /* TEMP_A: rip */
+    uint8_t *leave_rip_saved, *leave_rip_host;
+    /* With the number of a site or exit pushed; these go on where C says. */
+    uint8_t *miss[TLB_INDEXES][TLB_KINDS]; /* TEMP_A: linear ^ tag, TEMP_B: slot */
+    uint8_t *constant_miss;                /* a TLB miss at a known address */
+    uint8_t *stack_miss;
+    uint8_t *string;
+    uint8_t *find;      /* TEMP_A: rip */
+    uint8_t *find_slot; /* TEMP_B: the jump table's slot that has the rip */
+    uint8_t *exit;      /* an exit that is not linked, flags saved */
+    uint8_t *returned;  /* TEMP_A: rip, TEMP_B: site of the RET: it met another's return point */
+    const uint8_t *shadow_bottom; /* executable: where a RET without CALL goes on */
     const uint8_t *leave_now; /* executable; cpu->rip is set, everything stored: for call-outs */
     struct jit_site *sites;
     struct jit_exit *exits;
     struct jit_block *blocks;
+    struct jit_mapping *mappings; /* their number is their id; 0 is none */
     uint32_t site_count, exit_count, block_count;
-    pid_t alarm_thread; /* that the alarm goes to; 0: there is none yet */
-    bool exact;         /* keep flags that only a fault could show */
-    bool full;          /* flush at the next chance */
-    uint64_t next_context;
+    uint8_t *shadow;        /* the shadow stack, a guard below it */
+    pid_t alarm_thread;     /* that the alarm goes to; 0: there is none yet */
+    bool exact;             /* keep flags that only a fault could show */
+    bool full;              /* flush at the next chance */
+    uint64_t random;        /* for stack windows that hold nothing */
     struct insn scratch[2]; /* the instruction of a call-out and what stops after it */
     bool completed;
     struct jit_map map;
@@ -92,6 +131,25 @@ struct jit {
 
 /* STALE: nobody will read the flags; what saved_flags holds is as good as anything. */
 enum { FLAGS_HOST = 1, FLAGS_SAVED = 2, FLAGS_STALE = 4 };
+
+/* Accesses off the same registers, checked together where the first of them is. */
+struct group {
+    int32_t low, high; /* displacements: of the first byte, behind the last */
+    uint8_t base, index, scale, seg, address_size;
+    bool stack;
+    bool open;    /* while groups are being found */
+    bool write;   /* some access of it writes */
+    bool checked; /* by now */
+    bool aligned; /* found to be 16-byte aligned at disp `aligned_at` */
+    uint16_t count;
+    int32_t aligned_at;
+};
+
+/* Where a memory operand is in this process. */
+struct operand {
+    unsigned base; /* host register */
+    int32_t disp;
+};
 
 struct translation {
     struct emitter out;
@@ -109,18 +167,36 @@ struct translation {
     uint32_t recipe_registers; /* it needs these to stay */
     /* Status flags that somebody reads, before each instruction; [count]: after the last. */
     uint16_t live[BLOCK_INSNS_MAX + 1];
+    /* Groups, and which an instruction's operand and its use of the stack belong to. */
+    struct group groups[GROUPS_MAX];
+    unsigned group_count;
+    uint8_t operand_group[BLOCK_INSNS_MAX], stack_group[BLOCK_INSNS_MAX];
+    int32_t rsp_moved[BLOCK_INSNS_MAX]; /* since the stack group's displacements began to count */
+    uint8_t temp_group;                 /* TEMP_A holds this group's host address, or NO_GROUP */
     /* Checks that failed go out of line: jump fields to resolve at the end. */
     struct {
         uint8_t *field;
-        uint32_t number;      /* of a site, or an exit */
-        const uint8_t *retry; /* code to try again when the jump table could be filled, or NULL */
-        bool leaves;          /* else: to leave by the exit; otherwise to call out */
+        uint32_t number; /* of a site */
+        uint8_t *stub;
+        bool in_temp; /* the number goes to TEMP_B, else it is pushed */
     } slow[4 * BLOCK_INSNS_MAX];
     unsigned slow_count;
+    uint32_t leaving[2 * BLOCK_INSNS_MAX + 4]; /* exits, to be completed behind the block */
+    unsigned leaving_count;
+    struct {
+        uint8_t *field;
+        uint64_t value;
+    } constants[BLOCK_INSNS_MAX];
+    unsigned constant_count;
     uint32_t site;      /* of the present instruction, or SITES_MAX before one is made */
     uint64_t pages_rip; /* linear rip's page of the block */
     struct jit_block *made;
 };
+
+/* ---- groups.c ---- */
+
+/* Which accesses are checked together. */
+void groups_find(struct translation *t);
 
 /* ---- liveness.c ---- */
 
@@ -146,29 +222,84 @@ void emit_restore_flags(struct emitter *e);
 
 /* ---- memory.c ---- */
 
-/* The linear address of the memory operand in TEMP_A. Flags must be protected. */
-void lower_address(struct translation *t);
-/* TEMP_A from linear to host address, or to the slow path. Flags must be protected. */
-void lower_check(struct translation *t, enum tlb_kind kind, unsigned size);
-void lower_alignment(struct translation *t, unsigned size);
-/* The present instruction's site; made on first use with the flags' present place. */
+/* The linear address of the memory operand, plus `more`, in TEMP_A. Leaves flags alone. */
+void lower_address(struct translation *t, int32_t more);
+/* The memory operand, checked for an access of `size` bytes; aligned: to so many as well. */
+struct operand lower_operand(struct translation *t, enum tlb_kind kind, unsigned size,
+                             unsigned aligned);
+/* 8 bytes at RSP + disp; RSP moves by what groups.c noted only when the caller moves it. */
+struct operand lower_stack(struct translation *t, enum tlb_kind kind, int32_t disp);
+/* 8 bytes at RBP, read: their host address in TEMP_A. Flags must be protected. */
+void lower_check_rbp(struct translation *t);
+/* The present instruction's site for call-outs; made on first use with the flags' present place. */
 uint32_t lower_site(struct translation *t);
-/* The present instruction goes to the slow path when `condition` holds. */
+/* The present instruction is called out when `condition` holds. */
 void lower_slow_if(struct translation *t, unsigned condition);
-/* TEMP_A's rip is looked for when `condition` holds, then `retry` is run again. */
-void lower_find_if(struct translation *t, unsigned condition, const uint8_t *retry, uint32_t number,
-                   bool leaves);
+/* The stub gets `number` pushed when `condition` holds. */
+void lower_stub_if(struct translation *t, unsigned condition, uint8_t *stub, uint32_t number);
+/* PUSH imm32; JMP stub */
+void emit_to_stub(struct emitter *e, uint32_t number, const uint8_t *stub);
+/* Guest RSP in a register; the reverse. Leave flags alone. */
+void lower_load_rsp(struct translation *t, unsigned to);
+void lower_store_rsp(struct translation *t, unsigned from);
+
+/* ---- native.c ---- */
+
+void lower_callout(struct translation *t);
+void lower_native(struct translation *t, const struct lowering *l);
+void lower_lea(struct translation *t);
+void lower_divide(struct translation *t, bool is_signed);
+void lower_string(struct translation *t);
+void load_home(struct translation *t, unsigned temp, unsigned gpr);
+void store_home(struct translation *t, unsigned temp, unsigned gpr);
+bool uses_high_byte(const struct insn *insn, const struct lowering *l);
+/* The instruction always runs in C. */
+bool lower_calls_out(const struct insn *insn, const struct lowering *l);
+/* Registers that the instruction may change, as far as the translator lowers it itself. */
+uint32_t lower_changes(const struct insn *insn, const struct lowering *l);
+
+/* ---- stack.c ---- */
+
+void lower_push(struct translation *t);
+void lower_pop(struct translation *t);
+void lower_leave(struct translation *t);
+void lower_move_rsp(struct translation *t, int32_t by);
+void lower_push_constant(struct translation *t, uint64_t value);
+/* True: done. Arithmetic on RSP that needs no detour. */
+bool lower_rsp_arithmetic(struct translation *t, const struct lowering *l);
+
+/* ---- branch.c ---- */
+
+uint64_t lower_next_rip(const struct translation *t);
+void lower_goto(struct translation *t, uint64_t rip);
+void lower_jmp_indirect(struct translation *t);
+void lower_ret(struct translation *t);
+void lower_call(struct translation *t);
+void lower_call_indirect(struct translation *t);
+void lower_jcc(struct translation *t);
+/* What jumps out of the block, behind it. */
+void lower_exits(struct translation *t);
 
 /* ---- stubs.c ---- */
 
 void stubs_make(struct jit *jit, struct soft_cpu *cpu);
 
+/* ---- link.c ---- */
+
+/* Lets an exit go on at a translated block's entry, when both may be linked. The block is what the
+ * present mapping holds at the exit's rip. */
+void jit_link(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *to);
 /* ---- run.c ---- */
 
 const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t site);
 
 static inline bool is_homed(unsigned reg) {
-    return reg >= FIRST_HOMED && reg <= R15;
+    return reg == R12 || reg == R14 || reg == R15;
+}
+
+/* Not in the host register of its number. */
+static inline bool is_elsewhere(unsigned reg) {
+    return is_homed(reg) || reg == RSP;
 }
 
 #endif

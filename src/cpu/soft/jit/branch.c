@@ -1,0 +1,244 @@
+/*
+ * Branches. Known targets are linked: the jump is patched to the target's
+ * code once that exists (link.c). Others are looked for in the jump table.
+ * Calls are host calls and returns host returns: the host's processor
+ * predicts them, the guest's return address is compared where they arrive.
+ */
+#include "cpu/soft/jit/translation.h"
+
+uint64_t lower_next_rip(const struct translation *t) {
+    return t->block->rip + t->insn->offset + t->insn->length;
+}
+
+/* ---- Known targets ---- */
+
+static bool is_backward(const struct translation *t, uint64_t rip) {
+    return rip <= t->block->rip + t->insn->offset;
+}
+
+static bool is_same_page(const struct translation *t, uint64_t rip) {
+    return rip >> PAGE_SHIFT == t->pages_rip;
+}
+
+/* An exit by the jump or call at field, which is filled when the block is done. */
+static void new_exit(struct translation *t, uint64_t rip, uint8_t *field) {
+    struct jit *jit = t->jit;
+    if (jit->exit_count >= EXITS_MAX ||
+        t->leaving_count >= sizeof t->leaving / sizeof t->leaving[0]) {
+        t->out.full = true;
+        return;
+    }
+    jit->exits[jit->exit_count] = (struct jit_exit){
+        .rip = rip, .from = t->block, .field = field, .flags_saved = t->flags & FLAGS_SAVED};
+    t->leaving[t->leaving_count++] = jit->exit_count++;
+}
+
+/* Flags where the exit needs them. A loop's end looks at requests: to C when there are some. */
+static void prepare_exit(struct translation *t, uint64_t rip) {
+    if (is_same_page(t, rip) && liveness_at(t, rip) == 0)
+        flags_not_needed(t);
+    if (!is_same_page(t, rip) || is_backward(t, rip))
+        flags_to_saved(t);
+    else if (t->flags == 0)
+        flags_to_host(t);
+}
+
+static void emit_poll(struct translation *t, uint64_t rip) {
+    if (!is_backward(t, rip))
+        return;
+    emit_group1_gs(&t->out, 7, 4, CPU_AT(request), 0);
+    new_exit(t, rip, emit_jcc(&t->out, COND_NE));
+    if (!t->out.full)
+        t->jit->exits[t->jit->exit_count - 1].polls = true;
+}
+
+/* Goes on at a known rip. Does not disturb the translation's flags state for what follows. */
+void lower_goto(struct translation *t, uint64_t rip) {
+    unsigned flags = t->flags;
+    uint8_t recipe = t->recipe;
+    prepare_exit(t, rip);
+    emit_poll(t, rip);
+    new_exit(t, rip, emit_jmp(&t->out));
+    t->flags = flags;
+    t->recipe = recipe;
+}
+
+void lower_jcc(struct translation *t) {
+    uint64_t next = lower_next_rip(t), taken = next + t->insn->imm;
+    unsigned condition = t->insn->opcode & 15;
+    flags_to_host(t);
+    if (is_same_page(t, taken) && !is_backward(t, taken)) {
+        unsigned flags = t->flags;
+        if (liveness_at(t, taken) == 0)
+            flags_not_needed(t);
+        new_exit(t, taken, emit_jcc(&t->out, condition));
+        t->flags = flags;
+    } else {
+        uint8_t *over = emit_jcc(&t->out, condition ^ 1);
+        lower_goto(t, taken);
+        emit_aim(over, t->out.at);
+    }
+    lower_goto(t, next);
+}
+
+/* ---- The jump table ---- */
+
+/* TEMP_A: target, by the code from `retry` on. Its slot in TEMP_B, or to C for the whole
+ * instruction. Clobbers TEMP_A. */
+static void lower_find(struct translation *t, const uint8_t *retry) {
+    struct emitter *e = &t->out;
+    const int32_t jumps = CPU_AT(jit.jumps);
+    uint32_t site = lower_site(t);
+    t->jit->sites[site].retry = (uint32_t)(retry - t->jit->memory.writable);
+    unsigned half = t->block->rip >> 63;
+    t->temp_group = NO_GROUP;
+    /* slot * 32, as jit_jump_slot counts: (mixed rip & mask << 2) * 8. */
+    emit_rorx(e, TEMP_B, TEMP_A, JIT_JUMP_FOLD);
+    emit_rr(e, OP_XOR_RM, 8, TEMP_B, TEMP_A);
+    emit_group1(e, 4, 4, TEMP_B, (JIT_JUMPS - 1) << 2);
+    emit_gs_scaled8(e, OP_CMP_RM, 8, TEMP_A, TEMP_B,
+                    jumps + (int32_t)offsetof(struct jit_jump, rip));
+    lower_stub_if(t, COND_NE, t->jit->find, site);
+    emit_gs(e, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.context) + 8 * (int32_t)half);
+    emit_gs_scaled8(e, OP_CMP_RM, 8, TEMP_A, TEMP_B,
+                    jumps + (int32_t)offsetof(struct jit_jump, context));
+    lower_stub_if(t, COND_NE, t->jit->find_slot, site);
+    emit_group1_gs(e, 7, 4, CPU_AT(request), 0);
+    lower_stub_if(t, COND_NE, t->jit->find_slot, site);
+}
+
+static void emit_jump_found(struct translation *t) {
+    emit_gs_scaled8(&t->out, 0xff, 4, 4, TEMP_B,
+                    CPU_AT(jit.jumps) + (int32_t)offsetof(struct jit_jump, code));
+}
+
+/* The target of an indirect branch in TEMP_A. */
+static void load_target(struct translation *t) {
+    const struct insn *insn = t->insn;
+    if (insn->flags & I_MEMORY) {
+        struct operand operand = lower_operand(t, TLB_READ, 8, 1);
+        emit_rm(&t->out, OP_MOV_LOAD, 8, TEMP_A, operand.base, operand.disp);
+    } else if (insn->rm == RSP) {
+        lower_load_rsp(t, TEMP_A);
+    } else if (is_homed(insn->rm)) {
+        load_home(t, TEMP_A, insn->rm);
+    } else {
+        emit_mov(&t->out, TEMP_A, insn->rm);
+    }
+    t->temp_group = NO_GROUP;
+}
+
+void lower_jmp_indirect(struct translation *t) {
+    flags_to_saved(t);
+    t->temp_group = NO_GROUP;
+    const uint8_t *retry = t->out.at;
+    load_target(t);
+    lower_find(t, retry);
+    emit_jump_found(t);
+}
+
+/* ---- Calls and returns ---- */
+
+/* Where the guest's return arrives, with the address that it found in TEMP_A: if that is another,
+ * the return goes where it says. RSP moves now, so that a RET that may not return has not moved it.
+ */
+static void lower_return_point(struct translation *t) {
+    struct emitter *e = &t->out;
+    uint64_t rip = lower_next_rip(t);
+    t->flags = FLAGS_SAVED;
+    t->recipe = RECIPE_NONE;
+    t->temp_group = NO_GROUP;
+    if ((int64_t)rip == (int32_t)rip) {
+        emit_group1(e, 7, 8, TEMP_A, (int32_t)rip);
+    } else {
+        uint8_t *field = emit_cmp_rip(e, TEMP_A);
+        if (t->constant_count >= sizeof t->constants / sizeof t->constants[0]) {
+            e->full = true;
+            return;
+        }
+        t->constants[t->constant_count].field = field;
+        t->constants[t->constant_count++].value = rip;
+    }
+    emit_aim(emit_jcc(e, COND_NE), t->jit->returned);
+    lower_move_rsp(t, 8);
+    lower_goto(t, rip);
+}
+
+void lower_call(struct translation *t) {
+    uint64_t target = lower_next_rip(t) + t->insn->imm;
+    flags_registers_change(t, 1u << RSP);
+    lower_push_constant(t, lower_next_rip(t));
+    prepare_exit(t, target);
+    emit_poll(t, target);
+    new_exit(t, target, emit_call(&t->out));
+    lower_return_point(t);
+}
+
+void lower_call_indirect(struct translation *t) {
+    struct emitter *e = &t->out;
+    flags_to_saved(t);
+    t->temp_group = NO_GROUP;
+    const uint8_t *retry = t->out.at;
+    load_target(t);
+    lower_find(t, retry);
+    /* The target is looked up before the push, which may overwrite where it was read from. */
+    emit_gs_scaled8(e, OP_MOV_LOAD, 8, TEMP_B, TEMP_B,
+                    CPU_AT(jit.jumps) + (int32_t)offsetof(struct jit_jump, code));
+    emit_gs(e, OP_MOV_STORE, 8, TEMP_B, CPU_AT(jit.target));
+    lower_push_constant(t, lower_next_rip(t));
+    emit_gs(e, 0xff, 4, 2, CPU_AT(jit.target)); /* CALL */
+    lower_return_point(t);
+}
+
+void lower_ret(struct translation *t) {
+    flags_to_saved(t);
+    const uint8_t *retry = t->out.at;
+    struct operand operand = lower_stack(t, TLB_READ, 0);
+    emit_rm(&t->out, OP_MOV_LOAD, 8, TEMP_A, operand.base, operand.disp);
+    if (t->insn->imm == 0) {
+        uint32_t site = lower_site(t);
+        t->jit->sites[site].kind = SITE_RETURN;
+        emit_mov_imm(&t->out, TEMP_B, site);
+        emit8(&t->out, 0xc3);
+        return;
+    }
+    lower_find(t, retry);
+    lower_move_rsp(t, (int32_t)(8 + t->insn->imm));
+    emit_jump_found(t);
+}
+
+/* ---- Behind the block ---- */
+
+/* cmp dword gs:[map], id; jne leave; jmp target. The id and the target are patched by jit_link. */
+static void emit_guard(struct translation *t, struct jit_exit *exit, uint8_t **leave_field) {
+    struct emitter *e = &t->out;
+    int32_t entry = (int32_t)(jit_map_slot(exit->rip) * sizeof t->cpu->jit.code_map[0][0]);
+    emit_group1_gs(e, 7, 4, CPU_AT(jit.code_map) + entry, -1);
+    exit->guard_id = e->at - 4;
+    *leave_field = emit_jcc(e, COND_NE);
+    exit->guard_field = emit_jmp(e);
+    emit_aim(exit->guard_field, e->at);
+}
+
+static void lower_exit(struct translation *t, uint32_t number) {
+    struct jit_exit *exit = &t->jit->exits[number];
+    struct emitter *e = &t->out;
+    uint8_t *leave_field = NULL;
+    if (!exit->polls && !is_same_page(t, exit->rip)) {
+        emit_aim(exit->field, e->at);
+        emit_guard(t, exit, &leave_field);
+    }
+    emit_aim(leave_field != NULL ? leave_field : exit->field, e->at);
+    if (!exit->flags_saved)
+        emit_save_flags(e);
+    emit_to_stub(e, number, t->jit->exit);
+}
+
+void lower_exits(struct translation *t) {
+    for (unsigned i = 0; i < t->leaving_count && !t->out.full; i++)
+        lower_exit(t, t->leaving[i]);
+    for (unsigned i = 0; i < t->constant_count && !t->out.full; i++) {
+        emit_aim(t->constants[i].field, t->out.at);
+        emit64(&t->out, t->constants[i].value);
+    }
+}

@@ -1,0 +1,202 @@
+/*
+ * Which accesses of a block are checked together: those off the same
+ * registers, as long as these do not change, and those near RSP, as long as
+ * its movement is known. The check of the first covers the bytes of all, which
+ * then have to lie in one page; where they do not, the block is run plainly
+ * (KEY_PLAIN), each access with its own check.
+ *
+ * Nothing between the check and an access can make it wrong: whatever changes
+ * translations leaves translated code (jit_state.epoch).
+ */
+#include "cpu/soft/jit/translation.h"
+
+enum { SPAN_MAX = 1024, MOVE_MAX = 65536 };
+
+/* What one instruction does to memory. */
+struct use {
+    bool operand, operand_writes;
+    unsigned operand_size;
+    bool stack, stack_writes;
+    int32_t stack_disp;
+};
+
+static struct use use_of(const struct insn *insn, const struct lowering *l) {
+    struct use use = {0};
+    if (lower_calls_out(insn, l))
+        return use;
+    switch (l->kind) {
+    case LOWER_NATIVE:
+        use.operand_size = lowering_memory_bytes(l, insn);
+        use.operand_writes = l->memory_written;
+        break;
+    case LOWER_DIV:
+    case LOWER_IDIV: use.operand_size = insn->size; break;
+    case LOWER_CALL_INDIRECT: use.operand_size = 8; break;
+    case LOWER_JMP_INDIRECT: use.operand_size = 8; break;
+    default: break;
+    }
+    use.operand = (insn->flags & I_MEMORY) && use.operand_size != 0;
+    switch (l->kind) {
+    case LOWER_PUSH:
+    case LOWER_CALL:
+    case LOWER_CALL_INDIRECT:
+        use.stack = use.stack_writes = true;
+        use.stack_disp = -8;
+        break;
+    case LOWER_POP:
+    case LOWER_RET: use.stack = true; break;
+    default: break;
+    }
+    return use;
+}
+
+/* By how much the instruction moves RSP; false: nobody knows. */
+static bool rsp_movement(const struct insn *insn, const struct lowering *l, int64_t *by) {
+    const struct insn_row *row = insn_row_of(insn);
+    *by = 0;
+    if (!(lower_changes(insn, l) >> RSP & 1))
+        return true;
+    if (lower_calls_out(insn, l))
+        return false;
+    if (l->kind == LOWER_PUSH || l->kind == LOWER_POP) {
+        *by = l->kind == LOWER_PUSH ? -8 : 8;
+        return l->kind == LOWER_PUSH || insn->rm != RSP;
+    }
+    if (l->kind == LOWER_LEA) {
+        *by = insn->disp;
+        return insn->base == RSP && insn->index == REG_ZERO && insn->address_size == 8 &&
+               insn->size == 8;
+    }
+    bool immediate = row->operand[1] == OPERAND_Iz || row->operand[1] == OPERAND_Ibs;
+    bool add = row->name[0] == 'a' && row->name[1] == 'd' && row->name[2] == 'd' && !row->name[3];
+    bool sub = row->name[0] == 's' && row->name[1] == 'u' && row->name[2] == 'b' && !row->name[3];
+    *by = sub ? -(int64_t)insn->imm : (int64_t)insn->imm;
+    return l->kind == LOWER_NATIVE && immediate && (add || sub) && insn->size == 8;
+}
+
+/* ---- Joining ---- */
+
+/* True: the range takes [low, high) in, too. */
+static bool widen(struct group *group, int64_t low, int64_t high) {
+    int64_t first = low < group->low ? low : group->low;
+    int64_t end = high > group->high ? high : group->high;
+    if (group->count != 0 && end - first > SPAN_MAX)
+        return false;
+    if (group->count == 0)
+        first = low, end = high;
+    if (first < INT32_MIN || end > INT32_MAX)
+        return false;
+    group->low = (int32_t)first;
+    group->high = (int32_t)end;
+    return true;
+}
+
+static unsigned new_group(struct translation *t, const struct group *like) {
+    if (t->group_count == GROUPS_MAX)
+        return NO_GROUP;
+    t->groups[t->group_count] = *like;
+    t->groups[t->group_count].open = true;
+    return t->group_count++;
+}
+
+static bool same_registers(const struct group *a, const struct group *b) {
+    return a->open && !a->stack && a->base == b->base && a->index == b->index &&
+           a->scale == b->scale && a->seg == b->seg && a->address_size == b->address_size;
+}
+
+static unsigned join(struct translation *t, unsigned g, int64_t low, unsigned size, bool write) {
+    if (g == NO_GROUP || !widen(&t->groups[g], low, low + size))
+        return NO_GROUP;
+    t->groups[g].count++;
+    t->groups[g].write |= write;
+    return g;
+}
+
+static unsigned join_operand(struct translation *t, const struct insn *insn, unsigned size,
+                             bool write) {
+    struct group wanted = {.base = insn->base,
+                           .index = insn->index,
+                           .scale = insn->scale,
+                           .seg = insn->seg == SEG_FS || insn->seg == SEG_GS ? insn->seg : SEG_DS,
+                           .address_size = insn->address_size};
+    for (unsigned g = 0; g < t->group_count; g++) {
+        if (!same_registers(&t->groups[g], &wanted))
+            continue;
+        unsigned joined = join(t, g, insn->disp, size, write);
+        if (joined != NO_GROUP)
+            return joined;
+        t->groups[g].open = false;
+    }
+    return join(t, new_group(t, &wanted), insn->disp, size, write);
+}
+
+/* *g: the present stack group. */
+static unsigned join_stack(struct translation *t, unsigned *g, int64_t low, unsigned size,
+                           bool write) {
+    static const struct group stack = {.stack = true};
+    unsigned joined = *g == NO_GROUP ? NO_GROUP : join(t, *g, low, size, write);
+    if (joined == NO_GROUP) {
+        *g = new_group(t, &stack);
+        joined = join(t, *g, low, size, write);
+    }
+    return joined;
+}
+
+static bool is_near_rsp(const struct insn *insn) {
+    return insn->base == RSP && insn->index == REG_ZERO && insn->address_size == 8 &&
+           insn->seg != SEG_FS && insn->seg != SEG_GS;
+}
+
+static bool is_constant(const struct insn *insn) {
+    return insn->base == REG_ZERO && insn->index == REG_ZERO;
+}
+
+static void close_changed(struct translation *t, uint32_t changed) {
+    for (unsigned g = 0; g < t->group_count; g++) {
+        struct group *group = &t->groups[g];
+        if (!group->stack && ((changed >> group->base & 1) || (changed >> group->index & 1)))
+            group->open = false;
+    }
+}
+
+/* Alone in its group an access has the check that it would have anyway. */
+static void drop_single(struct translation *t) {
+    for (unsigned i = 0; i < t->block->count; i++) {
+        unsigned g = t->operand_group[i];
+        if (g != NO_GROUP && !t->groups[g].stack && t->groups[g].count < 2)
+            t->operand_group[i] = NO_GROUP;
+    }
+}
+
+void groups_find(struct translation *t) {
+    unsigned stack = NO_GROUP;
+    int64_t moved = 0;
+    t->group_count = 0;
+    for (unsigned i = 0; i < t->block->count; i++) {
+        const struct insn *insn = &t->block->insns[i];
+        const struct lowering *l = lowering_of(insn);
+        struct use use = use_of(insn, l);
+        int64_t by = 0;
+        t->operand_group[i] = t->stack_group[i] = NO_GROUP;
+        t->rsp_moved[i] = (int32_t)moved;
+        if (t->block->key & KEY_PLAIN)
+            continue;
+        if (use.operand && is_near_rsp(insn))
+            t->operand_group[i] = (uint8_t)join_stack(t, &stack, moved + insn->disp,
+                                                      use.operand_size, use.operand_writes);
+        else if (use.operand && !is_constant(insn))
+            t->operand_group[i] =
+                (uint8_t)join_operand(t, insn, use.operand_size, use.operand_writes);
+        if (use.stack)
+            t->stack_group[i] =
+                (uint8_t)join_stack(t, &stack, moved + use.stack_disp, 8, use.stack_writes);
+        close_changed(t, lower_changes(insn, l));
+        bool known = rsp_movement(insn, l, &by);
+        moved += by;
+        if (!known || moved < -MOVE_MAX || moved > MOVE_MAX) {
+            stack = NO_GROUP;
+            moved = 0;
+        }
+    }
+    drop_single(t);
+}

@@ -1,0 +1,63 @@
+/*
+ * Links between translated blocks: patched jumps. Compiled for general
+ * registers alone (fast.h), because translated code asks for them.
+ *
+ * Within a page a jump goes straight to the target. Between pages a check
+ * comes first: that the target's page is mapped as it was when the link was
+ * made. Mappings have numbers, alike in all address spaces, so that links
+ * hold for all processes that share code at the same addresses.
+ */
+#include "cpu/soft/jit/fast.h"
+#include "cpu/soft/mmu.h"
+
+enum { NONE = 0 };
+
+/* The number of a mapping, which is its place in an open hash table; NONE: the table is full. */
+static uint32_t mapping_number(struct jit *jit, const struct jit_mapping *wanted) {
+    uint64_t mixed =
+        (wanted->linear ^ wanted->gpa << 20 ^ wanted->key) * UINT64_C(0x9e3779b97f4a7c15);
+    for (unsigned tries = 0; tries < 64; tries++) {
+        uint32_t number = ((mixed >> 40) + tries) & (JIT_MAPPINGS - 1);
+        struct jit_mapping *at = &jit->mappings[number];
+        if (number == NONE)
+            continue;
+        if (!at->used)
+            *at = *wanted;
+        if (at->linear == wanted->linear && at->gpa == wanted->gpa && at->key == wanted->key)
+            return number;
+    }
+    return NONE;
+}
+
+static void aim(uint8_t *field, const uint8_t *target) {
+    int32_t distance = (int32_t)(target - (field + 4));
+    __builtin_memcpy(field, &distance, sizeof distance);
+}
+
+static void link_guarded(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *to) {
+    struct jit *jit = cpu->jit.jit;
+    struct jit_mapping mapping = {.linear = to->rip >> PAGE_SHIFT,
+                                  .gpa = to->gpa[0] >> PAGE_SHIFT,
+                                  .key = to->key,
+                                  .used = true};
+    uint32_t number = mapping_number(jit, &mapping);
+    if (number == NONE) {
+        jit->full = true;
+        return;
+    }
+    if (to->rip >> 63 && !mmu_is_global(cpu, to->rip))
+        cpu->jit.upper_is_local = true;
+    ((uint32_t *)cpu->jit.code_map)[jit_map_slot(to->rip)] = number;
+    __builtin_memcpy(exit->guard_id, &number, sizeof number);
+    aim(exit->guard_field, to->code->entry_saved);
+}
+
+void jit_link(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *to) {
+    if (exit->polls || exit->from->dead || to->dead || to->code == NULL || exit->rip != to->rip ||
+        (exit->from->key & ~(uint64_t)KEY_PLAIN) != to->key)
+        return;
+    if (exit->guard_field != NULL)
+        link_guarded(cpu, exit, to);
+    else
+        aim(exit->field, exit->flags_saved ? to->code->entry_saved : to->code->entry_host);
+}

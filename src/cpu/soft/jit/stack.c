@@ -1,0 +1,82 @@
+/* The stack: PUSH, POP, LEAVE, and arithmetic on RSP. */
+#include "cpu/soft/jit/translation.h"
+
+#include <string.h>
+
+void lower_move_rsp(struct translation *t, int32_t by) {
+    emit_lea(&t->out, 8, STACK, STACK, -1, 0, by);
+}
+
+void lower_push_constant(struct translation *t, uint64_t value) {
+    struct operand operand = lower_stack(t, TLB_WRITE, -8);
+    if ((int64_t)value == (int32_t)value) {
+        emit_store_imm(&t->out, operand.base, operand.disp, (int32_t)value);
+    } else {
+        emit_mov_imm(&t->out, TEMP_B, value);
+        emit_rm(&t->out, OP_MOV_STORE, 8, TEMP_B, operand.base, operand.disp);
+    }
+    lower_move_rsp(t, -8);
+}
+
+void lower_push(struct translation *t) {
+    const struct insn *insn = t->insn;
+    unsigned reg = insn->rm;
+    flags_registers_change(t, 1u << RSP);
+    if (insn_row_of(insn)->operand[0] != OPERAND_Zv) {
+        lower_push_constant(t, insn->imm);
+        return;
+    }
+    struct operand operand = lower_stack(t, TLB_WRITE, -8);
+    if (reg == RSP)
+        lower_load_rsp(t, TEMP_B);
+    else if (is_homed(reg))
+        load_home(t, TEMP_B, reg);
+    emit_rm(&t->out, OP_MOV_STORE, 8, is_elsewhere(reg) ? TEMP_B : reg, operand.base, operand.disp);
+    lower_move_rsp(t, -8);
+}
+
+void lower_pop(struct translation *t) {
+    unsigned reg = t->insn->rm;
+    flags_registers_change(t, 1u << RSP | 1u << reg);
+    struct operand operand = lower_stack(t, TLB_READ, 0);
+    emit_rm(&t->out, OP_MOV_LOAD, 8, is_elsewhere(reg) ? TEMP_B : reg, operand.base, operand.disp);
+    if (reg == RSP) {
+        lower_store_rsp(t, TEMP_B);
+        return;
+    }
+    lower_move_rsp(t, 8);
+    if (is_homed(reg))
+        store_home(t, TEMP_B, reg);
+}
+
+void lower_leave(struct translation *t) {
+    flags_registers_change(t, 1u << RSP | 1u << RBP);
+    flags_protect(t);
+    lower_check_rbp(t);
+    emit_gs(&t->out, OP_MOV_LOAD, 8, STACK, CPU_AT(jit.stack_addend));
+    emit_lea(&t->out, 8, STACK, STACK, RBP, 0, 8);
+    emit_rm(&t->out, OP_MOV_LOAD, 8, RBP, TEMP_A, 0);
+}
+
+/* ADD and SUB of a constant, and an AND that only clears bits within the page, work on the host
+ * address as on RSP, except for their flags. */
+bool lower_rsp_arithmetic(struct translation *t, const struct lowering *l) {
+    const struct insn *insn = t->insn;
+    const struct insn_row *row = insn_row_of(insn);
+    bool immediate = row->operand[1] == OPERAND_Iz || row->operand[1] == OPERAND_Ibs;
+    if (!l->gpr_rm || insn->rm != RSP || !immediate || insn->size != 8 ||
+        t->live[t->index + 1] != 0)
+        return false;
+    int64_t imm = (int64_t)insn->imm;
+    bool add = strcmp(row->name, "add") == 0, sub = strcmp(row->name, "sub") == 0;
+    if ((add || sub) && imm > INT32_MIN) {
+        lower_move_rsp(t, (int32_t)(add ? imm : -imm));
+    } else if (strcmp(row->name, "and") == 0 && imm < 0 && imm >= -PAGE_SIZE) {
+        emit_group1(&t->out, 4, 8, STACK, (int32_t)imm);
+    } else {
+        return false;
+    }
+    t->flags = FLAGS_SAVED | FLAGS_STALE;
+    t->recipe = RECIPE_NONE;
+    return true;
+}
