@@ -35,6 +35,27 @@ static void one_shot(void) {
     stop();
 }
 
+/* Armed by code that then runs on without a pause, again and again. */
+static void while_running(void) {
+    enum { TIMES = 50 };
+    const uint64_t long_enough = 20ul * 1000 * 1000 * 1000;
+    const volatile unsigned *seen = &ticks;
+    unsigned expired = 0;
+    start(0);
+    asm volatile("sti" ::: "memory");
+    while (expired < TIMES) {
+        uint64_t began = rdtsc();
+        apic_write(APIC_INITIAL, SOON);
+        while (*seen == expired && rdtsc() - began < long_enough)
+            ;
+        if (*seen != ++expired)
+            break;
+    }
+    cli();
+    check("each once", ticks, TIMES);
+    stop();
+}
+
 static void counts_down(void) {
     start(LVT_MASKED);
     apic_write(APIC_INITIAL, 0xffffffff);
@@ -126,6 +147,7 @@ static void tsc(void) {
 
 void program(void) {
     TEST(one_shot);
+    TEST(while_running);
     TEST(counts_down);
     TEST(masked);
     TEST(periodic);

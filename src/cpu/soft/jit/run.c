@@ -74,6 +74,8 @@ static void flags_by_recipe(struct soft_cpu *cpu, const struct jit_site *site) {
     run_handler(cpu, insn);
 }
 
+static void set_alarm(struct soft_cpu *cpu);
+
 /* What earlier checks found, or the code that follows, may not hold any more. */
 static bool must_leave(const struct soft_cpu *cpu, const struct block *block, uint64_t epoch) {
     return atomic_load_explicit(&cpu->request, memory_order_relaxed) != 0 || block->dead ||
@@ -112,6 +114,7 @@ const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t number) {
     uint64_t epoch = cpu->jit.epoch;
     bool completed = run_handler(cpu, insn);
     cpu->jit.saved_flags = flags_pack(cpu);
+    set_alarm(cpu); /* the instruction may have armed the timer */
     if (completed && !must_leave(cpu, block, epoch))
         return jit->memory.executable + site->resume;
     if (completed)
