@@ -188,6 +188,9 @@ void map(unsigned page, uint64_t pte); /* test_pt[page], and INVLPG */
 extern uint8_t test_page[16][4096];    /* physical pages to map */
 #define PHYSICAL(p) ((uint64_t)(uintptr_t)(p))
 
+/* n, or a hundredth of it where instructions take thousands of cycles: some hosts' KVM. */
+unsigned many(unsigned n);
+
 /* ---- The harness ---- */
 
 bool has_harness(void);

@@ -79,6 +79,9 @@ static const struct {
     {"debug.elf", "int1: stray trap", "TCG: no INT1"},
     {"debug.elf", "the program did not end: failed KVM cannot emulate", "emulated: no INT1"},
 
+    {"hostile.elf", "break_hot_loop: writes", "emulated: no data breakpoints"},
+    {"hostile.elf", "the program did not end: failed KVM cannot emulate", "emulated: no 0F 04"},
+
     {"modes.elf", "the program did not end: failed KVM cannot emulate", "emulated: no LSL"},
     {"modes.elf", "the program did not end: shutdown", "emulated: 32-bit paging loses the GDT"},
 };
