@@ -17,6 +17,7 @@
 
 #include "base/bytes.h"
 #include "cpu/engine.h"
+#include "cpu/profile.h"
 
 enum {
     RAM = 16 << 20,
@@ -562,6 +563,130 @@ static void pause_and_tsc(void **context) {
         skip_on_odd_kvm("lets guests read the host's TSC as it is");
 }
 
+/* ---- Profiles ---- */
+
+enum { TABLES = 0x50000 };
+
+/* 64-bit mode, the first GiB mapped as it is, spinning at CODE: what gets translated. */
+static void load_long_spin(struct rig *rig) {
+    enum { PRESENT_WRITABLE = 3, LARGE = 0x80 };
+    static const uint8_t code[] = {SPIN};
+    static const uint64_t gdt[] = {0, 0x00af9b000000ffff, 0x00cf93000000ffff};
+    struct x86_state state;
+    uint64_t top = (TABLES + PAGE_SIZE) | PRESENT_WRITABLE;
+    uint64_t next = (TABLES + 2 * PAGE_SIZE) | PRESENT_WRITABLE;
+    flat_state(rig, &state);
+    poke(rig, GDT_AT, gdt, sizeof gdt);
+    poke(rig, TABLES, &top, sizeof top);
+    poke(rig, TABLES + PAGE_SIZE, &next, sizeof next);
+    for (uint64_t i = 0; i < 512; i++) {
+        uint64_t entry = i << 21 | LARGE | PRESENT_WRITABLE;
+        poke(rig, TABLES + 2 * PAGE_SIZE + 8 * i, &entry, sizeof entry);
+    }
+    state.segment[SEG_CS].attributes = SEG_G | SEG_L | SEG_P | SEG_S | 11;
+    state.cr3 = TABLES;
+    state.cr4 = CR4_PAE;
+    state.efer = EFER_LME | EFER_LMA;
+    state.cr0 |= CR0_PG;
+    poke(rig, CODE, code, sizeof code);
+    assert_int_equal(vcpu_set_state(rig->vcpu, &state, NULL), 0);
+}
+
+struct sampled {
+    struct rig *rig;
+    unsigned wanted, wanted_translated, samples, translated, wrong;
+    bool until_lost;
+    uint64_t watched;
+};
+
+/* Takes samples until it has what it wants, or for a minute. */
+static void *take_samples(void *argument) {
+    struct sampled *s = argument;
+    for (unsigned i = 0; i < 60000; i++) {
+        struct vcpu_sample samples[16];
+        size_t got = s->until_lost ? 0 : vcpu_profile_take(s->rig->vcpu, samples, 16);
+        for (size_t n = 0; n < got; n++) {
+            s->samples++;
+            s->translated += samples[n].place == SAMPLE_TRANSLATED;
+            s->wrong += samples[n].guest_rip != CODE || samples[n].cpl != 0 ||
+                        samples[n].watched != s->watched;
+        }
+        bool enough = s->samples >= s->wanted && s->translated >= s->wanted_translated;
+        if (s->until_lost ? vcpu_profile_lost(s->rig->vcpu) > 0 : enough)
+            break;
+        usleep(1000);
+    }
+    vcpu_kick(s->rig->vcpu);
+    return NULL;
+}
+
+static void run_sampled(struct rig *rig, struct sampled *s) {
+    pthread_t thread;
+    s->rig = rig;
+    assert_int_equal(pthread_create(&thread, NULL, take_samples, s), 0);
+    run(rig, VCPU_KICKED);
+    pthread_join(thread, NULL);
+}
+
+static void count_code(void *context, uintptr_t code, size_t size, uint64_t rip, unsigned cpl) {
+    unsigned *blocks = context;
+    assert_true(code != 0 && size != 0 && cpl == 0);
+    *blocks += rip == CODE;
+}
+
+static void ignore_drop(void *context) {
+}
+
+static void profiles(void **context) {
+    struct rig *rig = *context;
+    static const uint64_t word = 0x1234567887654321;
+    struct vcpu_profile_config config = {.interval_us = PROFILE_INTERVAL_MIN, .watch = &word};
+    struct sampled some = {.wanted = 100, .watched = word}, lost = {.until_lost = true};
+    struct vcpu_sample rest[16];
+    unsigned blocks = 0;
+    const struct code_listener listener = {count_code, ignore_drop, &blocks};
+    load_long_spin(rig);
+    if (kind == ENGINE_KVM) {
+        assert_int_equal(vcpu_profile_start(rig->vcpu, &config, NULL), -ENOTSUP);
+        return;
+    }
+    assert_int_equal(vcpu_profile_take(rig->vcpu, rest, 16), 0);
+    config.interval_us = PROFILE_INTERVAL_MIN - 1;
+    assert_int_equal(vcpu_profile_start(rig->vcpu, &config, NULL), -EINVAL);
+    config.interval_us = PROFILE_INTERVAL_MIN;
+    if (vcpu_listen_code(rig->vcpu, &listener, NULL) == 0)
+        some.wanted_translated = 10;
+    assert_int_equal(vcpu_profile_start(rig->vcpu, &config, NULL), 0);
+    run_sampled(rig, &some);
+    assert_true(some.samples >= some.wanted && some.translated >= some.wanted_translated);
+    assert_true(some.wanted_translated == 0 || blocks > 0);
+    assert_int_equal(some.wrong, 0);
+    /* Nobody takes any: the store is bounded, what is in it stays good. */
+    run_sampled(rig, &lost);
+    assert_true(vcpu_profile_lost(rig->vcpu) > 0);
+    assert_int_equal(vcpu_profile_take(rig->vcpu, rest, 16), 16);
+    vcpu_profile_stop(rig->vcpu);
+    while (vcpu_profile_take(rig->vcpu, rest, 16) > 0)
+        ;
+    vcpu_listen_code(rig->vcpu, NULL, NULL);
+    vcpu_kick(rig->vcpu);
+    run(rig, VCPU_KICKED); /* without its timer */
+    assert_int_equal(vcpu_profile_take(rig->vcpu, rest, 16), 0);
+}
+
+static void count_names(void *context, const char *name, uint64_t value) {
+    unsigned *known = context;
+    *known += strcmp(name, "exits") == 0 || strcmp(name, "interrupts") == 0;
+    assert_true(name[0] != 0);
+}
+
+static void counters_by_name(void **context) {
+    struct rig *rig = *context;
+    unsigned known = 0;
+    vcpu_each_counter(rig->vcpu, count_names, &known);
+    assert_int_equal(known, 2);
+}
+
 static void count_line(void *context, const char *text) {
     unsigned *lines = context;
     assert_true(strlen(text) < 160);
@@ -605,6 +730,8 @@ int main(int argc, char **argv) {
         TEST(dirty_log),
         TEST(device_over_memory),
         TEST(pause_and_tsc),
+        TEST(profiles),
+        TEST(counters_by_name),
         TEST(dump_and_counters),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
