@@ -339,6 +339,16 @@ static insn_exec *checked_exec(const struct insn *insn, uint64_t key) {
     return insn->exec;
 }
 
+/* An extended block passes a few branches. */
+static bool goes_on_behind(struct block *block, const struct insn *insn) {
+    enum { ENDS = INSN_BRANCH | INSN_END, BRANCHES_MAX = 6 };
+    if (!(insn_row_of(insn)->properties & ENDS))
+        return true;
+    if (block->run_count == 0)
+        block->run_count = block->count;
+    return block->extended && ++block->branches < BRANCHES_MAX && jit_goes_on_behind(insn);
+}
+
 /*
  * Adds the instruction that `bytes` hold. True: the block goes on behind it. A length of 0 (more
  * bytes are needed) adds nothing.
@@ -346,10 +356,9 @@ static insn_exec *checked_exec(const struct insn *insn, uint64_t key) {
 static bool add_insn(struct soft_cpu *cpu, struct block *block, const uint8_t *bytes,
                      size_t available, int *length) {
     struct insn *insn = &block->insns[block->count];
-    enum { ENDS = INSN_BRANCH | INSN_END };
     *length = insn_decode(insn, bytes, available, block->rip + block->length,
                           (enum insn_mode)(block->key & KEY_MODE), cpu->features);
-    if (*length == 0)
+    if (*length == 0 || (*length < 0 && block->extended && block->count != 0))
         return false;
     insn->offset = block->length;
     block->count++;
@@ -360,12 +369,14 @@ static bool add_insn(struct soft_cpu *cpu, struct block *block, const uint8_t *b
     }
     insn->exec = checked_exec(insn, block->key);
     block->length += insn->length;
-    return !(insn_row_of(insn)->properties & ENDS);
+    return goes_on_behind(block, insn);
 }
 
 /* The pseudo-instruction behind the last. */
 static void seal(struct block *block) {
     struct insn *end = &block->insns[block->count];
+    if (block->run_count == 0)
+        block->run_count = block->count;
     memset(end, 0, sizeof *end);
     end->exec = block_fall;
     end->offset = block->length;
@@ -433,6 +444,38 @@ static struct block *make(struct soft_cpu *cpu, uint64_t key, const struct code_
         block->insns[0].exec = stop_at_breakpoint;
     commit(cpu, block);
     return block;
+}
+
+struct block *block_extend(struct soft_cpu *cpu, struct block *block) {
+    enum { NOT_FURTHER = KEY_STEP | KEY_NO_BREAK | KEY_PLAIN };
+    const struct insn *last = &block->insns[block->count - 1];
+    if (block->extended || block->straddles || block->dead || block->key & NOT_FURTHER ||
+        !jit_goes_on_behind(last) || is_breakpoint(cpu, block->rip))
+        return block;
+    struct block old = *block;
+    struct block *longer = reserve(cpu);
+    bool emptied = block->dead; /* its segment was, and may be overwritten now */
+    struct code_page page = {.host = old.host,
+                             .gpa = old.gpa[0],
+                             .available = PAGE_SIZE - (old.gpa[0] & (PAGE_SIZE - 1)),
+                             .flags = old.flags[0]};
+    if (emptied)
+        watch(cpu, &page);
+    memset(longer, 0, sizeof *longer);
+    *longer = (struct block){.rip = old.rip,
+                             .key = old.key,
+                             .host = old.host,
+                             .gpa = {old.gpa[0]},
+                             .flags = {old.flags[0]},
+                             .heat = old.heat,
+                             .extended = true};
+    decode_block(cpu, longer, &page, old.rip, UINT64_MAX - 1);
+    seal(longer);
+    commit(cpu, longer);
+    if (!emptied)
+        drop(cpu, block);
+    cpu->blocks->jump[jump_hash(longer->rip)] = longer;
+    return longer;
 }
 
 /* ---- Finding ---- */

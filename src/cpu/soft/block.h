@@ -2,7 +2,9 @@
  * Blocks: runs of decoded instructions that end with a branch, a change of
  * processor state, their page's end or BLOCK_INSNS_MAX. An instruction that
  * straddles a page is the only one of its block, which is then listed on both
- * pages and looked up afresh each time (the second page may be remapped).
+ * pages and looked up afresh each time (the second page may be remapped). For
+ * the translator a block goes on behind conditional jumps and calls
+ * (block_extend); interpreted, it ends at the first.
  *
  * Life: block_find decodes on demand; blocks are found again through links,
  * the jump cache (by rip) and a hash (by guest-physical address, rip and
@@ -18,7 +20,7 @@
 
 #include "cpu/soft/soft.h"
 
-enum { BLOCK_INSNS_MAX = 48, JUMP_BITS = 14, JUMP_ENTRIES = 1 << JUMP_BITS };
+enum { BLOCK_INSNS_MAX = 64, JUMP_BITS = 14, JUMP_ENTRIES = 1 << JUMP_BITS };
 
 /* cpu->request, beside those of soft.h: blocks were dropped, no chaining until the safe point. */
 enum { REQUEST_BLOCKS = 16 };
@@ -42,9 +44,12 @@ struct block {
     const uint8_t *host;   /* of the first byte: what the fetch TLB must answer */
     struct block *link[2]; /* same-page successors: [0] in sequence, [1] by branch; NULL: look up */
     uint16_t count;        /* instructions, without the ending pseudo-instruction */
+    uint16_t run_count;    /* those that run when it is interpreted: up to the first branch */
     uint16_t length;       /* bytes */
     bool dead;
     bool straddles;
+    bool extended;    /* by block_extend */
+    uint8_t branches; /* that it passes */
     uint32_t heat;          /* runs so far, while it is not translated */
     struct jit_block *code; /* its translation, or NULL */
     /* Bytes of its page that the translation rests on besides the block's own. */
@@ -100,6 +105,12 @@ void block_cache_destroy(struct soft_cpu *cpu);
  */
 struct block *block_find(struct soft_cpu *cpu, uint64_t key);
 
+/*
+ * The block decoded further, behind the branches that the translator follows;
+ * the old one is dropped. The block itself where there is nothing to gain.
+ */
+struct block *block_extend(struct soft_cpu *cpu, struct block *block);
+
 /* Links the block that just ended to its successor, when both are on one page. */
 void block_link(struct block *from, unsigned slot, struct block *to);
 
@@ -113,10 +124,10 @@ int block_set_breakpoint(struct soft_cpu *cpu, uint64_t linear, bool on);
 
 /* True when control may pass to the next block without a look by the run loop. */
 static inline bool block_may_enter(struct soft_cpu *cpu, struct block *next) {
-    if (unlikely(++next->heat >= cpu->heat_limit) || unlikely(cpu->budget < next->count) ||
+    if (unlikely(++next->heat >= cpu->heat_limit) || unlikely(cpu->budget < next->run_count) ||
         unlikely(atomic_load_explicit(&cpu->request, memory_order_relaxed) != 0))
         return false;
-    cpu->budget -= next->count;
+    cpu->budget -= next->run_count;
     return true;
 }
 

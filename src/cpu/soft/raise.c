@@ -31,8 +31,8 @@ static void rewind_to_insn(struct soft_cpu *cpu) {
     if (insn == NULL)
         return;
     if (cpu->block != NULL && insn >= cpu->block->insns &&
-        insn <= cpu->block->insns + cpu->block->count)
-        cpu->budget += (int32_t)(cpu->block->count - (insn - cpu->block->insns));
+        insn <= cpu->block->insns + cpu->block->run_count)
+        cpu->budget += (int32_t)(cpu->block->run_count - (insn - cpu->block->insns));
     cpu->rip = insn_rip(cpu, insn);
     cpu->insn = NULL;
 }

@@ -178,7 +178,7 @@ static bool attend(struct soft_cpu *cpu, struct vcpu_exit *exit) {
 
 static void enter(struct soft_cpu *cpu, struct block *block) {
     cpu->block = block;
-    cpu->budget -= block->count;
+    cpu->budget -= block->run_count;
     block->insns[0].exec(cpu, block->insns);
 }
 
@@ -195,7 +195,7 @@ static void run_block(struct soft_cpu *cpu) {
         raise_exit(cpu);
     if ((block->heat >= cpu->heat_limit || key & KEY_PLAIN) && jit_usable(cpu)) {
         if (block->code == NULL)
-            jit_translate(cpu, block);
+            block = jit_translate(cpu, block);
         if (block->code != NULL) {
             jit_run(cpu, block);
             return;

@@ -64,7 +64,7 @@ void lower_goto(struct translation *t, uint64_t rip) {
 }
 
 void lower_jcc(struct translation *t) {
-    uint64_t next = lower_next_rip(t), taken = next + t->insn->imm;
+    uint64_t taken = lower_next_rip(t) + t->insn->imm;
     unsigned condition = t->insn->opcode & 15;
     flags_to_host(t);
     if (is_same_page(t, taken) && !is_backward(t, taken)) {
@@ -78,7 +78,6 @@ void lower_jcc(struct translation *t) {
         lower_goto(t, taken);
         emit_aim(over, t->out.at);
     }
-    lower_goto(t, next);
 }
 
 /* ---- The jump table ---- */
@@ -145,7 +144,7 @@ void lower_jmp_indirect(struct translation *t) {
 static void lower_return_point(struct translation *t) {
     struct emitter *e = &t->out;
     uint64_t rip = lower_next_rip(t);
-    t->flags = FLAGS_SAVED;
+    t->flags = FLAGS_SAVED | (t->live[t->index + 1] == 0 ? FLAGS_STALE : 0);
     t->recipe = RECIPE_NONE;
     t->temp_group = NO_GROUP;
     if ((int64_t)rip == (int32_t)rip) {
@@ -161,13 +160,13 @@ static void lower_return_point(struct translation *t) {
     }
     emit_aim(emit_jcc(e, COND_NE), t->jit->returned);
     lower_move_rsp(t, 8);
-    lower_goto(t, rip);
 }
 
 void lower_call(struct translation *t) {
     uint64_t target = lower_next_rip(t) + t->insn->imm;
     flags_registers_change(t, 1u << RSP);
     lower_push_constant(t, lower_next_rip(t));
+    lower_settle_rsp(t);
     prepare_exit(t, target);
     emit_poll(t, target);
     new_exit(t, target, emit_call(&t->out));
@@ -186,6 +185,7 @@ void lower_call_indirect(struct translation *t) {
                     CPU_AT(jit.jumps) + (int32_t)offsetof(struct jit_jump, code));
     emit_gs(e, OP_MOV_STORE, 8, TEMP_B, CPU_AT(jit.target));
     lower_push_constant(t, lower_next_rip(t));
+    lower_settle_rsp(t);
     emit_gs(e, 0xff, 4, 2, CPU_AT(jit.target)); /* CALL */
     lower_return_point(t);
 }

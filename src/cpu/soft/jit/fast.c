@@ -100,18 +100,18 @@ void jit_set_context(struct soft_cpu *cpu) {
     state->context[1] = (state->upper_is_local ? cpu->tlb_context : ALL_SPACES) | rest;
 }
 
-/* The translated block at cpu->rip in the present mapping, or NULL. */
-static struct block *find_translated(struct soft_cpu *cpu) {
+/* The translated block at cpu->rip in the present mapping, or NULL. plain: KEY_PLAIN or 0. */
+static struct block *find_translated(struct soft_cpu *cpu, uint64_t plain) {
     uint64_t key = block_key(cpu);
     if (cpu->request != 0 || key != cpu->jit.key)
         return NULL;
-    struct block *block = block_jump(cpu, key);
+    struct block *block = block_jump(cpu, key | plain);
     return block == NULL || block->code == NULL || block->dead ? NULL : block;
 }
 
 const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t number) {
     cpu->rip = rip;
-    const struct block *block = find_translated(cpu);
+    const struct block *block = find_translated(cpu, 0);
     if (block == NULL)
         return NULL;
     const struct jit_site *site = &cpu->jit.jit->sites[number];
@@ -127,7 +127,7 @@ const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t number
 const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
     struct jit_exit *exit = &cpu->jit.jit->exits[number];
     cpu->rip = exit->rip;
-    const struct block *block = find_translated(cpu);
+    const struct block *block = find_translated(cpu, 0);
     if (block == NULL)
         return NULL;
     jit_link(cpu, exit, block);
@@ -163,14 +163,33 @@ uint64_t jit_fast_fill(struct soft_cpu *cpu, uint64_t linear, uint32_t kind) {
     return filled;
 }
 
+/* The code without shared checks from a site on; NULL: there is none yet, or it does not find its
+ * flags saved. */
+static const uint8_t *plain_code(struct soft_cpu *cpu, const struct jit_site *site) {
+    if (site->recipe != RECIPE_NONE)
+        return NULL;
+    cpu->rip = site->block->rip + site->block->insns[site->insn].offset;
+    const struct block *block = find_translated(cpu, KEY_PLAIN);
+    return block == NULL ? NULL : code_executable(&cpu->jit.jit->memory, block->code->entry_saved);
+}
+
+/* Looking at page tables may have shown that something changed: the call-out leaves then. */
+static bool earlier_checks_fail(const struct soft_cpu *cpu) {
+    return cpu->jit.epoch != cpu->jit.entered_epoch;
+}
+
 /* A group's page for all that its accesses may do; else it is run plainly. */
 static const uint8_t *miss(struct soft_cpu *cpu, uint64_t linear, const struct jit_site *site) {
     uint32_t kind = site->tlb;
-    if (linear % PAGE_SIZE + site->span > PAGE_SIZE)
-        return NULL;
-    if (site->kind == SITE_GROUP && kind == TLB_WRITE && !site->writes_now)
+    bool group = site->kind == SITE_GROUP;
+    if (group && kind == TLB_WRITE && !site->writes_now)
         kind |= FILL_MAYBE;
-    return jit_fast_fill(cpu, linear, kind) ? code_at(cpu, site->retry) : NULL;
+    bool filled = linear % PAGE_SIZE + site->span <= PAGE_SIZE && jit_fast_fill(cpu, linear, kind);
+    if (earlier_checks_fail(cpu))
+        return NULL;
+    if (filled)
+        return code_at(cpu, site->retry);
+    return group ? plain_code(cpu, site) : NULL;
 }
 
 const uint8_t *jit_fast_miss(struct soft_cpu *cpu, uint64_t linear, uint32_t number) {
@@ -212,9 +231,11 @@ const uint8_t *jit_fast_stack_miss(struct soft_cpu *cpu, uint64_t unused, uint32
     uint64_t page = linear & PAGE_MASK;
     const struct tlb_entry *entry = &cpu->tlb[TLB_WRITE][tlb_slot(linear)];
     if (linear - page + site->span > PAGE_SIZE)
-        return NULL;
+        return plain_code(cpu, site);
     if (entry->tag != page &&
         !jit_fast_fill(cpu, linear, TLB_WRITE | (site->writes_now ? 0 : FILL_MAYBE)))
+        return earlier_checks_fail(cpu) ? NULL : plain_code(cpu, site);
+    if (earlier_checks_fail(cpu))
         return NULL;
     cpu->jit.stack_flags = mmu_write_flags(cpu, linear);
     set_window(cpu, entry->host, entry->host - page);

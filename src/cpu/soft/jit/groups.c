@@ -56,7 +56,7 @@ static bool rsp_movement(const struct insn *insn, const struct lowering *l, int6
     *by = 0;
     if (!(lower_changes(insn, l) >> RSP & 1))
         return true;
-    if (lower_calls_out(insn, l))
+    if (lower_calls_out(insn, l) || l->kind == LOWER_CALL || l->kind == LOWER_CALL_INDIRECT)
         return false;
     if (l->kind == LOWER_PUSH || l->kind == LOWER_POP) {
         *by = l->kind == LOWER_PUSH ? -8 : 8;

@@ -30,8 +30,12 @@ void jit_enter_thread(struct soft_cpu *cpu);
  * all SIMD exceptions masked, no debugging. */
 bool jit_usable(const struct soft_cpu *cpu);
 
-/* Translates a block of at least one instruction; block->code is set unless it cannot be. */
-void jit_translate(struct soft_cpu *cpu, struct block *block);
+/* Translates a block of at least one instruction, extended (block_extend), and returns the block
+ * that took its place; its code is set unless it cannot be. */
+struct block *jit_translate(struct soft_cpu *cpu, struct block *block);
+
+/* Whether a translated block goes on behind this instruction although it may branch. */
+bool jit_goes_on_behind(const struct insn *insn);
 
 /*
  * Runs translated code from block->code until it leaves; cpu->rip is then

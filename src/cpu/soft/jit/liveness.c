@@ -74,21 +74,25 @@ unsigned liveness_at(struct translation *t, uint64_t rip) {
     return t->jit->exact ? FLAGS_STATUS : look(t, rip, FLAGS_STATUS, &fuel);
 }
 
+/* Before an instruction of the block, when `live` is read behind it. */
+static unsigned live_at_insn(struct translation *t, const struct insn *insn, unsigned live) {
+    uint8_t kind = lowering_of(insn)->kind;
+    uint64_t next = t->block->rip + insn->offset + insn->length;
+    if (kind == LOWER_JMP || kind == LOWER_CALL)
+        return liveness_at(t, next + insn->imm);
+    if (kind == LOWER_JCC)
+        live |= liveness_at(t, next + insn->imm);
+    return live_before(insn, live);
+}
+
 void liveness_find(struct translation *t) {
     struct block *block = t->block;
     const struct insn *last = &block->insns[block->count - 1];
-    const struct lowering *l = lowering_of(last);
     uint64_t next = block->rip + last->offset + last->length;
-    unsigned live = FLAGS_STATUS;
-    if (l->kind == LOWER_JMP || l->kind == LOWER_CALL)
-        live = liveness_at(t, next + last->imm);
-    else if (l->kind == LOWER_JCC)
-        live = liveness_at(t, next) | liveness_at(t, next + last->imm);
-    else if (!(insn_row_of(last)->properties & (INSN_BRANCH | INSN_END)))
-        live = liveness_at(t, next);
+    unsigned live = liveness_at(t, next);
     t->live[block->count] = (uint16_t)live;
     for (unsigned i = block->count; i-- > 0;) {
-        live = t->jit->exact ? FLAGS_STATUS : live_before(&block->insns[i], live);
+        live = t->jit->exact ? FLAGS_STATUS : live_at_insn(t, &block->insns[i], live);
         t->live[i] = (uint16_t)live;
     }
 }

@@ -188,6 +188,7 @@ static struct operand constant_operand(struct translation *t, enum tlb_kind kind
 
 static void check_stack(struct translation *t, struct group *group, bool write) {
     struct emitter *e = &t->out;
+    lower_settle_rsp(t);
     int32_t disp = group->low - t->rsp_moved[t->index];
     unsigned span = (unsigned)(group->high - group->low);
     flags_protect(t);
@@ -220,7 +221,7 @@ static struct operand group_operand(struct translation *t, unsigned g, int32_t d
     if (group->stack) {
         if (!group->checked)
             check_stack(t, group, write);
-        return (struct operand){STACK, disp};
+        return (struct operand){STACK, disp + t->rsp_pending};
     }
     if (!group->checked)
         check_group(t, g, write);
@@ -288,6 +289,7 @@ struct operand lower_stack(struct translation *t, enum tlb_kind kind, int32_t di
     unsigned g = t->stack_group[t->index];
     if (g != NO_GROUP)
         return group_operand(t, g, disp, kind == TLB_WRITE);
+    lower_settle_rsp(t);
     flags_protect(t);
     const uint8_t *retry = t->out.at;
     emit_gs(&t->out, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.stack_subtrahend));

@@ -109,6 +109,8 @@ uint32_t lower_changes(const struct insn *insn, const struct lowering *l) {
     case LOWER_IDIV: return 1u << RAX | 1u << RDX;
     case LOWER_MOVS:
     case LOWER_STOS: return 1u << RCX | 1u << RSI | 1u << RDI;
+    case LOWER_CALL:
+    case LOWER_CALL_INDIRECT: return UINT32_MAX; /* when it has returned */
     default: return 0;
     }
 }
@@ -213,6 +215,35 @@ static void store_stand_ins(struct translation *t, const struct stand_ins *s) {
 
 /* ---- Native instructions ---- */
 
+/*
+ * A homed register in ModRM.rm can be used where it is, as a memory operand,
+ * unless it is written as 32 bits, which clears the rest of a register but not
+ * of memory. XCHG would lock memory, BT and its like would reach beyond it.
+ */
+static bool rm_at_home(const struct insn *insn, const struct lowering *l) {
+    const struct insn_row *row = insn_row_of(insn);
+    if (!l->gpr_rm || insn->flags & I_MEMORY || insn->rm >= 16 || !is_homed(insn->rm) ||
+        row->form != FORM_ANY || !l->has_modrm || l->second_written ||
+        (l->gpr_reg && insn->reg == insn->rm))
+        return false;
+    bool bit_string = row->map == MAP_0F && (row->opcode & 0xe7) == 0xa3;
+    bool vector = row->properties & (INSN_SSE | INSN_AVX);
+    bool written = first_field(insn) == FIELD_RM && !l->first_read_only;
+    return !bit_string && (!written || (insn->size == 8 && !vector));
+}
+
+/* MOV from a homed register, as the form that has it in ModRM.rm. */
+static bool lower_move_from_home(struct translation *t) {
+    const struct insn *insn = t->insn;
+    const struct insn_row *row = insn_row_of(insn);
+    bool plain =
+        row->map == MAP_1B && insn->opcode == 0x89 && insn->size >= 4 && !(insn->flags & I_MEMORY);
+    if (!plain || !is_homed(insn->reg) || is_elsewhere(insn->rm))
+        return false;
+    emit_gs(&t->out, OP_MOV_LOAD, insn->size, insn->rm, GPR_AT(insn->reg));
+    return true;
+}
+
 static void emit_recoded(struct translation *t, const struct lowering *l,
                          const struct operand *operand) {
     const struct insn *insn = t->insn;
@@ -224,6 +255,9 @@ static void emit_recoded(struct translation *t, const struct lowering *l,
         to.kind = RM_ADDRESS;
         to.rm = operand->base;
         to.disp = operand->disp;
+    } else if (rm_at_home(insn, l)) {
+        to.kind = RM_STATE;
+        to.disp = GPR_AT(insn->rm);
     } else if (l->gpr_rm) {
         to.rm = replace(t, l, &s, FIELD_RM, insn->rm, to.rm);
     }
@@ -262,7 +296,7 @@ void lower_native(struct translation *t, const struct lowering *l) {
         unsigned bytes = lowering_memory_bytes(l, insn);
         operand = lower_operand(t, l->memory_written ? TLB_WRITE : TLB_READ, bytes,
                                 l->aligned ? bytes : 1);
-    } else if (lower_rsp_arithmetic(t, l)) {
+    } else if (lower_rsp_arithmetic(t, l) || lower_move_from_home(t)) {
         return;
     }
     if (l->flags_read != 0 || (l->writes_flags && (t->live[t->index + 1] & ~l->flags_killed) != 0))

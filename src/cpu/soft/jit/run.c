@@ -77,9 +77,9 @@ static void flags_by_recipe(struct soft_cpu *cpu, const struct jit_site *site) {
 static void set_alarm(struct soft_cpu *cpu);
 
 /* What earlier checks found, or the code that follows, may not hold any more. */
-static bool must_leave(const struct soft_cpu *cpu, const struct block *block, uint64_t epoch) {
+static bool must_leave(const struct soft_cpu *cpu, const struct block *block) {
     return atomic_load_explicit(&cpu->request, memory_order_relaxed) != 0 || block->dead ||
-           cpu->jit.epoch != epoch || !jit_usable(cpu);
+           cpu->jit.epoch != cpu->jit.entered_epoch || !jit_usable(cpu);
 }
 
 /* Elements of a string instruction between two looks at requests. */
@@ -111,11 +111,11 @@ const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t number) {
         flags_by_recipe(cpu, site);
     if (site->kind == SITE_GROUP || site->kind == SITE_STACK)
         return go_on_plainly(cpu, insn);
-    uint64_t epoch = cpu->jit.epoch;
     bool completed = run_handler(cpu, insn);
     cpu->jit.saved_flags = flags_pack(cpu);
-    set_alarm(cpu); /* the instruction may have armed the timer */
-    if (completed && !must_leave(cpu, block, epoch))
+    set_alarm(
+        cpu); /* the instruction may have armed the timer; linked code does not come by here */
+    if (completed && !must_leave(cpu, block))
         return jit->memory.executable + site->resume;
     if (completed)
         cpu->rip = next;
@@ -242,6 +242,7 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
         jit_note_jump(cpu, block);
     set_alarm(cpu);
     state->saved_flags = flags_pack(cpu);
+    state->entered_epoch = state->epoch;
     cpu->count.leaves++;
     enter(cpu, code_executable(&jit->memory, block->code->entry_saved));
     flags_unpack(cpu);

@@ -7,6 +7,21 @@ void lower_move_rsp(struct translation *t, int32_t by) {
     emit_lea(&t->out, 8, STACK, STACK, -1, 0, by);
 }
 
+/* PUSH and POP in a row move RSP once: in a group that was checked nothing can stop them. */
+static void move_later(struct translation *t, int32_t by) {
+    unsigned g = t->stack_group[t->index];
+    if (g != NO_GROUP && t->groups[g].checked)
+        t->rsp_pending += by;
+    else
+        lower_move_rsp(t, by);
+}
+
+void lower_settle_rsp(struct translation *t) {
+    if (t->rsp_pending != 0)
+        lower_move_rsp(t, t->rsp_pending);
+    t->rsp_pending = 0;
+}
+
 void lower_push_constant(struct translation *t, uint64_t value) {
     struct operand operand = lower_stack(t, TLB_WRITE, -8);
     if ((int64_t)value == (int32_t)value) {
@@ -15,7 +30,7 @@ void lower_push_constant(struct translation *t, uint64_t value) {
         emit_mov_imm(&t->out, TEMP_B, value);
         emit_rm(&t->out, OP_MOV_STORE, 8, TEMP_B, operand.base, operand.disp);
     }
-    lower_move_rsp(t, -8);
+    move_later(t, -8);
 }
 
 void lower_push(struct translation *t) {
@@ -32,7 +47,7 @@ void lower_push(struct translation *t) {
     else if (is_homed(reg))
         load_home(t, TEMP_B, reg);
     emit_rm(&t->out, OP_MOV_STORE, 8, is_elsewhere(reg) ? TEMP_B : reg, operand.base, operand.disp);
-    lower_move_rsp(t, -8);
+    move_later(t, -8);
 }
 
 void lower_pop(struct translation *t) {
@@ -44,9 +59,14 @@ void lower_pop(struct translation *t) {
         lower_store_rsp(t, TEMP_B);
         return;
     }
-    lower_move_rsp(t, 8);
+    move_later(t, 8);
     if (is_homed(reg))
         store_home(t, TEMP_B, reg);
+}
+
+bool lower_leaves_rsp_pending(const struct insn *insn, const struct lowering *l) {
+    bool near = (l->kind == LOWER_PUSH || l->kind == LOWER_POP) && !lower_calls_out(insn, l);
+    return near && (insn->rm != RSP || insn_row_of(insn)->operand[0] != OPERAND_Zv);
 }
 
 void lower_leave(struct translation *t) {

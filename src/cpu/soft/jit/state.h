@@ -39,7 +39,8 @@ struct jit_state {
     uint64_t group_host[32];                 /* where groups of accesses are (translation.h) */
     /* Changes whenever something cached by level 1 of the TLB, or the mode, may hold no more. */
     uint64_t epoch;
-    uint32_t saved_flags; /* AH of LAHF in bits 15:8, OF in bit 0 */
+    uint64_t entered_epoch; /* what it was when translated code was entered */
+    uint32_t saved_flags;   /* AH of LAHF in bits 15:8, OF in bit 0 */
     uint32_t host_mxcsr;
     uint32_t exit;       /* which exit was taken: an index into the exits, or JIT_EXIT_RIP */
     uint64_t context[2]; /* names address space, privilege and mode; unique in the vCPU's life: for

@@ -29,12 +29,12 @@ static bool lower_insn(struct translation *t) {
     case LOWER_PUSH: lower_push(t); return true;
     case LOWER_POP: lower_pop(t); return true;
     case LOWER_LEAVE: lower_leave(t); return true;
-    case LOWER_CALL: lower_call(t); return false;
-    case LOWER_CALL_INDIRECT: lower_call_indirect(t); return false;
+    case LOWER_CALL: lower_call(t); return true;
+    case LOWER_CALL_INDIRECT: lower_call_indirect(t); return true;
     case LOWER_RET: lower_ret(t); return false;
     case LOWER_JMP: lower_goto(t, lower_next_rip(t) + t->insn->imm); return false;
     case LOWER_JMP_INDIRECT: lower_jmp_indirect(t); return false;
-    case LOWER_JCC: lower_jcc(t); return false;
+    case LOWER_JCC: lower_jcc(t); return true;
     default: return !branch;
     }
 }
@@ -110,6 +110,8 @@ static bool lower_next(struct translation *t) {
     uint32_t first_site = jit->site_count;
     t->insn = &t->block->insns[t->index];
     t->site = SITES_MAX;
+    if (!lower_leaves_rsp_pending(t->insn, lowering_of(t->insn)))
+        lower_settle_rsp(t);
     raw_parse(&t->raw, t->code + t->insn->offset, t->insn, lowering_of(t->insn)->has_modrm);
     bool goes_on = lower_insn(t);
     for (uint32_t site = first_site; site < jit->site_count; site++)
@@ -125,6 +127,7 @@ static void lower_block(struct translation *t) {
     lower_entries(t);
     for (t->index = 0; t->index < t->block->count && goes_on && !t->out.full; t->index++)
         goes_on = lower_next(t);
+    lower_settle_rsp(t);
     t->insn = &t->block->insns[t->block->count - 1];
     if (goes_on && !t->out.full)
         lower_goto(t, lower_next_rip(t));
@@ -165,10 +168,11 @@ static bool can_translate(const struct jit *jit, const struct block *block) {
            (block->key & (KEY_STEP | KEY_NO_BREAK)) == 0 && !must_ask(block);
 }
 
-void jit_translate(struct soft_cpu *cpu, struct block *block) {
+struct block *jit_translate(struct soft_cpu *cpu, struct block *block) {
     struct jit *jit = cpu->jit.jit;
     if (!can_translate(jit, block))
-        return;
+        return block;
+    block = block_extend(cpu, block);
     struct code_memory *memory = &jit->memory;
     uint32_t sites = jit->site_count, exits = jit->exit_count;
     struct translation t = {
@@ -180,7 +184,7 @@ void jit_translate(struct soft_cpu *cpu, struct block *block) {
         .made = &jit->blocks[jit->block_count],
     };
     if (!copy_code(&t))
-        return;
+        return block;
     t.made->block = block;
     block->watch_start = PAGE_SIZE - 1;
     lower_block(&t);
@@ -188,7 +192,7 @@ void jit_translate(struct soft_cpu *cpu, struct block *block) {
         jit->full = true;
         jit->site_count = sites;
         jit->exit_count = exits;
-        return;
+        return block;
     }
     size_t start = memory->used;
     memory->used = (size_t)round_up((uint64_t)(t.out.at - memory->writable), 16);
@@ -196,4 +200,12 @@ void jit_translate(struct soft_cpu *cpu, struct block *block) {
     cpu->count.translations++;
     jit_map_add(cpu, start, memory->used - start, block);
     block->code = t.made;
+    return block;
+}
+
+bool jit_goes_on_behind(const struct insn *insn) {
+    uint8_t kind = lowering_of(insn)->kind;
+    return insn->size == 8 &&
+           (kind == LOWER_JCC || kind == LOWER_CALL || kind == LOWER_CALL_INDIRECT) &&
+           !lower_calls_out(insn, lowering_of(insn));
 }

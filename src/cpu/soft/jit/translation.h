@@ -172,6 +172,7 @@ struct translation {
     unsigned group_count;
     uint8_t operand_group[BLOCK_INSNS_MAX], stack_group[BLOCK_INSNS_MAX];
     int32_t rsp_moved[BLOCK_INSNS_MAX]; /* since the stack group's displacements began to count */
+    int32_t rsp_pending;                /* by which STACK has yet to move, after PUSHes and POPs */
     uint8_t temp_group;                 /* TEMP_A holds this group's host address, or NO_GROUP */
     /* Checks that failed go out of line: jump fields to resolve at the end. */
     struct {
@@ -264,7 +265,11 @@ void lower_push(struct translation *t);
 void lower_pop(struct translation *t);
 void lower_leave(struct translation *t);
 void lower_move_rsp(struct translation *t, int32_t by);
+/* STACK is moved now by what PUSHes and POPs in a row have left pending. */
+void lower_settle_rsp(struct translation *t);
 void lower_push_constant(struct translation *t, uint64_t value);
+/* PUSH or POP that takes no notice of RSP's value. */
+bool lower_leaves_rsp_pending(const struct insn *insn, const struct lowering *l);
 /* True: done. Arithmetic on RSP that needs no detour. */
 bool lower_rsp_arithmetic(struct translation *t, const struct lowering *l);
 
