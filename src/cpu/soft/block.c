@@ -2,16 +2,17 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/bytes.h"
 #include "cpu/soft/jit/jit.h"
 
 enum {
-    HASH_BITS = 14,
-    PAGE_HASH_BITS = 12,
+    PAGE_HASH_BITS = 14,
     SEGMENTS = 8,
     BLOCK_ALIGN = 16,
     BREAKPOINTS_MAX = 32,
+    BLOCKS_KEPT = 160 << 10,
     INSN_BYTES_MAX = 15,
 };
 
@@ -19,22 +20,26 @@ struct segment {
     size_t used; /* bytes */
 };
 
+/* A block's instructions in the arena. */
+struct chunk {
+    struct block *owner; /* NULL: dropped */
+    uint64_t count;      /* of instructions, with the ending pseudo-instruction */
+    struct insn insns[];
+};
+
 struct block_store {
+    struct block *blocks; /* BLOCKS_KEPT of them, the first `made` used before */
+    unsigned made;
+    struct block *unused, **unused_end; /* dropped ones, the oldest first, by hash_next */
     uint8_t *arena;
     size_t segment_size;
     unsigned current; /* the segment that is being filled */
     struct segment segments[SEGMENTS];
-    struct block *hash[1 << HASH_BITS];
     struct block *pages[1 << PAGE_HASH_BITS];
     uint64_t breakpoints[BREAKPOINTS_MAX];
     unsigned breakpoint_count;
     bool drop_all; /* at the next safe point */
 };
-
-static unsigned hash_of(uint64_t gpa, uint64_t rip, uint64_t key) {
-    uint64_t mixed = (gpa ^ rip << 7 ^ key << 3) * UINT64_C(0x9e3779b97f4a7c15);
-    return (unsigned)(mixed >> (64 - HASH_BITS));
-}
 
 static unsigned page_hash(uint64_t gpa) {
     return (unsigned)(((gpa >> PAGE_SHIFT) * UINT64_C(0x9e3779b97f4a7c15)) >>
@@ -164,8 +169,8 @@ static bool page_has_blocks(const struct block_store *store, uint64_t gpa) {
 
 /* ---- Dropping ---- */
 
-static void unhash(struct block_store *store, struct block *block) {
-    struct block **at = &store->hash[hash_of(block->gpa[0], block->rip, block->key)];
+static void unhash(struct block_cache *cache, struct block *block) {
+    struct block **at = block_hash(cache, block->gpa[0], block->rip, block->key);
     while (*at != block)
         at = &(*at)->hash_next;
     *at = block->hash_next;
@@ -180,11 +185,15 @@ static void unwatch_empty(struct soft_cpu *cpu, const struct block *block, unsig
     atomic_fetch_and(block->flags[n], (uint8_t)~MEM_PAGE_CODE);
 }
 
-static void drop(struct soft_cpu *cpu, struct block *block) {
+static struct chunk *chunk_of(const struct block *block) {
+    return container_of((struct insn(*)[])block->insns, struct chunk, insns);
+}
+
+void block_drop(struct soft_cpu *cpu, struct block *block) {
     struct block_cache *cache = cpu->blocks;
     block->dead = true;
     jit_forget(cpu, block);
-    unhash(cache->store, block);
+    unhash(cache, block);
     unlink_incoming(block);
     unlink_outgoing(block, 0);
     unlink_outgoing(block, 1);
@@ -194,11 +203,16 @@ static void drop(struct soft_cpu *cpu, struct block *block) {
         unlist_from_page(block, n);
     for (unsigned n = 0; n < (block->straddles ? 2 : 1); n++)
         unwatch_empty(cpu, block, n);
+    if (block->insns != NULL)
+        chunk_of(block)->owner = NULL;
+    block->hash_next = NULL;
+    *cache->store->unused_end = block;
+    cache->store->unused_end = &block->hash_next;
 }
 
 /* The instruction that runs now completes; all others of its block leave it. */
 static void poison_running(struct soft_cpu *cpu) {
-    if (cpu->block == NULL)
+    if (cpu->block == NULL || cpu->block->insns == NULL)
         return;
     for (unsigned i = 0; i <= cpu->block->count; i++)
         cpu->block->insns[i].exec = block_leave;
@@ -232,7 +246,7 @@ static void invalidate_page_part(struct soft_cpu *cpu, uint64_t gpa, size_t leng
             continue;
         if (block == cpu->block)
             poison_running(cpu);
-        drop(cpu, block);
+        block_drop(cpu, block);
     }
 }
 
@@ -257,22 +271,35 @@ void block_invalidate_all(struct soft_cpu *cpu) {
     atomic_fetch_or(&cpu->request, REQUEST_BLOCKS);
 }
 
-static size_t block_size(unsigned count) {
-    return round_up(sizeof(struct block) + (count + 1) * sizeof(struct insn), BLOCK_ALIGN);
+static size_t chunk_size(uint64_t count) {
+    return round_up(sizeof(struct chunk) + count * sizeof(struct insn), BLOCK_ALIGN);
 }
 
-/* Drops the blocks of a segment, which are laid out one after another. */
+/* Forgets a segment's instructions, and their blocks unless they are translated. */
 static void empty_segment(struct soft_cpu *cpu, unsigned n) {
     struct block_store *store = cpu->blocks->store;
     uint8_t *start = store->arena + n * store->segment_size;
     size_t at = 0;
     while (at < store->segments[n].used) {
-        struct block *block = (struct block *)(void *)(start + at);
-        at += block_size(block->count);
-        if (!block->dead)
-            drop(cpu, block);
+        struct chunk *chunk = (struct chunk *)(void *)(start + at);
+        at += chunk_size(chunk->count);
+        if (chunk->owner == NULL)
+            continue;
+        if (chunk->owner->code == NULL)
+            block_drop(cpu, chunk->owner);
+        else
+            chunk->owner->insns = NULL;
     }
     store->segments[n].used = 0;
+}
+
+static void drop_all(struct soft_cpu *cpu) {
+    struct block_store *store = cpu->blocks->store;
+    for (unsigned i = 0; i < store->made; i++)
+        if (!store->blocks[i].dead)
+            block_drop(cpu, &store->blocks[i]);
+    for (unsigned n = 0; n < SEGMENTS; n++)
+        empty_segment(cpu, n);
 }
 
 void block_safe_point(struct soft_cpu *cpu) {
@@ -282,28 +309,54 @@ void block_safe_point(struct soft_cpu *cpu) {
         return;
     store->drop_all = false;
     cpu->block = NULL;
-    for (unsigned n = 0; n < SEGMENTS; n++)
-        empty_segment(cpu, n);
+    drop_all(cpu);
 }
 
 /* ---- Decoding ---- */
 
-/* Room for a block of the largest size, at the end of the current segment. */
-static struct block *reserve(struct soft_cpu *cpu) {
+/* Room for the instructions of a block of the largest size, at the end of the current segment. */
+static struct chunk *reserve_chunk(struct soft_cpu *cpu) {
     struct block_store *store = cpu->blocks->store;
-    if (store->segment_size - store->segments[store->current].used < block_size(BLOCK_INSNS_MAX)) {
+    size_t most = chunk_size(BLOCK_INSNS_MAX + 1);
+    if (store->segment_size - store->segments[store->current].used < most) {
         store->current = (store->current + 1) % SEGMENTS;
         cpu->block = NULL;
         empty_segment(cpu, store->current);
     }
-    return (struct block *)(void *)(store->arena + store->current * store->segment_size +
+    return (struct chunk *)(void *)(store->arena + store->current * store->segment_size +
                                     store->segments[store->current].used);
+}
+
+static void commit_chunk(struct block_store *store, struct block *block) {
+    struct chunk *chunk = chunk_of(block);
+    chunk->owner = block;
+    chunk->count = block->count + 1u;
+    store->segments[store->current].used += chunk_size(chunk->count);
+}
+
+/* The oldest of those that were dropped last: whoever still runs one has left it long since. */
+static struct block *reserve_block(struct soft_cpu *cpu) {
+    struct block_store *store = cpu->blocks->store;
+    if (store->made < BLOCKS_KEPT)
+        return &store->blocks[store->made];
+    if (store->unused == NULL) {
+        cpu->block = NULL;
+        drop_all(cpu);
+    }
+    return store->unused;
 }
 
 static void commit(struct soft_cpu *cpu, struct block *block) {
     struct block_store *store = cpu->blocks->store;
-    struct block **head = &store->hash[hash_of(block->gpa[0], block->rip, block->key)];
-    store->segments[store->current].used += block_size(block->count);
+    if (block == &store->blocks[store->made]) {
+        store->made++;
+    } else {
+        store->unused = block->hash_next;
+        if (store->unused == NULL)
+            store->unused_end = &store->unused;
+    }
+    struct block **head = block_hash(cpu->blocks, block->gpa[0], block->rip, block->key);
+    commit_chunk(store, block);
     block->hash_next = *head;
     *head = block;
     for (unsigned n = 0; n < lists_of(block); n++)
@@ -430,8 +483,9 @@ static struct block *make(struct soft_cpu *cpu, uint64_t key, const struct code_
                           uint64_t linear, uint64_t limit) {
     struct block *block;
     watch(cpu, page);
-    block = reserve(cpu);
-    memset(block, 0, sizeof *block);
+    block = reserve_block(cpu);
+    *block = (struct block){.hash_next = block->hash_next, .dead = true};
+    block->insns = reserve_chunk(cpu)->insns;
     block->rip = cpu->rip;
     block->key = key;
     block->host = page->host;
@@ -442,6 +496,7 @@ static struct block *make(struct soft_cpu *cpu, uint64_t key, const struct code_
     seal(block);
     if (!(key & KEY_NO_BREAK) && is_breakpoint(cpu, linear))
         block->insns[0].exec = stop_at_breakpoint;
+    block->dead = false;
     commit(cpu, block);
     return block;
 }
@@ -453,16 +508,18 @@ struct block *block_extend(struct soft_cpu *cpu, struct block *block) {
         !jit_goes_on_behind(last) || is_breakpoint(cpu, block->rip))
         return block;
     struct block old = *block;
-    struct block *longer = reserve(cpu);
-    bool emptied = block->dead; /* its segment was, and may be overwritten now */
+    struct block *longer = reserve_block(cpu);
+    struct insn *insns = reserve_chunk(cpu)->insns;
+    bool emptied = block->dead; /* its segment was */
     struct code_page page = {.host = old.host,
                              .gpa = old.gpa[0],
                              .available = PAGE_SIZE - (old.gpa[0] & (PAGE_SIZE - 1)),
                              .flags = old.flags[0]};
     if (emptied)
         watch(cpu, &page);
-    memset(longer, 0, sizeof *longer);
-    *longer = (struct block){.rip = old.rip,
+    *longer = (struct block){.hash_next = longer->hash_next,
+                             .insns = insns,
+                             .rip = old.rip,
                              .key = old.key,
                              .host = old.host,
                              .gpa = {old.gpa[0]},
@@ -473,9 +530,33 @@ struct block *block_extend(struct soft_cpu *cpu, struct block *block) {
     seal(longer);
     commit(cpu, longer);
     if (!emptied)
-        drop(cpu, block);
+        block_drop(cpu, block);
     cpu->blocks->jump[jump_hash(longer->rip)] = longer;
     return longer;
+}
+
+bool block_decode(struct soft_cpu *cpu, struct block *block) {
+    if (block->insns != NULL || block->dead)
+        return !block->dead;
+    uint16_t count = block->count, length = block->length;
+    int last = 1;
+    block->insns = reserve_chunk(cpu)->insns;
+    block->count = block->length = block->run_count = block->branches = 0;
+    while (block->count < count && block->length < length &&
+           add_insn(cpu, block, block->host + block->length, (size_t)(length - block->length),
+                    &last)) {
+    }
+    bool same = block->count == count && block->length == length;
+    block->count = count;
+    block->length = length;
+    if (!same) {
+        block->insns = NULL;
+        block_drop(cpu, block);
+        return false;
+    }
+    seal(block);
+    commit_chunk(cpu->blocks->store, block);
+    return true;
 }
 
 /* ---- Finding ---- */
@@ -484,25 +565,6 @@ static struct block *no_memory(struct soft_cpu *cpu, uint64_t linear) {
     cpu->exit = (struct vcpu_exit){.stop = VCPU_FAILED, .gva = linear};
     snprintf(cpu->exit.text, sizeof cpu->exit.text,
              "instruction fetch at %#llx, where there is no memory", (unsigned long long)linear);
-    return NULL;
-}
-
-/* A straddling block holds as long as its second page is where it was. */
-static bool second_page_holds(struct soft_cpu *cpu, const struct block *block, uint64_t linear,
-                              unsigned first) {
-    struct code_page second;
-    return mmu_fetch(cpu, linear + first, &second) && second.gpa == block->gpa[1];
-}
-
-static struct block *hashed(struct soft_cpu *cpu, uint64_t key, const struct code_page *page,
-                            uint64_t linear) {
-    struct block *block = cpu->blocks->store->hash[hash_of(page->gpa, cpu->rip, key)];
-    for (; block != NULL; block = block->hash_next) {
-        if (block->gpa[0] == page->gpa && block->rip == cpu->rip && block->key == key &&
-            block->host == page->host &&
-            (!block->straddles || second_page_holds(cpu, block, linear, page->available)))
-            return block;
-    }
     return NULL;
 }
 
@@ -517,13 +579,12 @@ struct block *block_find(struct soft_cpu *cpu, uint64_t key) {
     }
     if (!mmu_fetch(cpu, linear, &page))
         return no_memory(cpu, linear);
-    block = hashed(cpu, key, &page, linear);
+    block = block_on_page(cpu, key, &page, linear);
     if (block == NULL)
         block = make(cpu, key, &page, linear, limit);
     if (block == NULL)
         return no_memory(cpu, linear);
-    if (!block->straddles)
-        cpu->blocks->jump[jump_hash(cpu->rip)] = block;
+    block_note(cpu, block);
     return block;
 }
 
@@ -533,12 +594,18 @@ int block_cache_create(struct soft_cpu *cpu, size_t budget, struct error *err) {
     struct block_cache *cache = calloc(1, sizeof *cache);
     struct block_store *store = calloc(1, sizeof *store);
     uint8_t *arena = aligned_alloc(BLOCK_ALIGN, round_up(budget, BLOCK_ALIGN));
-    if (cache == NULL || store == NULL || arena == NULL) {
+    struct block *blocks = mmap(NULL, BLOCKS_KEPT * sizeof *blocks, PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (cache == NULL || store == NULL || arena == NULL || blocks == MAP_FAILED) {
         free(cache);
         free(store);
         free(arena);
+        if (blocks != MAP_FAILED)
+            munmap(blocks, BLOCKS_KEPT * sizeof *blocks);
         return error_set_errno(err, -ENOMEM, "no memory for decoded instructions");
     }
+    store->blocks = blocks;
+    store->unused_end = &store->unused;
     store->arena = arena;
     store->segment_size = round_down(budget / SEGMENTS, BLOCK_ALIGN);
     cache->store = store;
@@ -549,6 +616,7 @@ int block_cache_create(struct soft_cpu *cpu, size_t budget, struct error *err) {
 void block_cache_destroy(struct soft_cpu *cpu) {
     if (cpu->blocks == NULL)
         return;
+    munmap(cpu->blocks->store->blocks, BLOCKS_KEPT * sizeof(struct block));
     free(cpu->blocks->store->arena);
     free(cpu->blocks->store);
     free(cpu->blocks);

@@ -8,10 +8,12 @@
  *
  * Life: block_find decodes on demand; blocks are found again through links,
  * the jump cache (by rip) and a hash (by guest-physical address, rip and
- * key). Memory is one arena of a fixed size, filled in segments: when the
- * last is full, the oldest segment is emptied with all its blocks. A dropped
- * block's memory stays as it is until then, so whoever runs it may finish;
- * segments are only emptied in block_find, that is between blocks.
+ * key). Decoded instructions are kept in one arena of a fixed size, filled in
+ * segments: when the last is full, the oldest segment is emptied. Its blocks
+ * are dropped, but for those that are translated: they stay without their
+ * instructions, which block_decode brings back. A dropped block's memory stays
+ * as it is for a while, so whoever runs it may finish; it is only used again
+ * in block_find and block_decode, that is between blocks.
  *
  * The vCPU's own thread.
  */
@@ -20,7 +22,7 @@
 
 #include "cpu/soft/soft.h"
 
-enum { BLOCK_INSNS_MAX = 64, JUMP_BITS = 14, JUMP_ENTRIES = 1 << JUMP_BITS };
+enum { BLOCK_INSNS_MAX = 64, BLOCK_HASH_BITS = 17, JUMP_BITS = 14, JUMP_ENTRIES = 1 << JUMP_BITS };
 
 /* cpu->request, beside those of soft.h: blocks were dropped, no chaining until the safe point. */
 enum { REQUEST_BLOCKS = 16 };
@@ -48,8 +50,8 @@ struct block {
     uint16_t length;       /* bytes */
     bool dead;
     bool straddles;
-    bool extended;    /* by block_extend */
-    uint8_t branches; /* that it passes */
+    bool extended;          /* by block_extend */
+    uint8_t branches;       /* that it passes */
     uint32_t heat;          /* runs so far, while it is not translated */
     struct jit_block *code; /* its translation, or NULL */
     /* Bytes of its page that the translation rests on besides the block's own. */
@@ -61,11 +63,12 @@ struct block {
     struct block *page_next[2], **page_at[2]; /* lists of blocks on a page */
     uintptr_t incoming;                       /* who links here: a list of block | slot */
     uintptr_t incoming_next[2];               /* the list that link[slot] is in */
-    struct insn insns[];
+    struct insn *insns;                       /* NULL: forgotten; only where there is code */
 };
 
 struct block_cache {
     struct block *jump[JUMP_ENTRIES];
+    struct block *hash[1 << BLOCK_HASH_BITS];
     struct block_store *store;
 };
 
@@ -111,6 +114,27 @@ struct block *block_find(struct soft_cpu *cpu, uint64_t key);
  */
 struct block *block_extend(struct soft_cpu *cpu, struct block *block);
 
+/*
+ * The block at cpu->rip under `key` if it has been made and can be found
+ * without raising (block_look.c): a page table walk at most. NULL: block_find
+ * will tell.
+ */
+struct block *block_look(struct soft_cpu *cpu, uint64_t key);
+
+/* The same where the page is known. `linear`: of cpu->rip. */
+struct block *block_on_page(struct soft_cpu *cpu, uint64_t key, const struct code_page *page,
+                            uint64_t linear);
+
+/* The hash chain of blocks like this. */
+struct block **block_hash(struct block_cache *cache, uint64_t gpa, uint64_t rip, uint64_t key);
+
+/* Decodes the instructions of a translated block that has lost them. False: its bytes are not what
+ * they were; the block is dropped. Not while an interpreted block runs. */
+bool block_decode(struct soft_cpu *cpu, struct block *block);
+
+/* Drops a block: nothing finds it any more. Between blocks. */
+void block_drop(struct soft_cpu *cpu, struct block *block);
+
 /* Links the block that just ended to its successor, when both are on one page. */
 void block_link(struct block *from, unsigned slot, struct block *to);
 
@@ -146,6 +170,12 @@ static inline struct block *block_jump(struct soft_cpu *cpu, uint64_t key) {
                (uintptr_t)next->host == e->host + (linear & (PAGE_SIZE - 1))))
         return next;
     return NULL;
+}
+
+/* The jump cache's entry. */
+static inline void block_note(struct soft_cpu *cpu, struct block *block) {
+    if (!block->straddles)
+        cpu->blocks->jump[jump_hash(block->rip)] = block;
 }
 
 #define BLOCK_ENTER(next)                                                                          \

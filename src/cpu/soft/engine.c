@@ -11,7 +11,7 @@
 #include "cpu/soft/run.h"
 
 /* Decoded instructions of all vCPUs together. */
-enum { BLOCKS_TOTAL = 6 << 20, BLOCKS_LEAST = 1 << 20 };
+enum { BLOCKS_TOTAL = 8 << 20, BLOCKS_LEAST = 1 << 20 };
 
 static int soft_create(const struct engine_config *config, struct engine **engine,
                        struct error *err) {

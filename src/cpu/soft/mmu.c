@@ -230,26 +230,32 @@ struct mmu_page *mmu_translate(struct soft_cpu *cpu, uint64_t linear, unsigned a
     return view_allows(cpu, linear, entry, access, fault) ? entry : NULL;
 }
 
-bool mmu_fetch(struct soft_cpu *cpu, uint64_t linear, struct code_page *code) {
-    struct fault fault;
-    if (!(cpu->mode == INSN_MODE_64)) {
+bool mmu_fetch_or(struct soft_cpu *cpu, uint64_t linear, struct code_page *code,
+                  struct fault *fault) {
+    if (!(cpu->mode == INSN_MODE_64))
         linear = (uint32_t)linear;
-    } else if (unlikely(!linear_canonical(linear))) {
-        fault_set(&fault, EXC_GP, 0);
-        raise_fault(cpu, &fault);
-    }
-    struct mmu_page *page = mmu_translate(cpu, linear, ACCESS_FETCH | access_by_cpl(cpu), &fault);
+    else if (unlikely(!linear_canonical(linear)))
+        return fault_set(fault, EXC_GP, 0);
+    struct mmu_page *page = mmu_translate(cpu, linear, ACCESS_FETCH | access_by_cpl(cpu), fault);
     if (unlikely(page == NULL))
-        raise_fault(cpu, &fault);
-    if (page->host == NULL)
         return false;
-    mmu_enter(cpu, linear, page, TLB_FETCH);
     unsigned offset = linear & (PAGE_SIZE - 1);
-    *code = (struct code_page){.host = page->host + offset,
+    *code = (struct code_page){.host = page->host,
                                .gpa = page->gpa + offset,
                                .available = PAGE_SIZE - offset,
                                .flags = page->flags};
+    if (page->host == NULL)
+        return true;
+    code->host += offset;
+    mmu_enter(cpu, linear, page, TLB_FETCH);
     return true;
+}
+
+bool mmu_fetch(struct soft_cpu *cpu, uint64_t linear, struct code_page *code) {
+    struct fault fault;
+    if (unlikely(!mmu_fetch_or(cpu, linear, code, &fault)))
+        raise_fault(cpu, &fault);
+    return code->host != NULL;
 }
 
 /* ---- Mode ---- */

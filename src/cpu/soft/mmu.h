@@ -189,6 +189,10 @@ bool mmu_is_global(struct soft_cpu *cpu, uint64_t linear);
 struct mmu_page *mmu_translate(struct soft_cpu *cpu, uint64_t linear, unsigned access,
                                struct fault *fault);
 
+/* mmu_fetch that does not raise: false with *fault set. host is NULL where there is no RAM. */
+bool mmu_fetch_or(struct soft_cpu *cpu, uint64_t linear, struct code_page *code,
+                  struct fault *fault);
+
 /* Numbers have run out, or there were none yet: nothing cached survives, and counting starts anew.
  */
 void mmu_restart(struct soft_cpu *cpu);

@@ -202,6 +202,8 @@ static void run_block(struct soft_cpu *cpu) {
         }
     }
     block->heat++;
+    if (unlikely(block->insns == NULL) && !block_decode(cpu, block))
+        return; /* dropped: found anew */
     enter(cpu, block);
 }
 

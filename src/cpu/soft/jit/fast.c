@@ -105,7 +105,7 @@ static struct block *find_translated(struct soft_cpu *cpu, uint64_t plain) {
     uint64_t key = block_key(cpu);
     if (cpu->request != 0 || key != cpu->jit.key)
         return NULL;
-    struct block *block = block_jump(cpu, key | plain);
+    struct block *block = block_look(cpu, key | plain);
     return block == NULL || block->code == NULL || block->dead ? NULL : block;
 }
 

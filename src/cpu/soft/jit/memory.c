@@ -73,6 +73,7 @@ static uint32_t new_site(struct translation *t, enum site_kind kind) {
         .kind = (uint8_t)kind,
         .recipe = (t->flags & (FLAGS_SAVED | FLAGS_STALE)) == FLAGS_SAVED ? RECIPE_NONE : t->recipe,
         .recipe_insn = t->recipe_insn,
+        .offset = (uint16_t)t->insn->offset,
     };
     return number;
 }

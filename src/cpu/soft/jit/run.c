@@ -98,6 +98,11 @@ const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t number) {
     struct jit *jit = cpu->jit.jit;
     struct jit_site *site = &jit->sites[number];
     struct block *block = site->block;
+    if (unlikely(block->insns == NULL) && !block_decode(cpu, block)) {
+        cpu->rip = block->rip + site->offset;
+        cpu->jit.exit = JIT_EXIT_RIP;
+        return jit->leave_now;
+    }
     const struct insn *insn = &block->insns[site->insn];
     uint64_t next = block->rip + insn->offset + insn->length;
     cpu->block = block;
@@ -255,9 +260,14 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
 
 static void flush(struct soft_cpu *cpu) {
     struct jit *jit = cpu->jit.jit;
-    for (uint32_t i = 0; i < jit->block_count; i++)
-        if (jit->blocks[i].block != NULL)
-            jit->blocks[i].block->code = NULL;
+    for (uint32_t i = 0; i < jit->block_count; i++) {
+        struct block *block = jit->blocks[i].block;
+        if (block == NULL)
+            continue;
+        block->code = NULL;
+        if (block->insns == NULL)
+            block_drop(cpu, block);
+    }
     memset(cpu->jit.jumps, 0, sizeof cpu->jit.jumps);
     for (unsigned i = 0; i < JIT_JUMPS; i++)
         cpu->jit.jumps[i].context = UINT64_MAX;

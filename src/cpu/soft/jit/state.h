@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <time.h>
 
-enum { JIT_JUMP_BITS = 14, JIT_JUMPS = 1 << JIT_JUMP_BITS, JIT_JUMP_FOLD = 13 };
+enum { JIT_JUMP_BITS = 16, JIT_JUMPS = 1 << JIT_JUMP_BITS, JIT_JUMP_FOLD = 13 };
 
 /* Where an indirect jump, a return or a jump to another page goes on. */
 struct jit_jump {

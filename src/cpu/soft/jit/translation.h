@@ -63,6 +63,7 @@ struct jit_site {
     bool writes_now;      /* the access itself writes, not only a later one of its group */
     uint16_t span;        /* bytes that the check covers */
     int32_t disp;         /* SITE_STACK: from RSP */
+    uint16_t offset;      /* of the instruction, in bytes of the block */
 };
 
 /* A place where translated code leaves for a known rip. */

@@ -1,0 +1,47 @@
+/*
+ * Finding blocks that are there already: what translated code asks for with
+ * its vector registers alive, so compiled for general registers alone.
+ */
+#include "cpu/soft/block.h"
+#include "cpu/soft/outside.h"
+
+struct block **block_hash(struct block_cache *cache, uint64_t gpa, uint64_t rip, uint64_t key) {
+    uint64_t mixed = (gpa ^ rip << 7 ^ key << 3) * UINT64_C(0x9e3779b97f4a7c15);
+    return &cache->hash[mixed >> (64 - BLOCK_HASH_BITS)];
+}
+
+/* A straddling block holds as long as its second page is where it was. */
+static bool second_page_holds(struct soft_cpu *cpu, const struct block *block, uint64_t linear,
+                              unsigned first) {
+    struct code_page second;
+    struct fault fault;
+    return mmu_fetch_or(cpu, linear + first, &second, &fault) && second.host != NULL &&
+           second.gpa == block->gpa[1];
+}
+
+struct block *block_on_page(struct soft_cpu *cpu, uint64_t key, const struct code_page *page,
+                            uint64_t linear) {
+    struct block *block = *block_hash(cpu->blocks, page->gpa, cpu->rip, key);
+    for (; block != NULL; block = block->hash_next) {
+        if (block->gpa[0] == page->gpa && block->rip == cpu->rip && block->key == key &&
+            block->host == page->host &&
+            (!block->straddles || second_page_holds(cpu, block, linear, page->available)))
+            return block;
+    }
+    return NULL;
+}
+
+struct block *block_look(struct soft_cpu *cpu, uint64_t key) {
+    struct block *block = block_jump(cpu, key);
+    uint64_t linear = block_linear(cpu, cpu->rip);
+    struct code_page page;
+    struct fault fault;
+    if (block != NULL || cpu->mode != INSN_MODE_64)
+        return block;
+    if (!mmu_fetch_or(cpu, linear, &page, &fault) || page.host == NULL)
+        return NULL;
+    block = block_on_page(cpu, key, &page, linear);
+    if (block != NULL)
+        block_note(cpu, block);
+    return block;
+}
