@@ -72,6 +72,8 @@ static bool run_string(struct soft_cpu *cpu, const struct insn *insn) {
 
 const uint8_t *jit_fast_string(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
     const struct jit_site *site = &cpu->jit.jit->sites[number];
+    if (site->block->insns == NULL)
+        return NULL;
     return run_string(cpu, &site->block->insns[site->insn]) ? code_at(cpu, site->resume) : NULL;
 }
 
@@ -105,7 +107,9 @@ static struct block *find_translated(struct soft_cpu *cpu, uint64_t plain) {
     uint64_t key = block_key(cpu);
     if (cpu->request != 0 || key != cpu->jit.key)
         return NULL;
+    light_begin(cpu);
     struct block *block = block_look(cpu, key | plain);
+    light_end(cpu);
     return block == NULL || block->code == NULL || block->dead ? NULL : block;
 }
 
@@ -198,6 +202,8 @@ const uint8_t *jit_fast_miss(struct soft_cpu *cpu, uint64_t linear, uint32_t num
 
 const uint8_t *jit_fast_constant_miss(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
     const struct jit_site *site = &cpu->jit.jit->sites[number];
+    if (site->block->insns == NULL)
+        return NULL;
     return miss(cpu, (uint64_t)site->block->insns[site->insn].disp, site);
 }
 
