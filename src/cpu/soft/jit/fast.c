@@ -172,7 +172,7 @@ uint64_t jit_fast_fill(struct soft_cpu *cpu, uint64_t linear, uint32_t kind) {
 static const uint8_t *plain_code(struct soft_cpu *cpu, const struct jit_site *site) {
     if (site->recipe != RECIPE_NONE)
         return NULL;
-    cpu->rip = site->block->rip + site->block->insns[site->insn].offset;
+    cpu->rip = site->block->rip + site->offset;
     const struct block *block = find_translated(cpu, KEY_PLAIN);
     return block == NULL ? NULL : code_executable(&cpu->jit.jit->memory, block->code->entry_saved);
 }
