@@ -54,10 +54,10 @@ sanitize:
 	@ninja -C build-sanitize -j $(JOBS) --quiet
 	@scripts/run-tests build-sanitize $(RESULTS) --suite unit --suite guest --suite silicon
 
-#: make bench     speed against QEMU's TCG, side by side, into docs/performance.md
+#: make bench     speed natively, in lodge and in QEMU TCG, into docs/performance.md
 bench: build
 	@scripts/dependencies run bench
-	@bench/run $(BUILD)
+	@bench/run $(BUILD) --write docs/performance.md
 
 #: make fuzz      every fuzz target for FUZZ_TIME seconds each (60), and a million silicon cases
 fuzz:

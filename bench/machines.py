@@ -11,6 +11,7 @@ GUESTS = ("lodge", "interpreter", "tcg", "microvm")
 APPEND = "console=ttyS0 quiet reboot=t panic=-1 mitigations=off tsc=reliable random.trust_cpu=on "
 # The guests' clock and ours may differ by so much of a workload's time, and by so many seconds.
 CLOCK_SHARE, CLOCK_SECONDS = 0.05, 0.25
+BOOT_PATIENCE, BOOT_ATTEMPTS = 30, 3
 
 
 class Failure(Exception):
@@ -18,15 +19,16 @@ class Failure(Exception):
 
 
 def guest_command(machine, lodge, kernel, initrd, memory, append):
-    """The command that runs a guest with its first serial port on standard input and output."""
+    """The command that runs a guest with its first serial port on standard input and output.
+    initrd may be None."""
     append = APPEND + append
     if machine in ("lodge", "interpreter"):
         return [lodge, "run", "--engine", "soft", "--console", "serial", "--net", "none",
                 "--memory", memory, "--on-reboot", "stop", "--kernel", kernel,
-                "--initrd", initrd, "--append", append]
+                *(["--initrd", initrd] if initrd else []), "--append", append]
     command = [QEMU, "-accel", "tcg", "-cpu", "max", "-m", memory, "-nodefaults",
                "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
-               "-kernel", kernel, "-initrd", initrd, "-append", append]
+               "-kernel", kernel, *(["-initrd", initrd] if initrd else []), "-append", append]
     if machine == "microvm":
         return command + ["-M", "microvm,acpi=on,rtc=on,pit=on,isa-serial=on"]
     return command + ["-M", "q35"]
@@ -75,30 +77,43 @@ class Lines:
         self.process.stdout.close()
 
 
-def read_results(machine, lines, names, progress):
-    """What bench/guest/timer.c says, as {name: (seconds, checksum)}; Failure for what it reports."""
-    results, began, now = {}, None, None
+def one_result(line, began, arrived):
+    """What the line that ends a workload says: (name, seconds, checksum), or Failure."""
+    name, seconds, checksum, status = line.split()[1:5]
+    seconds, took = float(seconds), arrived - began
+    if status != "0":
+        raise Failure("failed with status %#x" % (int(status) & 0xffff))
+    if abs(took - seconds) > CLOCK_SECONDS + CLOCK_SHARE * took:
+        raise Failure("took %.2f seconds by its own clock, %.2f by ours" % (seconds, took))
+    return name, seconds, checksum
+
+
+def read_results(lines, results, failures, progress):
+    """Reads what bench/guest/timer.c says into results {name: (seconds, checksum)} and failures
+    {name: why}. True when it came to the end."""
+    running, began, failed = None, None, None
     for arrived, line in lines:
-        words = line.split()
         if line.startswith("< "):
-            now, began = words[1], arrived
-        elif re.match(r"> \S+ [\d.]+ [0-9a-f]{16} -?\d+$", line):
-            name, seconds, checksum, status = words[1], float(words[2]), words[3], int(words[4])
-            if status:
-                raise Failure("%s: %s failed with status %#x:\n%s" % (
-                    machine, name, status & 0xffff, next((text for _, text in lines), "")))
-            if abs(arrived - began - seconds) > CLOCK_SECONDS + CLOCK_SHARE * seconds:
-                raise Failure("%s: %s took %.2f seconds by its own clock, %.2f by ours" % (
-                    machine, name, seconds, arrived - began))
-            results[name] = (seconds, checksum)
-            progress(machine, name, seconds)
-            now = None
+            running, began = line[2:], arrived
+        elif running and re.match(r"> \S+ [\d.]+ [0-9a-f]{16} -?\d+$", line):
+            try:
+                name, seconds, checksum = one_result(line, began, arrived)
+                results[name] = (seconds, checksum)
+                progress("%8.3f s" % seconds, name)
+            except Failure as failure:
+                failures[running] = str(failure)
+                progress(str(failure), running)
+            failed, running = running if running in failures else None, None
+        elif line.startswith("! ") and failed:
+            failures[failed] += "; " + line[2:]
         elif line == "done":
-            if set(results) != set(names):
-                raise Failure("%s: ran %s only" % (machine, " ".join(results)))
-            return results
-    raise Failure("%s: %s%s:\n%s" % (machine, "silent" if lines.silent else "ended",
-                                     " in " + now if now else "", "\n".join(lines.last)))
+            return True
+    if running is None:
+        raise Failure("%s:\n%s" % ("silent" if lines.silent else "ended", "\n".join(lines.last)))
+    failures[running] = "%s: %s" % ("silent for %.0f seconds" % lines.patience if lines.silent
+                                    else "the machine ended", lines.last[-1])
+    progress(failures[running], running)
+    return False
 
 
 class Machines:
@@ -108,25 +123,60 @@ class Machines:
         self.lodge, self.kernel, self.tree, self.archive = lodge, kernel, tree, archive
         self.patience = patience
 
-    def native(self, names, progress):
+    def native_command(self, program):
         """In a copy of the tree in memory, as the guests have it, on one processor."""
         script = ("set -e; mount -t tmpfs -o size=2G,mode=755 bench /mnt; cp -a \"$1/.\" /mnt; "
                   "mkdir -p /mnt/dev /mnt/proc; mount --rbind /dev /mnt/dev; "
                   "mount --rbind /proc /mnt/proc; shift; exec chroot /mnt \"$@\"")
-        cpu = max(os.sched_getaffinity(0))
         unshare = ["unshare", "--mount"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
-        command = ["taskset", "-c", str(cpu), *unshare, "sh", "-c", script, "sh",
-                   self.tree, "/bench/timer", "/bench/list", *names]
-        with Lines(command, self.patience) as lines:
-            return read_results("native", lines, names, progress)
+        return ["taskset", "-c", str(max(os.sched_getaffinity(0))), *unshare, "sh", "-c", script,
+                "sh", self.tree, *program]
 
-    def guest(self, machine, names, progress):
+    def start(self, machine, names):
+        if machine == "native":
+            return Lines(self.native_command(["/bench/timer", "/bench/list", *names]),
+                         self.patience)
         append = "rdinit=/bench/timer -- /bench/list " + " ".join(names)
         command = guest_command(machine, self.lodge, self.kernel, self.archive, "1G", append)
-        with Lines(command, self.patience, env=environment(machine)) as lines:
-            return read_results(machine, lines, names, progress)
+        return Lines(command, self.patience, env=environment(machine))
 
     def run(self, machine, names, progress):
-        if machine == "native":
-            return self.native(names, progress)
-        return self.guest(machine, names, progress)
+        """({name: (seconds, checksum)}, {name: why it failed}). A machine that hangs or ends in a
+        workload is started again for those behind it."""
+        results, failures, left = {}, {}, list(names)
+        while left:
+            with self.start(machine, left) as lines:
+                try:
+                    read_results(lines, results, failures, progress)
+                except Failure as failure:
+                    failures.update((name, str(failure)) for name in left
+                                    if name not in results and name not in failures)
+            left = [n for n in left if n not in results and n not in failures]
+        return results, failures
+
+    def boot_once(self, machine, initrd):
+        append = "rdinit=/bin/busybox -- sh -c \"echo booted; /bin/busybox reboot -f\""
+        command = guest_command(machine, self.lodge, self.kernel, initrd, "512M", append)
+        start = time.monotonic()
+        with Lines(command, BOOT_PATIENCE, env=environment(machine)) as lines:
+            for arrived, line in lines:
+                if line.startswith("booted"):
+                    return arrived - start
+        return None
+
+    def boot(self, machine, initrd):
+        """Seconds from the start of the monitor's process to the first line from init. TCG's
+        microvm has only the 8254 to calibrate its TSC with, which fails when the host is busy; the
+        kernel then waits for ever."""
+        for _ in range(BOOT_ATTEMPTS):
+            seconds = self.boot_once(machine, initrd)
+            if seconds is not None:
+                return seconds
+        raise Failure("did not boot in %d attempts" % BOOT_ATTEMPTS)
+
+    def uname(self):
+        """lodge run -- uname -r, as a user types it."""
+        start = time.monotonic()
+        subprocess.run([self.lodge, "run", "--engine", "soft", "--", "uname", "-r"], check=True,
+                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=self.patience)
+        return time.monotonic() - start

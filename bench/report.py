@@ -39,17 +39,35 @@ def number(value, digits=2):
     return "" if value is None else "%.*f" % (digits, value)
 
 
-def workload_table(times):
+def ratio_text(value):
+    """Two digits that mean something."""
+    return "" if value is None else "%.*f" % (0 if value >= 99.5 else 1 if value >= 9.95 else 2, value)
+
+
+def workload_table(times, failures):
     lines = ["| workload | native, s | lodge, s | TCG, s | %s |" % " | ".join(r[0] for r in RATIOS),
-             "|---|---|---|---|---|---|---|"]
+             "|---|---:|---:|---:|---:|---:|---:|"]
     for w in workloads.WORKLOADS:
-        cells = [number(times.get(m, {}).get(w.name), 3) for m in ("native", "lodge", "tcg")]
-        cells += [number(ratio(times, w.name, over, under)) for _, over, under in RATIOS]
-        if any(cells):
-            lines.append("| %s | %s |" % (w.title, " | ".join(cells)))
-    cells = [number(means(times, over, under)) for _, over, under in RATIOS]
+        cells = ["failed" if w.name in failures.get(m, {}) else
+                 number(times.get(m, {}).get(w.name), 3) for m in ("native", "lodge", "tcg")]
+        cells += [ratio_text(ratio(times, w.name, over, under)) for _, over, under in RATIOS]
+        lines.append("| %s | %s |" % (w.title, " | ".join(cells)))
+    cells = [ratio_text(means(times, over, under)) for _, over, under in RATIOS]
     lines.append("| **geometric mean** | | | | %s |" % " | ".join("**%s**" % c for c in cells))
     return "\n".join(lines)
+
+
+def boot_table(boots, uname):
+    machines = ("lodge", "interpreter", "microvm", "tcg")
+    return "\n".join([
+        "| | lodge, soft engine | its interpreter alone | TCG, microvm | TCG, q35 |",
+        "|---|---:|---:|---:|---:|",
+        "| boot to the first line from init, seconds | %s |" % " | ".join(
+            number(boots[m]) or "failed" for m in machines),
+        "| … as a multiple of lodge's | %s |" % " | ".join(
+            ratio_text(boots[m] / boots["lodge"]) if boots[m] and boots["lodge"] else ""
+            for m in machines),
+        "| `lodge run -- uname -r`, seconds | %s | | | |" % number(uname)])
 
 
 def plain_table(times, machines, names):

@@ -73,6 +73,7 @@ def compile_programs(directory, tree):
     gcc("timer", "-static")
     gcc("true", "-static")
     gcc("system", "-static")
+    gcc("kernel", "-static")
     gcc("compute", "-static", "-lm")
     gcc("crypto", os.path.join(tree, "usr/lib/x86_64-linux-gnu/libcrypto.so.3"))
 
