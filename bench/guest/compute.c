@@ -27,9 +27,15 @@ static void integer_loop(uint64_t n) {
 
 /* ---- Calls and returns ---- */
 
-__attribute__((noinline, noclone, optimize("no-optimize-sibling-calls"))) static uint64_t
-fibonacci(uint64_t n) {
-    return n < 2 ? n : fibonacci(n - 1) + fibonacci(n - 2);
+/* The empty statements keep the compiler from turning a call into a loop. */
+__attribute__((noinline)) static uint64_t fibonacci(uint64_t n) {
+    if (n < 2)
+        return n;
+    uint64_t first = fibonacci(n - 1);
+    __asm__ volatile("" : "+r"(first));
+    uint64_t second = fibonacci(n - 2);
+    __asm__ volatile("" : "+r"(second));
+    return first + second;
 }
 
 static void calls(uint64_t n) {

@@ -24,7 +24,7 @@ static void say(const char *kind, const char *name, uint64_t cycles, uint64_t op
     printf("%s %s %lu %lu\n", kind, name, cycles, operations);
 }
 
-static void fail(const char *what) {
+_Noreturn static void fail(const char *what) {
     perror(what);
     exit(1);
 }

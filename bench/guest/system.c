@@ -15,7 +15,7 @@
 
 enum { PAGE = 4096 };
 
-static void fail(const char *what) {
+_Noreturn static void fail(const char *what) {
     perror(what);
     exit(1);
 }
