@@ -501,22 +501,26 @@ static struct block *make(struct soft_cpu *cpu, uint64_t key, const struct code_
     return block;
 }
 
-struct block *block_extend(struct soft_cpu *cpu, struct block *block) {
-    enum { NOT_FURTHER = KEY_STEP | KEY_NO_BREAK | KEY_PLAIN };
+struct block *block_extend(struct soft_cpu *cpu, struct block *block,
+                           uint8_t copy[BLOCK_BYTES_MAX]) {
+    enum { NOT_FURTHER = KEY_STEP | KEY_NO_BREAK | KEY_PLAIN | KEY_NO_FP };
     const struct insn *last = &block->insns[block->count - 1];
     if (block->extended || block->straddles || block->dead || block->key & NOT_FURTHER ||
-        !jit_goes_on_behind(last) || is_breakpoint(cpu, block->rip))
-        return block;
+        last->exec == refuse_ud || last->exec == refuse_gp || !jit_goes_on_behind(last) ||
+        is_breakpoint(cpu, block->rip))
+        return NULL;
     struct block old = *block;
     struct block *longer = reserve_block(cpu);
     struct insn *insns = reserve_chunk(cpu)->insns;
     bool emptied = block->dead; /* its segment was */
-    struct code_page page = {.host = old.host,
-                             .gpa = old.gpa[0],
-                             .available = PAGE_SIZE - (old.gpa[0] & (PAGE_SIZE - 1)),
-                             .flags = old.flags[0]};
+    unsigned left = PAGE_SIZE - (old.gpa[0] & (PAGE_SIZE - 1));
+    struct code_page page = {
+        .host = old.host, .gpa = old.gpa[0], .available = left, .flags = old.flags[0]};
     if (emptied)
         watch(cpu, &page);
+    page.available = left < BLOCK_BYTES_MAX ? left : BLOCK_BYTES_MAX;
+    memcpy(copy, old.host, page.available);
+    page.host = copy;
     *longer = (struct block){.hash_next = longer->hash_next,
                              .insns = insns,
                              .rip = old.rip,

@@ -109,10 +109,13 @@ void block_cache_destroy(struct soft_cpu *cpu);
 struct block *block_find(struct soft_cpu *cpu, uint64_t key);
 
 /*
- * The block decoded further, behind the branches that the translator follows;
- * the old one is dropped. The block itself where there is nothing to gain.
+ * The block decoded further, behind the branches that the translator follows,
+ * from a copy of its bytes that it leaves in `copy`; the old one is dropped.
+ * NULL where there is nothing to gain.
  */
-struct block *block_extend(struct soft_cpu *cpu, struct block *block);
+enum { BLOCK_BYTES_MAX = BLOCK_INSNS_MAX * 15 };
+struct block *block_extend(struct soft_cpu *cpu, struct block *block,
+                           uint8_t copy[BLOCK_BYTES_MAX]);
 
 /*
  * The block at cpu->rip under `key` if it has been made and can be found

@@ -61,13 +61,25 @@ void level1_drop_page(struct soft_cpu *cpu, uint64_t page) {
             empty(table_at(cpu, table), slot);
 }
 
-void level1_drop_host_writes(struct soft_cpu *cpu, const void *host) {
-    jit_drop_window(cpu);
-    for (unsigned index = 0; index < TLB_INDEXES; index++) {
-        struct tlb_entry *entries = cpu->tlbs[index][TLB_WRITE];
-        for (unsigned slot = 0; slot < TLB_ENTRIES; slot++)
+static void drop_host(struct soft_cpu *cpu, const struct level1_filled *filled, unsigned table,
+                      const void *host) {
+    struct tlb_entry *entries = table_at(cpu, table);
+    for (uint64_t any = filled->any[table]; any != 0; any &= any - 1) {
+        unsigned word = (unsigned)__builtin_ctzll(any);
+        for (uint64_t bits = filled->words[table][word]; bits != 0; bits &= bits - 1) {
+            unsigned slot = 64 * word + (unsigned)__builtin_ctzll(bits);
             if (entries[slot].host == (uintptr_t)host)
                 empty(entries, slot);
+        }
+    }
+}
+
+void level1_drop_host_writes(struct soft_cpu *cpu, const void *host) {
+    jit_drop_window(cpu);
+    struct mmu *mmu = mmu_of(cpu);
+    for (unsigned table = TLB_WRITE; table < TABLES; table += TLB_KINDS) {
+        drop_host(cpu, &mmu->of_space, table, host);
+        drop_host(cpu, &mmu->of_all, table, host);
     }
 }
 

@@ -235,9 +235,9 @@ static void lower_exit(struct translation *t, uint32_t number) {
 }
 
 void lower_exits(struct translation *t) {
-    for (unsigned i = 0; i < t->leaving_count && !t->out.full; i++)
+    for (unsigned i = 0; i < t->leaving_count && emit_has_room(&t->out); i++)
         lower_exit(t, t->leaving[i]);
-    for (unsigned i = 0; i < t->constant_count && !t->out.full; i++) {
+    for (unsigned i = 0; i < t->constant_count && emit_has_room(&t->out); i++) {
         emit_aim(t->constants[i].field, t->out.at);
         emit64(&t->out, t->constants[i].value);
     }

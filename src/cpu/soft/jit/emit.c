@@ -1,28 +1,5 @@
 #include "cpu/soft/jit/emit.h"
 
-#include <string.h>
-
-void emit_bytes(struct emitter *e, const void *bytes, unsigned count) {
-    if ((uintptr_t)(e->end - e->at) < count) {
-        e->full = true;
-        return;
-    }
-    memcpy(e->at, bytes, count);
-    e->at += count;
-}
-
-void emit8(struct emitter *e, uint8_t byte) {
-    emit_bytes(e, &byte, 1);
-}
-
-void emit32(struct emitter *e, uint32_t value) {
-    emit_bytes(e, &value, 4);
-}
-
-void emit64(struct emitter *e, uint64_t value) {
-    emit_bytes(e, &value, 8);
-}
-
 /* REX when one is needed; byte registers 4 to 7 need an empty one. */
 static void rex(struct emitter *e, unsigned size, unsigned reg, unsigned index, unsigned base) {
     unsigned bits =

@@ -2,9 +2,10 @@
  * Bytes: appends x86-64 instructions of our own to a buffer. One function a
  * shape of operands, not one an instruction: callers pass opcodes.
  *
- * Writing past the end sets `full` and drops the bytes; the translator checks
- * once, at the end, and throws the attempt away. Addresses are those of the
- * writable mapping; jumps are relative, so the executable one needs no fixing.
+ * Nothing is checked byte by byte: callers see to it with emit_has_room that
+ * EMIT_ROOM bytes are left before each instruction that they lower, which is
+ * more than any needs. Addresses are those of the writable mapping; jumps are
+ * relative, so the executable one needs no fixing.
  *
  * Source of encodings: AMD64 APM vol. 3, chapter 1.
  */
@@ -13,19 +14,39 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "cpu/x86.h"
 
 struct emitter {
     uint8_t *at;
     uint8_t *end;
-    bool full;
+    bool full; /* there was no room: what was emitted is to be thrown away */
 };
 
-void emit8(struct emitter *e, uint8_t byte);
-void emit32(struct emitter *e, uint32_t value);
-void emit64(struct emitter *e, uint64_t value);
-void emit_bytes(struct emitter *e, const void *bytes, unsigned count);
+enum { EMIT_ROOM = 1024 };
+
+static inline bool emit_has_room(struct emitter *e) {
+    e->full |= e->end - e->at < EMIT_ROOM;
+    return !e->full;
+}
+
+static inline void emit_bytes(struct emitter *e, const void *bytes, unsigned count) {
+    memcpy(e->at, bytes, count);
+    e->at += count;
+}
+
+static inline void emit8(struct emitter *e, uint8_t byte) {
+    *e->at++ = byte;
+}
+
+static inline void emit32(struct emitter *e, uint32_t value) {
+    emit_bytes(e, &value, 4);
+}
+
+static inline void emit64(struct emitter *e, uint64_t value) {
+    emit_bytes(e, &value, 8);
+}
 
 /* Opcodes: up to two bytes, 0F escape as 0x0fXX. Sizes are 1, 4 or 8 bytes. */
 

@@ -20,11 +20,9 @@ struct use {
     int32_t stack_disp;
 };
 
-static struct use use_of(const struct insn *insn, const struct lowering *l) {
+static struct use use_of(const struct insn *insn, const struct lowering *l, uint8_t kind) {
     struct use use = {0};
-    if (lower_calls_out(insn, l))
-        return use;
-    switch (l->kind) {
+    switch (kind) {
     case LOWER_NATIVE:
         use.operand_size = lowering_memory_bytes(l, insn);
         use.operand_writes = l->memory_written;
@@ -36,7 +34,7 @@ static struct use use_of(const struct insn *insn, const struct lowering *l) {
     default: break;
     }
     use.operand = (insn->flags & I_MEMORY) && use.operand_size != 0;
-    switch (l->kind) {
+    switch (kind) {
     case LOWER_PUSH:
     case LOWER_CALL:
     case LOWER_CALL_INDIRECT:
@@ -51,18 +49,16 @@ static struct use use_of(const struct insn *insn, const struct lowering *l) {
 }
 
 /* By how much the instruction moves RSP; false: nobody knows. */
-static bool rsp_movement(const struct insn *insn, const struct lowering *l, int64_t *by) {
+static bool rsp_movement(const struct insn *insn, uint8_t kind, int64_t *by) {
     const struct insn_row *row = insn_row_of(insn);
     *by = 0;
-    if (!(lower_changes(insn, l) >> RSP & 1))
-        return true;
-    if (lower_calls_out(insn, l) || l->kind == LOWER_CALL || l->kind == LOWER_CALL_INDIRECT)
+    if (kind == LOWER_CALLOUT || kind == LOWER_CALL || kind == LOWER_CALL_INDIRECT)
         return false;
-    if (l->kind == LOWER_PUSH || l->kind == LOWER_POP) {
-        *by = l->kind == LOWER_PUSH ? -8 : 8;
-        return l->kind == LOWER_PUSH || insn->rm != RSP;
+    if (kind == LOWER_PUSH || kind == LOWER_POP) {
+        *by = kind == LOWER_PUSH ? -8 : 8;
+        return kind == LOWER_PUSH || insn->rm != RSP;
     }
-    if (l->kind == LOWER_LEA) {
+    if (kind == LOWER_LEA) {
         *by = insn->disp;
         return insn->base == RSP && insn->index == REG_ZERO && insn->address_size == 8 &&
                insn->size == 8;
@@ -71,7 +67,7 @@ static bool rsp_movement(const struct insn *insn, const struct lowering *l, int6
     bool add = row->name[0] == 'a' && row->name[1] == 'd' && row->name[2] == 'd' && !row->name[3];
     bool sub = row->name[0] == 's' && row->name[1] == 'u' && row->name[2] == 'b' && !row->name[3];
     *by = sub ? -(int64_t)insn->imm : (int64_t)insn->imm;
-    return l->kind == LOWER_NATIVE && immediate && (add || sub) && insn->size == 8;
+    return kind == LOWER_NATIVE && immediate && (add || sub) && insn->size == 8;
 }
 
 /* ---- Joining ---- */
@@ -175,7 +171,8 @@ void groups_find(struct translation *t) {
     for (unsigned i = 0; i < t->block->count; i++) {
         const struct insn *insn = &t->block->insns[i];
         const struct lowering *l = lowering_of(insn);
-        struct use use = use_of(insn, l);
+        uint8_t kind = t->kinds[i];
+        struct use use = use_of(insn, l, kind);
         int64_t by = 0;
         t->operand_group[i] = t->stack_group[i] = NO_GROUP;
         t->rsp_moved[i] = (int32_t)moved;
@@ -190,8 +187,9 @@ void groups_find(struct translation *t) {
         if (use.stack)
             t->stack_group[i] =
                 (uint8_t)join_stack(t, &stack, moved + use.stack_disp, 8, use.stack_writes);
-        close_changed(t, lower_changes(insn, l));
-        bool known = rsp_movement(insn, l, &by);
+        uint32_t changes = lower_changes(insn, l, kind);
+        close_changed(t, changes);
+        bool known = !(changes >> RSP & 1) || rsp_movement(insn, kind, &by);
         moved += by;
         if (!known || moved < -MOVE_MAX || moved > MOVE_MAX) {
             stack = NO_GROUP;

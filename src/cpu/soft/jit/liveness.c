@@ -6,6 +6,7 @@
  * same page. That look rests on bytes outside the block: the block is then
  * dropped when those change, too (block.watch_end and watch_start).
  */
+#include "base/bytes.h"
 #include "cpu/soft/jit/translation.h"
 
 enum { LOOK_AHEAD = 12 };
@@ -70,8 +71,13 @@ static unsigned look(struct translation *t, uint64_t rip, unsigned live, unsigne
 }
 
 unsigned liveness_at(struct translation *t, uint64_t rip) {
-    unsigned fuel = LOOK_AHEAD;
-    return t->jit->exact ? FLAGS_STATUS : look(t, rip, FLAGS_STATUS, &fuel);
+    unsigned fuel = LOOK_AHEAD, n = rip % ARRAY_SIZE(t->looked);
+    if (t->jit->exact)
+        return FLAGS_STATUS;
+    if (t->looked[n].rip != rip || rip == 0)
+        t->looked[n].live = look(t, rip, FLAGS_STATUS, &fuel);
+    t->looked[n].rip = rip;
+    return t->looked[n].live;
 }
 
 /* Before an instruction of the block, when `live` is read behind it. */

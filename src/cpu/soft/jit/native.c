@@ -39,7 +39,11 @@ static unsigned elsewhere_count(const struct insn *insn, const struct lowering *
         mask |= 1u << insn->rm;
     if (l->gpr_vvvv && is_elsewhere(insn->vvvv))
         mask |= 1u << insn->vvvv;
-    return (unsigned)__builtin_popcount(mask);
+    /* __builtin_popcount is a library's without -mpopcnt. */
+    unsigned count = 0;
+    for (; mask != 0; mask &= mask - 1)
+        count++;
+    return count;
 }
 
 static bool native_calls_out(const struct insn *insn, const struct lowering *l) {
@@ -56,7 +60,7 @@ static bool native_calls_out(const struct insn *insn, const struct lowering *l) 
     return uses_high_byte(insn, l) && (memory || count != 0);
 }
 
-bool lower_calls_out(const struct insn *insn, const struct lowering *l) {
+static bool calls_out(const struct insn *insn, const struct lowering *l) {
     bool narrow_branch = (insn_row_of(insn)->properties & INSN_BRANCH) &&
                          (insn->size != 8 || ((insn->flags & I_MEMORY) && insn->address_size == 2));
     switch (l->kind) {
@@ -70,6 +74,10 @@ bool lower_calls_out(const struct insn *insn, const struct lowering *l) {
     case LOWER_IDIV: return insn->size < 4 || insn->address_size == 2;
     default: return narrow_branch;
     }
+}
+
+uint8_t lower_kind(const struct insn *insn, const struct lowering *l) {
+    return calls_out(insn, l) ? LOWER_CALLOUT : l->kind;
 }
 
 /* XCHG rAX with a register, the one opcode register form with two. */
@@ -96,10 +104,9 @@ static uint32_t native_changes(const struct insn *insn, const struct lowering *l
     return mask;
 }
 
-uint32_t lower_changes(const struct insn *insn, const struct lowering *l) {
-    if (lower_calls_out(insn, l))
-        return UINT32_MAX;
-    switch (l->kind) {
+uint32_t lower_changes(const struct insn *insn, const struct lowering *l, uint8_t kind) {
+    switch (kind) {
+    case LOWER_CALLOUT: return UINT32_MAX;
     case LOWER_NATIVE: return native_changes(insn, l);
     case LOWER_LEA: return 1u << insn->reg;
     case LOWER_PUSH: return 1u << RSP;

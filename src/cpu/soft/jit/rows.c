@@ -8,8 +8,7 @@
 #include "cpu/soft/hostfp.h"
 #include "cpu/x86.h"
 
-enum { ROWS_MAX = 4096 };
-static struct lowering lowerings[ROWS_MAX];
+struct lowering lowerings[LOWERINGS_MAX];
 
 static bool name_in(const char *name, const char *const *list, size_t count) {
     for (size_t i = 0; i < count; i++)
@@ -243,14 +242,13 @@ static struct lowering describe(const struct insn_row *row) {
 
 static void build(void) {
     const struct insn_row *row;
-    for (size_t n = 0; n < ROWS_MAX && (row = insn_row_at(n)) != NULL; n++)
+    for (size_t n = 0; n < LOWERINGS_MAX && (row = insn_row_at(n)) != NULL; n++)
         lowerings[n] = describe(row);
 }
 
-const struct lowering *lowering_of(const struct insn *insn) {
+void lowerings_init(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, build);
-    return &lowerings[insn->row % ROWS_MAX];
 }
 
 unsigned lowering_memory_bytes(const struct lowering *lowering, const struct insn *insn) {

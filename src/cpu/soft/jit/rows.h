@@ -60,8 +60,15 @@ struct lowering {
     uint8_t recipe;
 };
 
-/* By insn.row. Builds the table on the first call; any thread. */
-const struct lowering *lowering_of(const struct insn *insn);
+enum { LOWERINGS_MAX = 4096 };
+extern struct lowering lowerings[LOWERINGS_MAX];
+
+/* Fills the table, once, before anything else here; any thread. */
+void lowerings_init(void);
+
+static inline const struct lowering *lowering_of(const struct insn *insn) {
+    return &lowerings[insn->row % LOWERINGS_MAX];
+}
 
 /* The memory operand's size in bytes. */
 unsigned lowering_memory_bytes(const struct lowering *lowering, const struct insn *insn);

@@ -323,6 +323,7 @@ static bool host_is_able(void) {
 int jit_create(struct soft_cpu *cpu, uint32_t heat, bool exact, struct error *err) {
     if (!host_is_able())
         return error_set(err, -ENOTSUP, "the translator needs a processor with AVX2 and BMI2");
+    lowerings_init();
     struct jit *jit = calloc(1, sizeof *jit);
     if (jit == NULL)
         return error_set_errno(err, -ENOMEM, "no memory for the translator");

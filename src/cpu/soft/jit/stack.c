@@ -64,9 +64,11 @@ void lower_pop(struct translation *t) {
         store_home(t, TEMP_B, reg);
 }
 
-bool lower_leaves_rsp_pending(const struct insn *insn, const struct lowering *l) {
-    bool near = (l->kind == LOWER_PUSH || l->kind == LOWER_POP) && !lower_calls_out(insn, l);
-    return near && (insn->rm != RSP || insn_row_of(insn)->operand[0] != OPERAND_Zv);
+bool lower_leaves_rsp_pending(const struct translation *t) {
+    const struct insn *insn = t->insn;
+    uint8_t kind = t->kinds[t->index];
+    return (kind == LOWER_PUSH || kind == LOWER_POP) &&
+           (insn->rm != RSP || insn_row_of(insn)->operand[0] != OPERAND_Zv);
 }
 
 void lower_leave(struct translation *t) {

@@ -14,11 +14,8 @@
 static bool lower_insn(struct translation *t) {
     const struct lowering *l = lowering_of(t->insn);
     bool branch = insn_row_of(t->insn)->properties & INSN_BRANCH;
-    if (lower_calls_out(t->insn, l)) {
-        lower_callout(t);
-        return !branch;
-    }
-    switch (l->kind) {
+    switch (t->kinds[t->index]) {
+    case LOWER_CALLOUT: lower_callout(t); return !branch;
     case LOWER_NATIVE: lower_native(t, l); return true;
     case LOWER_NOP: return true;
     case LOWER_LEA: lower_lea(t); return true;
@@ -58,7 +55,7 @@ static unsigned first_use_of_flags(const struct translation *t) {
 }
 
 static void lower_slow_paths(struct translation *t) {
-    for (unsigned i = 0; i < t->slow_count && !t->out.full; i++) {
+    for (unsigned i = 0; i < t->slow_count && emit_has_room(&t->out); i++) {
         emit_aim(t->slow[i].field, t->out.at);
         if (t->slow[i].in_temp) {
             emit_mov_imm(&t->out, TEMP_B, t->slow[i].number);
@@ -110,7 +107,7 @@ static bool lower_next(struct translation *t) {
     uint32_t first_site = jit->site_count;
     t->insn = &t->block->insns[t->index];
     t->site = SITES_MAX;
-    if (!lower_leaves_rsp_pending(t->insn, lowering_of(t->insn)))
+    if (!lower_leaves_rsp_pending(t))
         lower_settle_rsp(t);
     raw_parse(&t->raw, t->code + t->insn->offset, t->insn, lowering_of(t->insn)->has_modrm);
     bool goes_on = lower_insn(t);
@@ -121,15 +118,17 @@ static bool lower_next(struct translation *t) {
 
 static void lower_block(struct translation *t) {
     bool goes_on = true;
+    for (unsigned i = 0; i < t->block->count; i++)
+        t->kinds[i] = lower_kind(&t->block->insns[i], lowering_of(&t->block->insns[i]));
     liveness_find(t);
     groups_find(t);
     t->temp_group = NO_GROUP;
     lower_entries(t);
-    for (t->index = 0; t->index < t->block->count && goes_on && !t->out.full; t->index++)
+    for (t->index = 0; t->index < t->block->count && goes_on && emit_has_room(&t->out); t->index++)
         goes_on = lower_next(t);
     lower_settle_rsp(t);
     t->insn = &t->block->insns[t->block->count - 1];
-    if (goes_on && !t->out.full)
+    if (goes_on && emit_has_room(&t->out))
         lower_goto(t, lower_next_rip(t));
     lower_slow_paths(t);
     lower_exits(t);
@@ -172,20 +171,22 @@ struct block *jit_translate(struct soft_cpu *cpu, struct block *block) {
     struct jit *jit = cpu->jit.jit;
     if (!can_translate(jit, block))
         return block;
-    block = block_extend(cpu, block);
     struct code_memory *memory = &jit->memory;
     uint32_t sites = jit->site_count, exits = jit->exit_count;
     struct translation t = {
         .out = {.at = memory->writable + memory->used, .end = memory->writable + memory->size},
         .cpu = cpu,
         .jit = jit,
-        .block = block,
         .pages_rip = block->rip >> PAGE_SHIFT,
         .made = &jit->blocks[jit->block_count],
     };
-    if (!copy_code(&t))
-        return block;
-    t.made->block = block;
+    t.block = block_extend(cpu, block, t.code);
+    if (t.block == NULL) {
+        t.block = block;
+        if (!copy_code(&t))
+            return block;
+    }
+    block = t.made->block = t.block;
     block->watch_start = PAGE_SIZE - 1;
     lower_block(&t);
     if (t.out.full || jit->block_count >= BLOCKS_MAX - 1) {
@@ -207,5 +208,5 @@ bool jit_goes_on_behind(const struct insn *insn) {
     uint8_t kind = lowering_of(insn)->kind;
     return insn->size == 8 &&
            (kind == LOWER_JCC || kind == LOWER_CALL || kind == LOWER_CALL_INDIRECT) &&
-           !lower_calls_out(insn, lowering_of(insn));
+           lower_kind(insn, lowering_of(insn)) != LOWER_CALLOUT;
 }

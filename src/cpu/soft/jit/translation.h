@@ -160,7 +160,8 @@ struct translation {
     uint8_t code[BLOCK_INSNS_MAX * 15]; /* a copy: guest memory may change meanwhile */
     const struct insn *insn;
     struct raw raw;
-    unsigned index; /* of insn */
+    unsigned index;                 /* of insn */
+    uint8_t kinds[BLOCK_INSNS_MAX]; /* lower_kind of each */
     /* Flags: where they are, and the recipe if there is one. */
     unsigned flags;
     uint8_t recipe;
@@ -168,6 +169,10 @@ struct translation {
     uint32_t recipe_registers; /* it needs these to stay */
     /* Status flags that somebody reads, before each instruction; [count]: after the last. */
     uint16_t live[BLOCK_INSNS_MAX + 1];
+    struct {
+        uint64_t rip;
+        unsigned live;
+    } looked[16]; /* what liveness_at found */
     /* Groups, and which an instruction's operand and its use of the stack belong to. */
     struct group groups[GROUPS_MAX];
     unsigned group_count;
@@ -255,10 +260,10 @@ void lower_string(struct translation *t);
 void load_home(struct translation *t, unsigned temp, unsigned gpr);
 void store_home(struct translation *t, unsigned temp, unsigned gpr);
 bool uses_high_byte(const struct insn *insn, const struct lowering *l);
-/* The instruction always runs in C. */
-bool lower_calls_out(const struct insn *insn, const struct lowering *l);
-/* Registers that the instruction may change, as far as the translator lowers it itself. */
-uint32_t lower_changes(const struct insn *insn, const struct lowering *l);
+/* How the instruction is lowered (enum lower_kind): as its row says, or called out after all. */
+uint8_t lower_kind(const struct insn *insn, const struct lowering *l);
+/* Registers that an instruction lowered so may change. */
+uint32_t lower_changes(const struct insn *insn, const struct lowering *l, uint8_t kind);
 
 /* ---- stack.c ---- */
 
@@ -270,7 +275,7 @@ void lower_move_rsp(struct translation *t, int32_t by);
 void lower_settle_rsp(struct translation *t);
 void lower_push_constant(struct translation *t, uint64_t value);
 /* PUSH or POP that takes no notice of RSP's value. */
-bool lower_leaves_rsp_pending(const struct insn *insn, const struct lowering *l);
+bool lower_leaves_rsp_pending(const struct translation *t);
 /* True: done. Arithmetic on RSP that needs no detour. */
 bool lower_rsp_arithmetic(struct translation *t, const struct lowering *l);
 
