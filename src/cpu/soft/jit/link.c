@@ -48,6 +48,7 @@ static void link_guarded(struct soft_cpu *cpu, struct jit_exit *exit, const stru
     if (to->rip >> 63 && !mmu_is_global(cpu, to->rip))
         cpu->jit.upper_is_local = true;
     ((uint32_t *)cpu->jit.code_map)[jit_map_slot(to->rip)] = number;
+    jit_note_fetch(&cpu->jit, to->rip);
     __builtin_memcpy(exit->guard_id, &number, sizeof number);
     aim(exit->guard_field, to->code->entry_saved);
 }
