@@ -27,6 +27,7 @@ enum run_option {
     OPT_HELP,
     OPT_BOOT,
     OPT_RINGS,
+    OPT_VERIFY,
 };
 
 const struct option_spec run_options[] = {
@@ -51,6 +52,8 @@ const struct option_spec run_options[] = {
     [OPT_HELP] = {"help", 'h', NULL, "show this help"},
     [OPT_BOOT] = {"boot", 0, "auto|bzimage|elf|pvh", NULL},
     [OPT_RINGS] = {"rings", 0, "split|packed", NULL},
+    [OPT_VERIFY] = {"verify", 0, NULL,
+                    "run soft's interpreter and translator in lock-step, stop where they differ"},
     {NULL, 0, NULL, NULL},
 };
 
@@ -146,6 +149,7 @@ static int take_option(struct run_config *config, enum run_option option, char *
     case OPT_VERBOSE: config->verbose++; break;
     case OPT_BOOT: CHOOSE(machine->boot, "boot", boots); break;
     case OPT_RINGS: CHOOSE(machine->packed_rings, "rings", rings); break;
+    case OPT_VERIFY: machine->verify = true; break;
     case OPT_HELP: break;
     }
     return 0;
@@ -168,6 +172,8 @@ static int check(const struct run_config *config, struct error *err) {
         return error_set(err, -EINVAL,
                          "--console serial has no agent that could run a command; "
                          "leave out one of the two");
+    if (machine->verify && machine->engine == ENGINE_KVM)
+        return error_set(err, -EINVAL, "--verify is about the soft engine; leave out --engine kvm");
     if (machine->net == NET_NONE && machine->publish_count > 0)
         return error_set(err, -EINVAL, "--publish needs a network; leave out --net none");
     return 0;
@@ -205,5 +211,7 @@ int cmd_run(int argc, char **argv) {
         return cli_error(EXIT_NOT_STARTED, err.text);
     if (config.verbose > 0)
         log_set_level(config.verbose > 1 ? LOG_DEBUG : LOG_INFO);
+    if (config.machine.verify)
+        config.machine.engine = ENGINE_SOFT;
     return run_guest(&config);
 }

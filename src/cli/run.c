@@ -148,10 +148,13 @@ static void on_command_ended(void *context, int code) {
 
 /* ---- The agent ---- */
 
-static unsigned agent_timeout(void) {
+/* Lock-step is a hundred times slower. */
+static unsigned agent_timeout(const struct run *run) {
     const char *text = getenv("LODGE_AGENT_TIMEOUT");
     unsigned long seconds = text != NULL ? strtoul(text, NULL, 10) : 0;
-    return seconds > 0 && seconds < 86400 ? (unsigned)seconds : AGENT_TIMEOUT_SECONDS;
+    return seconds > 0 && seconds < 86400 ? (unsigned)seconds
+           : run->config->machine.verify  ? 10 * AGENT_TIMEOUT_SECONDS
+                                          : AGENT_TIMEOUT_SECONDS;
 }
 
 static void on_agent_timeout(void *context) {
@@ -159,7 +162,7 @@ static void on_agent_timeout(void *context) {
     fprintf(stderr,
             "lodge: no agent answered within %u s; is lodge-agent in the initramfs? "
             "The console's last lines:\n",
-            agent_timeout());
+            agent_timeout(run));
     print_tail(run);
     settle(run, EXIT_NO_AGENT);
     machine_stop(run->machine);
@@ -228,7 +231,7 @@ static void on_restarted(void *context) {
     run->restarting = true;
     run->started_ns = host_clock_ns();
     if (uses_agent(run))
-        arm(run->agent_timer, agent_timeout());
+        arm(run->agent_timer, agent_timeout(run));
     else if (terminal_is_there())
         terminal_raw(NULL);
 }
@@ -406,6 +409,7 @@ static int code_of_end(struct run *run, const struct machine_result *result) {
         [MACHINE_TRIPLE_FAULT] = {"stopped", EXIT_TRIPLE_FAULT},
         [MACHINE_FAILED] = {"the engine cannot go on", EXIT_ENGINE},
         [MACHINE_STOPPED] = {NULL, EXIT_OK},
+        [MACHINE_DIFFERENCE] = {"stopped", EXIT_DIFFERENCE},
     };
     bool bad = ends[result->end].text != NULL;
     bool early = uses_agent(run) && !run->was_ready && result->end != MACHINE_STOPPED;
@@ -448,7 +452,7 @@ static int run_machine(struct run *run) {
     if (run->config->verbose > 0)
         say_what_runs(run);
     if (uses_agent(run)) {
-        arm(run->agent_timer, agent_timeout());
+        arm(run->agent_timer, agent_timeout(run));
     } else if (terminal_is_there()) {
         fprintf(stderr, "lodge: " TERMINAL_ESCAPE_HELP "\n");
         terminal_raw(NULL);

@@ -31,6 +31,7 @@ struct engine_config {
     struct irqchip *irqchip;
     struct vm_clock *clock;
     unsigned vcpus; /* how many will be made */
+    bool verify;    /* soft, one vCPU: interpreter and translator in lock-step (VCPU_DIFFERENCE) */
 };
 
 /*
@@ -55,6 +56,7 @@ enum vcpu_stop {
     VCPU_BREAKPOINT, /* an engine breakpoint was reached; the instruction has not run */
     VCPU_TRAP,       /* an access that the view does not allow; the instruction has not run */
     VCPU_FAILED,     /* the engine cannot go on (KVM internal error); text says why */
+    VCPU_DIFFERENCE, /* config.verify: the two disagree; text in one line, vcpu_dump all of it */
 };
 
 struct vcpu_exit {
@@ -62,7 +64,7 @@ struct vcpu_exit {
     uint64_t gpa;    /* VCPU_TRAP */
     uint64_t gva;    /* VCPU_TRAP */
     unsigned access; /* VCPU_TRAP: MEM_READ, MEM_WRITE or MEM_EXECUTE */
-    char text[160];  /* VCPU_FAILED, VCPU_SHUTDOWN */
+    char text[160];  /* VCPU_FAILED, VCPU_SHUTDOWN, VCPU_DIFFERENCE */
 };
 
 /* Runs guest instructions; waits in HLT. The vCPU's thread. */
@@ -110,7 +112,8 @@ void vcpu_get_counters(struct vcpu *vcpu, struct vcpu_counters *counters);
 typedef void vcpu_counter_handler(void *context, const char *name, uint64_t value);
 void vcpu_each_counter(struct vcpu *vcpu, vcpu_counter_handler *handler, void *context);
 
-/* Prints registers and the code bytes at RIP, for the report of a stopped guest. */
+/* Prints registers and the code bytes at RIP, for the report of a stopped guest; after
+ * VCPU_DIFFERENCE what differs. */
 void vcpu_dump(struct vcpu *vcpu, void (*line)(void *context, const char *text), void *context);
 
 #endif

@@ -77,4 +77,6 @@ void vcpu_dump(struct vcpu *vcpu, void (*line)(void *context, const char *text),
     for (size_t i = 0; i < count; i++)
         snprintf(text + 3 * i, 4, " %02x", bytes[i]);
     emit(&out, "code at RIP:%s", count == 0 ? " not readable" : text);
+    if (vcpu->engine->ops->report != NULL)
+        vcpu->engine->ops->report(vcpu, line, context);
 }

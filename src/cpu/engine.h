@@ -33,6 +33,8 @@ struct engine_ops {
     size_t (*profile_take)(struct vcpu *vcpu, struct vcpu_sample *samples, size_t room);
     uint64_t (*profile_lost)(struct vcpu *vcpu);
     int (*listen_code)(struct vcpu *vcpu, const struct code_listener *listener, struct error *err);
+    /* NULL, or adds lines to vcpu_dump. */
+    void (*report)(struct vcpu *vcpu, void (*line)(void *context, const char *text), void *context);
 };
 
 struct engine {

@@ -48,6 +48,7 @@ struct machine_config {
     enum engine_kind engine;
     uint64_t memory; /* bytes */
     unsigned vcpus;
+    bool verify; /* the soft engine's interpreter and translator in lock-step */
     const char *kernel;
     const char *initrd; /* NULL: none */
     const char *cmdline;

@@ -92,11 +92,15 @@ static void *vcpu_main(void *argument) {
             continue;
         }
         vcpu_run(self->vcpu, &exit);
-        if (exit.stop != VCPU_SHUTDOWN && exit.stop != VCPU_FAILED)
+        unsigned what = exit.stop == VCPU_SHUTDOWN     ? PENDING_TRIPLE_FAULT
+                        : exit.stop == VCPU_FAILED     ? PENDING_FAILED
+                        : exit.stop == VCPU_DIFFERENCE ? PENDING_DIFFERENCE
+                                                       : 0;
+        if (what == 0)
             continue;
         self->exit = exit;
         wait_for_decision(machine);
-        ask(machine, exit.stop == VCPU_SHUTDOWN ? PENDING_TRIPLE_FAULT : PENDING_FAILED);
+        ask(machine, what);
     }
     return NULL;
 }
@@ -261,9 +265,9 @@ static void serve_triple_fault(struct machine *machine) {
     end(machine, MACHINE_TRIPLE_FAULT, exit_text(machine));
 }
 
-static void serve_failure(struct machine *machine) {
+static void serve_failure(struct machine *machine, enum machine_end why) {
     dump_vcpus(machine);
-    end(machine, MACHINE_FAILED, exit_text(machine));
+    end(machine, why, exit_text(machine));
 }
 
 /* The gravest first: of several requests the others no longer matter. */
@@ -276,7 +280,9 @@ static void serve(void *context) {
     if (pending & PENDING_STOP)
         end(machine, MACHINE_STOPPED, "");
     else if (pending & PENDING_FAILED)
-        serve_failure(machine);
+        serve_failure(machine, MACHINE_FAILED);
+    else if (pending & PENDING_DIFFERENCE)
+        serve_failure(machine, MACHINE_DIFFERENCE);
     else if (pending & PENDING_POWER_OFF)
         end(machine, MACHINE_POWERED_OFF, "");
     else if (pending & PENDING_TRIPLE_FAULT)
@@ -321,6 +327,7 @@ static int create_vcpus(struct machine *machine, struct error *err) {
         .irqchip = machine->platform.irqchip,
         .clock = machine->platform.clock,
         .vcpus = machine->config.vcpus,
+        .verify = machine->config.verify,
     };
     int result =
         engine_create(machine->config.engine, &config, &machine->engine, &machine->engine_why, err);

@@ -27,6 +27,7 @@ enum machine_end {
     MACHINE_TRIPLE_FAULT, /* its processor could not deliver a fault */
     MACHINE_FAILED,       /* lodge cannot go on; text says why */
     MACHINE_STOPPED,      /* machine_stop */
+    MACHINE_DIFFERENCE,   /* config.verify: interpreter and translator disagree */
 };
 
 struct machine_result {

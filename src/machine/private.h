@@ -32,6 +32,7 @@ enum {
     PENDING_TRIPLE_FAULT = 8,
     PENDING_FAILED = 16,
     PENDING_STOP = 32,
+    PENDING_DIFFERENCE = 64,
 };
 
 struct machine {

@@ -3,6 +3,7 @@
  */
 #include "memory/memory.h"
 
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -248,7 +249,7 @@ static void copy_out(uint8_t *shared, const void *from, size_t length) {
     }
 }
 
-int memory_read(struct memory *memory, uint64_t gpa, void *to, size_t length) {
+static int read_all(struct memory *memory, uint64_t gpa, void *to, size_t length) {
     if (!reach_all(memory, gpa, length, false))
         return -EFAULT;
     uint8_t *out = to;
@@ -294,7 +295,7 @@ static void mark_written(struct memory *memory, const struct ram_region *region,
     }
 }
 
-int memory_write(struct memory *memory, uint64_t gpa, const void *from, size_t length) {
+static int write_all(struct memory *memory, uint64_t gpa, const void *from, size_t length) {
     if (!reach_all(memory, gpa, length, true))
         return -EFAULT;
     const uint8_t *in = from;
@@ -310,6 +311,50 @@ int memory_write(struct memory *memory, uint64_t gpa, const void *from, size_t l
         length -= n;
     }
     return 0;
+}
+
+/* ---- Freezing ---- */
+
+/* Either the one who freezes sees the other's count, or that one sees the flag and waits. */
+void memory_hold(struct memory *memory) {
+    atomic_fetch_add(&memory->holders, 1);
+    while (atomic_load(&memory->frozen))
+        sched_yield();
+}
+
+void memory_unhold(struct memory *memory) {
+    atomic_fetch_sub(&memory->holders, 1);
+}
+
+bool memory_freeze(struct memory *memory) {
+    atomic_store(&memory->freezes, true);
+    atomic_store(&memory->frozen, true);
+    if (atomic_load(&memory->holders) == 0)
+        return true;
+    atomic_store(&memory->frozen, false);
+    return false;
+}
+
+void memory_thaw(struct memory *memory) {
+    atomic_store_explicit(&memory->frozen, false, memory_order_release);
+}
+
+int memory_read(struct memory *memory, uint64_t gpa, void *to, size_t length) {
+    if (!atomic_load(&memory->freezes))
+        return read_all(memory, gpa, to, length);
+    memory_hold(memory);
+    int r = read_all(memory, gpa, to, length);
+    memory_unhold(memory);
+    return r;
+}
+
+int memory_write(struct memory *memory, uint64_t gpa, const void *from, size_t length) {
+    if (!atomic_load(&memory->freezes))
+        return write_all(memory, gpa, from, length);
+    memory_hold(memory);
+    int r = write_all(memory, gpa, from, length);
+    memory_unhold(memory);
+    return r;
 }
 
 void *memory_map(struct memory *memory, uint64_t gpa, size_t *length, bool write) {

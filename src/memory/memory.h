@@ -101,6 +101,18 @@ int memory_write(struct memory *memory, uint64_t gpa, const void *from, size_t l
 void *memory_map(struct memory *memory, uint64_t gpa, size_t *length, bool write);
 void memory_unmap(struct memory *memory, uint64_t gpa, size_t written);
 
+/*
+ * Freezing: an engine that tries guest code out and takes its writes back
+ * keeps devices from reading or writing meanwhile. freeze: false when one is
+ * at it; never waits. While frozen the gate's calls wait; the one who froze
+ * makes none. Whoever writes through mapped memory while others run holds it,
+ * from before the first byte until after the last (hold waits while frozen).
+ */
+bool memory_freeze(struct memory *memory);
+void memory_thaw(struct memory *memory);
+void memory_hold(struct memory *memory);
+void memory_unhold(struct memory *memory);
+
 /* ---- For engines ---- */
 
 enum {

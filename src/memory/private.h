@@ -79,6 +79,8 @@ struct memory {
     struct view *views; /* the default view and all others */
     pthread_rwlock_t listeners_lock;
     struct memory_listener *listeners;
+    atomic_int holders;          /* accesses of devices under way, once somebody freezes */
+    atomic_bool frozen, freezes; /* now; at all */
     size_t listener_count;
 };
 

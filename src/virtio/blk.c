@@ -93,6 +93,8 @@ static void finish_request(struct blk_request *request) {
     struct virtq *queue = &blk->virtio.queues[REQUESTS];
     bool ok = request->block.result == 0;
     /* After a reset of the whole machine the ring is no more. */
+    if (request->transfers != 0)
+        memory_unhold(queue->owner->dma->memory);
     if (queue->ready) {
         if (ok)
             virtq_wrote(queue, request->chain, 0, request->transfers);
@@ -170,6 +172,8 @@ static int start_transfer(struct virtio_blk *blk, const struct virtq_chain *chai
         return S_IOERR;
     }
     request->transfers = write ? 0 : length;
+    if (!write)
+        memory_hold(blk->virtio.queues[REQUESTS].owner->dma->memory);
     request->block.operation = write ? BLOCK_WRITE : BLOCK_READ;
     request->block.durable = write && !virtio_has(&blk->virtio, F_FLUSH);
     request->block.offset = sector * BLOCK_SECTOR;

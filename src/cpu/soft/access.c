@@ -8,6 +8,7 @@
 #include "base/general.h"
 #include "cpu/soft/debug.h"
 #include "cpu/soft/outside.h"
+#include "cpu/soft/verify.h"
 
 /* ---- Segments ---- */
 
@@ -57,8 +58,8 @@ struct span {
     unsigned size;
 };
 
-static bool span_translate(struct soft_cpu *cpu, uint64_t linear, unsigned size, unsigned access,
-                           struct span *span, struct fault *fault) {
+static bool span_find(struct soft_cpu *cpu, uint64_t linear, unsigned size, unsigned access,
+                      struct span *span, struct fault *fault) {
     unsigned room = PAGE_SIZE - (linear & (PAGE_SIZE - 1));
     bool wide = cpu->mode == INSN_MODE_64 || (cpu->long_mode && access & ACCESS_IMPLICIT);
     if (wide && !(linear_canonical(linear) && linear_canonical(linear + (size - 1))))
@@ -77,6 +78,24 @@ static bool span_translate(struct soft_cpu *cpu, uint64_t linear, unsigned size,
     uint64_t second = linear + room;
     span->page[1] = mmu_translate(cpu, wide ? second : (uint32_t)second, access, fault);
     return span->page[1] != NULL;
+}
+
+/* In lock-step, what the access will reach: I/O happens once, written pages are remembered. */
+static bool span_may_pass(struct soft_cpu *cpu, const struct span *span, unsigned access,
+                          struct fault *fault) {
+    for (unsigned i = 0; i < 2 && span->page[i] != NULL; i++) {
+        if (verify_may_access(cpu, span->page[i], access & ACCESS_WRITE))
+            continue;
+        fault->vector = FAULT_STOP;
+        return false;
+    }
+    return true;
+}
+
+static bool span_translate(struct soft_cpu *cpu, uint64_t linear, unsigned size, unsigned access,
+                           struct span *span, struct fault *fault) {
+    return span_find(cpu, linear, size, access, span, fault) &&
+           (likely(!cpu->verifying) || span_may_pass(cpu, span, access, fault));
 }
 
 static void note_breakpoints(struct soft_cpu *cpu, const struct span *span, unsigned access) {

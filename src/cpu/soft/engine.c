@@ -9,6 +9,7 @@
 #include "cpu/soft/jit/map.h"
 #include "cpu/soft/profile.h"
 #include "cpu/soft/run.h"
+#include "cpu/soft/verify.h"
 
 /* Decoded instructions of all vCPUs together. */
 enum { BLOCKS_TOTAL = 8 << 20, BLOCKS_LEAST = 1 << 20 };
@@ -42,6 +43,7 @@ static void soft_vcpu_destroy(struct vcpu *vcpu) {
     soft_profile_destroy(cpu);
     block_cache_destroy(cpu);
     jit_destroy(cpu);
+    verify_destroy(cpu);
     mmu_destroy(cpu);
     pthread_cond_destroy(&cpu->wake);
     lock_destroy(&cpu->wake_lock);
@@ -63,8 +65,8 @@ static int init_waiting(struct soft_cpu *cpu, struct error *err) {
 /*
  * LODGE_TRANSLATE=off leaves all to the interpreter, a number is how often a
  * block is interpreted before it is translated (0: at once), and "exact" behind
- * it keeps flags exact where only a fault could show them. For tests, and to
- * tell whose fault something is.
+ * it keeps flags exact where only a fault could show them; "verify" behind it
+ * is as config.verify. For tests, and to tell whose fault something is.
  */
 static int init_translator(struct soft_cpu *cpu, struct error *err) {
     enum { HEAT = 4 };
@@ -81,6 +83,19 @@ static int init_translator(struct soft_cpu *cpu, struct error *err) {
     return r == -ENOTSUP ? 0 : r;
 }
 
+static int init_verify(struct soft_cpu *cpu, struct error *err) {
+    const char *wish = getenv("LODGE_TRANSLATE");
+    if (!cpu->vcpu.engine->config.verify && (wish == NULL || strstr(wish, "verify") == NULL))
+        return 0;
+    if (cpu->vcpu.engine->config.vcpus > 1)
+        return error_set(err, -EINVAL, "lock-step verification is for one vCPU");
+    if (cpu->jit.jit == NULL)
+        return error_set(err, -ENOTSUP,
+                         "there is no translator to verify: it is switched off, or "
+                         "this processor lacks AVX2 or BMI2");
+    return verify_create(cpu, err);
+}
+
 static int init_parts(struct soft_cpu *cpu, struct error *err) {
     const struct engine_config *config = &cpu->vcpu.engine->config;
     size_t budget = BLOCKS_TOTAL / (config->vcpus != 0 ? config->vcpus : 1);
@@ -91,6 +106,8 @@ static int init_parts(struct soft_cpu *cpu, struct error *err) {
         r = block_cache_create(cpu, budget > BLOCKS_LEAST ? budget : BLOCKS_LEAST, err);
     if (r == 0)
         r = init_translator(cpu, err);
+    if (r == 0)
+        r = init_verify(cpu, err);
     if (r == 0 && config->irqchip != NULL)
         r = lapic_create(config->irqchip, cpu->vcpu.id, wake, cpu, &cpu->lapic, err);
     return r;
@@ -274,4 +291,5 @@ const struct engine_ops soft_engine_ops = {
     .profile_take = soft_profile_take,
     .profile_lost = soft_profile_lost,
     .listen_code = soft_listen_code,
+    .report = verify_report,
 };

@@ -6,6 +6,7 @@
 #include "cpu/soft/debug.h"
 #include "cpu/soft/int.h"
 #include "cpu/soft/repeat.h"
+#include "cpu/soft/verify.h"
 
 static bool bitmap_allows(struct soft_cpu *cpu, uint16_t port, unsigned size) {
     uint64_t base, at;
@@ -31,12 +32,14 @@ static unsigned port_size(const struct insn *insn) {
 }
 
 static uint32_t input(struct soft_cpu *cpu, uint16_t port, unsigned size) {
+    verify_once(cpu, cpu->insn);
     cpu->counters.exits++;
     debug_note_port(cpu, port, size);
     return port_read(cpu->vcpu.engine->config.ports, port, size);
 }
 
 static void output(struct soft_cpu *cpu, uint16_t port, uint32_t value, unsigned size) {
+    verify_once(cpu, cpu->insn);
     cpu->counters.exits++;
     debug_note_port(cpu, port, size);
     port_write(cpu->vcpu.engine->config.ports, port, value, size);

@@ -6,6 +6,7 @@
 #include "cpu/soft/block.h"
 #include "cpu/soft/int.h"
 #include "cpu/soft/operand.h"
+#include "cpu/soft/verify.h"
 
 void nop(struct soft_cpu *cpu, const struct insn *insn) {
     INSN_NEXT;
@@ -86,6 +87,7 @@ void int3(struct soft_cpu *cpu, const struct insn *insn) {
 /* No INT n: the gate's DPL does not count, and DR6 stays as it is. */
 void int1(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->insn = insn;
+    verify_once(cpu, insn);
     cpu->rip = insn_next_rip(cpu, insn);
     event_deliver(cpu, EXC_DB, EVENT_TRAP, false, 0);
 }
@@ -116,6 +118,7 @@ BOUND_FORM(32)
 /* CF tells whether the number is there; it is unless the host's generator cannot answer yet. */
 static void random_number(struct soft_cpu *cpu, const struct insn *insn) {
     uint64_t value = 0;
+    verify_once(cpu, insn);
     bool there = getrandom(&value, sizeof value, GRND_NONBLOCK) == sizeof value;
     set_sized(cpu, insn->rm, there ? value : 0, insn->size);
     flags_set_status(cpu, there ? FLAG_CF : 0);

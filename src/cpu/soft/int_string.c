@@ -15,8 +15,7 @@ enum { RUN_MAX = 16 * 1024 };
 
 bool string_may_go_on(struct soft_cpu *cpu, unsigned cost) {
     cpu->budget -= (int32_t)cost;
-    return cpu->budget > 0 && !(cpu->rflags & FLAG_TF) &&
-           atomic_load_explicit(&cpu->request, memory_order_relaxed) == 0;
+    return cpu->budget > 0 && !(cpu->rflags & FLAG_TF) && !soft_requested(cpu);
 }
 
 /* ---- Single elements ---- */

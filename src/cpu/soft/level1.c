@@ -6,6 +6,7 @@
 #include "base/general.h"
 #include "cpu/soft/jit/jit.h"
 #include "cpu/soft/outside.h"
+#include "cpu/soft/verify.h"
 
 enum { TABLES = TLB_INDEXES * TLB_KINDS };
 
@@ -106,6 +107,30 @@ void mmu_drop_writes(struct soft_cpu *cpu) {
     general_fill(mmu->write_flags, 0, sizeof mmu->write_flags);
 }
 
+/* ---- In lock-step ---- */
+
+/* What mmu_forget_writes has to forget. */
+static void note_entered(struct mmu *mmu, unsigned at) {
+    if (mmu->entered_count < MMU_ENTERED_MAX)
+        mmu->entered[mmu->entered_count++] = (uint16_t)at;
+    else
+        mmu->entered_count = MMU_ENTERED_MAX + 1;
+}
+
+void mmu_forget_writes(struct soft_cpu *cpu) {
+    struct mmu *mmu = mmu_of(cpu);
+    jit_drop_window(cpu);
+    if (mmu->entered_count > MMU_ENTERED_MAX) {
+        for (unsigned at = 0; at < TLB_INDEXES * TLB_ENTRIES; at++)
+            empty(cpu->tlbs[at / TLB_ENTRIES][TLB_WRITE], at % TLB_ENTRIES);
+        mmu->entered_count = 0;
+    }
+    while (mmu->entered_count != 0) {
+        uint16_t at = mmu->entered[--mmu->entered_count];
+        empty(cpu->tlbs[at / TLB_ENTRIES][TLB_WRITE], at % TLB_ENTRIES);
+    }
+}
+
 /* ---- Filling ---- */
 
 static void enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *page,
@@ -128,9 +153,13 @@ void mmu_enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *pag
     }
     if (page->rom)
         return;
-    unsigned slot = tlb_slot(linear);
-    _Atomic(uint8_t) **flags =
-        &mmu_of(cpu)->write_flags[(cpu->tlb - cpu->tlbs[0]) / TLB_KINDS][slot];
+    unsigned slot = tlb_slot(linear), index = (unsigned)((cpu->tlb - cpu->tlbs[0]) / TLB_KINDS);
+    _Atomic(uint8_t) **flags = &mmu_of(cpu)->write_flags[index][slot];
+    if (unlikely(cpu->verify != NULL)) {
+        if (cpu->verifying && verify_note(cpu, page, true) != VERIFY_GOES_ON)
+            return;
+        note_entered(mmu_of(cpu), index * TLB_ENTRIES + slot);
+    }
     if (*flags != page->flags)
         mark_dirty(*flags);
     *flags = page->flags;

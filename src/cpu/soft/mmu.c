@@ -35,6 +35,7 @@ static unsigned present_pcid(const struct soft_cpu *cpu) {
 
 static void context_assign(struct soft_cpu *cpu, unsigned pcid, unsigned context) {
     struct mmu *mmu = mmu_of(cpu);
+    mmu->flushes++;
     mmu->context_of[pcid] = mmu->generation << 12 | context;
     cpu->tlb_context = context;
     level1_flush(cpu, false);
@@ -55,6 +56,7 @@ void mmu_set_space(struct soft_cpu *cpu, unsigned pcid, bool keep) {
         context_renew(cpu, pcid);
     } else if (cpu->tlb_context != (held & 0xfff)) {
         cpu->tlb_context = held & 0xfff;
+        mmu->flushes++;
         level1_flush(cpu, false);
     }
 }
@@ -64,6 +66,7 @@ void mmu_flush_space(struct soft_cpu *cpu, unsigned pcid) {
         context_renew(cpu, pcid);
     else
         mmu_of(cpu)->context_of[pcid] = 0;
+    mmu_of(cpu)->flushes++;
 }
 
 void mmu_flush_spaces(struct soft_cpu *cpu) {
@@ -112,6 +115,7 @@ static void level2_drop_page(struct mmu *mmu, uint64_t page, uint64_t context) {
 void mmu_flush_page(struct soft_cpu *cpu, uint64_t linear) {
     struct mmu *mmu = mmu_of(cpu);
     uint64_t page = linear & PAGE_MASK;
+    mmu->flushes++;
     if (jit_fetched_page(&cpu->jit, linear) || bit_test(mmu->large, linear >> 21))
         jit_forget_jumps(&cpu->jit);
     if (bit_test(mmu->huge, linear >> 30)) {

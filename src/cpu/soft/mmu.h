@@ -81,6 +81,7 @@ enum {
     MMU_PAGES = 1 << MMU_PAGE_BITS,
     MMU_DIRECTORIES = 256,
     MMU_LARGE_BITS = 4096,
+    MMU_ENTERED_MAX = 64,
     MMU_CODE_QUEUE = 64,
     MMU_LAST_CONTEXT = 0xffe, /* 0xfff would let a tag equal MMU_EMPTY */
     PCID_COUNT = 4096,
@@ -115,6 +116,12 @@ struct mmu {
     /* Flag bytes of the pages that level 1 write entries name. A page written through its entry is
      * not marked again, so it counts as dirty once more when the entry goes (mmu_drop_writes). */
     _Atomic(uint8_t) *write_flags[TLB_INDEXES][TLB_ENTRIES];
+
+    /* In lock-step: write entries made since mmu_forget_writes, index * TLB_ENTRIES + slot; more
+     * than the array holds: any. */
+    uint16_t entered[MMU_ENTERED_MAX];
+    unsigned entered_count;
+    uint64_t flushes; /* how often cached translations may have been forgotten */
 
     /* A read-modify-write in progress. */
     struct {
@@ -208,6 +215,10 @@ void mmu_flush_page(struct soft_cpu *cpu, uint64_t linear);
 /* Forgets all write entries: what is written from here on is marked dirty anew, and so is what may
  * have been written through them since the flags were cleared. */
 void mmu_drop_writes(struct soft_cpu *cpu);
+
+/* For lock-step: forgets the write entries made since, so that mmu_enter sees what is written next.
+ * The pages' dirty flags stay set. */
+void mmu_forget_writes(struct soft_cpu *cpu);
 
 /* ---- mmu_listen.c ---- */
 

@@ -16,6 +16,7 @@
 #include "cpu/soft/debug.h"
 #include "cpu/soft/jit/jit.h"
 #include "cpu/soft/profile.h"
+#include "cpu/soft/verify.h"
 
 /*
  * Instructions between two looks at the clock. Also bounds how deep handlers
@@ -176,10 +177,21 @@ static bool attend(struct soft_cpu *cpu, struct vcpu_exit *exit) {
 
 /* ---- Running ---- */
 
-static void enter(struct soft_cpu *cpu, struct block *block) {
+void soft_enter(struct soft_cpu *cpu, struct block *block) {
     cpu->block = block;
     cpu->budget -= block->run_count;
     block->insns[0].exec(cpu, block->insns);
+}
+
+struct block *soft_block(struct soft_cpu *cpu, uint64_t key) {
+    struct block *block;
+    cpu->insn = NULL;
+    block = block_jump(cpu, key);
+    if (unlikely(block == NULL))
+        block = block_find(cpu, key);
+    if (unlikely(block == NULL))
+        raise_exit(cpu);
+    return block;
 }
 
 static void run_block(struct soft_cpu *cpu) {
@@ -187,12 +199,7 @@ static void run_block(struct soft_cpu *cpu) {
     struct block *block;
     cpu->jit.plain = 0;
     jit_safe_point(cpu);
-    cpu->insn = NULL;
-    block = block_jump(cpu, key);
-    if (unlikely(block == NULL))
-        block = block_find(cpu, key);
-    if (unlikely(block == NULL))
-        raise_exit(cpu);
+    block = soft_block(cpu, key);
     if ((block->heat >= cpu->heat_limit || key & KEY_PLAIN) && jit_usable(cpu)) {
         if (block->code == NULL)
             block = jit_translate(cpu, block);
@@ -204,7 +211,7 @@ static void run_block(struct soft_cpu *cpu) {
     block->heat++;
     if (unlikely(block->insns == NULL) && !block_decode(cpu, block))
         return; /* dropped: found anew */
-    enter(cpu, block);
+    soft_enter(cpu, block);
 }
 
 /* INT n, INT3, INTO, SYSCALL have switched TF off for their handler: no trap there. MOV SS and POP
@@ -225,7 +232,7 @@ static void trap(struct soft_cpu *cpu, uint64_t bits) {
 }
 
 /* One instruction: single-step, breakpoints, the instruction after STI or MOV SS. */
-static void run_step(struct soft_cpu *cpu, uint64_t more_key) {
+void soft_step(struct soft_cpu *cpu, uint64_t more_key) {
     uint64_t hits = 0;
     bool single_step = cpu->rflags & FLAG_TF, shadow = cpu->interrupt_shadow;
     int32_t left = cpu->budget;
@@ -246,7 +253,7 @@ static void run_step(struct soft_cpu *cpu, uint64_t more_key) {
     /* Nothing left in the budget: no chaining to a next block. */
     cpu->budget = 1;
     run_of(cpu)->granted += 1 - left;
-    enter(cpu, block);
+    soft_enter(cpu, block);
     cpu->budget += left - 1;
     run_of(cpu)->granted += left - 1;
     if (shadow)
@@ -267,14 +274,17 @@ static void run_next(struct soft_cpu *cpu) {
     if (unlikely(must_step(cpu))) {
         bool passing = run->stopped_at_breakpoint;
         run->stopped_at_breakpoint = false;
-        run_step(cpu, passing ? KEY_NO_BREAK : 0);
+        soft_step(cpu, passing ? KEY_NO_BREAK : 0);
         return;
     }
     /* Nothing waits: the shadow ends unseen behind the next instruction. Without breakpoints RF
      * only matters to those who see it pushed, which faults do with it set. */
     cpu->interrupt_shadow = false;
     cpu->rflags &= ~(uint64_t)FLAG_RF;
-    run_block(cpu);
+    if (unlikely(cpu->verify != NULL))
+        verify_run(cpu);
+    else
+        run_block(cpu);
 }
 
 void soft_run(struct vcpu *vcpu, struct vcpu_exit *exit) {

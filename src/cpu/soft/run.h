@@ -4,6 +4,8 @@
 
 #include "cpu/soft/soft.h"
 
+struct block;
+
 struct soft_run {
     atomic_bool sleeping;       /* in HLT's wait: wake_lock and wake matter */
     int32_t granted;            /* the budget that cpu->budget was set to */
@@ -22,6 +24,15 @@ void soft_request(struct soft_cpu *cpu, unsigned request);
 
 /* engine_ops.reset; also for INIT. */
 void soft_reset(struct vcpu *vcpu, bool init);
+
+/* The block at cpu->rip under a key. Raises what the fetch does. */
+struct block *soft_block(struct soft_cpu *cpu, uint64_t key);
+
+/* Interprets a block, and those that it is chained to. */
+void soft_enter(struct soft_cpu *cpu, struct block *block);
+
+/* Interprets one instruction, with all that single-step and breakpoints ask for. */
+void soft_step(struct soft_cpu *cpu, uint64_t more_key);
 
 /* Brings counters.instructions up to date. */
 void soft_account(struct soft_cpu *cpu);

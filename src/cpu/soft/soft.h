@@ -15,6 +15,7 @@
  *   counters.h, profile.c what is counted; sampling for the profiler
  *   int_*.c               integer instructions
  *   x87.c, vec_*.c, xsave.c    floating point and vectors
+ *   verify.c              lock-step of interpreter and translator
  *   engine.c              cpu/engine.h for all of it
  *
  * Everything here runs on the vCPU's own thread except `request` and what
@@ -99,6 +100,7 @@ enum {
     REQUEST_INTERRUPT = 2, /* the local APIC has something, or IF/shadow changed */
     REQUEST_FLUSH = 4,     /* drop cached translations and blocks as asked by the listener */
     REQUEST_STOP = 8,      /* vcpu_run must return cpu->exit */
+    REQUEST_VERIFY = 32,   /* translated code leaves where it looks (verify.h); C goes on */
 };
 
 struct block;
@@ -185,10 +187,18 @@ struct soft_cpu {
     void *run;                    /* run.c's own: breakpoints, single-step */
     struct soft_profile *profile; /* profile.h; NULL: never profiled */
     struct soft_counts count;
+    struct verify *verify; /* lock-step of interpreter and translator (verify.h), or NULL */
+    bool verifying;        /* one of the two runs now: nothing may happen that happens once */
 };
 
 static inline struct soft_cpu *soft_cpu_of(struct vcpu *vcpu) {
     return (struct soft_cpu *)vcpu;
+}
+
+/* What C in the middle of guest code looks at: whether it must come to an end soon. */
+static inline bool soft_requested(const struct soft_cpu *cpu) {
+    return (atomic_load_explicit(&cpu->request, memory_order_relaxed) &
+            ~(unsigned)REQUEST_VERIFY) != 0;
 }
 
 /* ---- Handlers' ends ---- */

@@ -5,6 +5,7 @@
 #include "cpu/soft/system.h"
 #include "cpu/soft/debug.h"
 #include "cpu/soft/jit/jit.h"
+#include "cpu/soft/verify.h"
 
 /* ---- Control registers ---- */
 
@@ -143,6 +144,8 @@ static uint64_t width_value(const struct soft_cpu *cpu, uint64_t value) {
 
 void mov_r_c(struct soft_cpu *cpu, const struct insn *insn) {
     unsigned n = control_register(cpu, insn);
+    if (n == 8)
+        verify_once(cpu, insn);
     cpu->gpr[insn->rm] = width_value(cpu, control_read(cpu, n));
     INSN_NEXT;
 }
@@ -150,6 +153,8 @@ void mov_r_c(struct soft_cpu *cpu, const struct insn *insn) {
 void mov_c_r(struct soft_cpu *cpu, const struct insn *insn) {
     unsigned n = control_register(cpu, insn);
     uint64_t next = insn_next_rip(cpu, insn);
+    if (n == 8)
+        verify_once(cpu, insn);
     if (!control_write(cpu, n, width_value(cpu, cpu->gpr[insn->rm])))
         raise_error(cpu, EXC_GP, 0);
     INSN_JUMP(next);
@@ -234,6 +239,7 @@ void mov_d_r(struct soft_cpu *cpu, const struct insn *insn) {
         value = n == 6 ? (value & DR6_WRITABLE) | DR6_FIXED
                        : (value & ~(uint64_t)DR7_RESERVED) | DR7_FIXED;
     bool watches = debug_active(cpu);
+    verify_once(cpu, insn);
     cpu->dr[n] = value;
     /* Watched pages are marked in the TLB, watched instructions in the blocks. */
     if (n != 6 && (watches || debug_active(cpu))) {
@@ -343,6 +349,7 @@ static void check_tsc(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->insn = insn;
     if (cpu->cr4 & CR4_TSD && cpu->cpl != 0)
         raise_error(cpu, EXC_GP, 0);
+    verify_once(cpu, insn);
 }
 
 void rdtsc(struct soft_cpu *cpu, const struct insn *insn) {
@@ -379,9 +386,26 @@ void cpuid(struct soft_cpu *cpu, const struct insn *insn) {
     INSN_NEXT;
 }
 
+/* Not one of those that only the vCPU's own state holds. */
+static bool msr_is_once(uint32_t msr) {
+    switch (msr) {
+    case MSR_STAR:
+    case MSR_LSTAR:
+    case MSR_CSTAR:
+    case MSR_SFMASK:
+    case MSR_KERNEL_GS_BASE:
+    case MSR_FS_BASE:
+    case MSR_GS_BASE:
+    case MSR_TSC_AUX: return false;
+    default: return true;
+    }
+}
+
 void rdmsr(struct soft_cpu *cpu, const struct insn *insn) {
     uint64_t value;
     cpu->insn = insn;
+    if (msr_is_once((uint32_t)cpu->gpr[RCX]))
+        verify_once(cpu, insn);
     if (!msr_read(cpu, (uint32_t)cpu->gpr[RCX], &value))
         raise_error(cpu, EXC_GP, 0);
     result_edx_eax(cpu, value);
@@ -390,6 +414,8 @@ void rdmsr(struct soft_cpu *cpu, const struct insn *insn) {
 
 void wrmsr(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->insn = insn;
+    if (msr_is_once((uint32_t)cpu->gpr[RCX]))
+        verify_once(cpu, insn);
     if (!msr_write(cpu, (uint32_t)cpu->gpr[RCX], operand_edx_eax(cpu)))
         raise_error(cpu, EXC_GP, 0);
     INSN_END_BLOCK;

@@ -4,6 +4,7 @@
  * used, as AMD's processors do. Five levels are not offered (CR4.LA57).
  */
 #include "cpu/soft/outside.h"
+#include "cpu/soft/verify.h"
 
 enum {
     PTE_P = 1 << 0,
@@ -121,6 +122,8 @@ static enum walk_result entry_mark(struct walker *w, struct entry *entry, uint64
     if (!same)
         return WALK_AGAIN;
     entry->value |= bits;
+    if (unlikely(w->cpu->verifying))
+        verify_marked(w->cpu, entry->host);
     if (atomic_load_explicit(entry->flags, memory_order_relaxed) & MEM_PAGE_CODE)
         outside_code_written(w->cpu, page.region_gpa + (entry->gpa & (PAGE_SIZE - 1)), size);
     return WALK_DONE;

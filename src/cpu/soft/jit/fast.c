@@ -51,7 +51,7 @@ static bool run_string(struct soft_cpu *cpu, const struct insn *insn) {
         if (moves)
             n = on_page(linear, n, size);
         void *target = n != 0 ? access_fast(cpu, TLB_WRITE, SEG_ES, to, size) : NULL;
-        if (target == NULL || cpu->request != 0)
+        if (target == NULL || soft_requested(cpu))
             return false;
         if (moves) {
             const void *source = access_fast(cpu, TLB_READ, insn->seg, from, size);

@@ -78,8 +78,8 @@ static void set_alarm(struct soft_cpu *cpu);
 
 /* What earlier checks found, or the code that follows, may not hold any more. */
 static bool must_leave(const struct soft_cpu *cpu, const struct block *block) {
-    return atomic_load_explicit(&cpu->request, memory_order_relaxed) != 0 || block->dead ||
-           cpu->jit.epoch != cpu->jit.entered_epoch || !jit_usable(cpu);
+    return soft_requested(cpu) || block->dead || cpu->jit.epoch != cpu->jit.entered_epoch ||
+           !jit_usable(cpu);
 }
 
 /* Elements of a string instruction between two looks at requests. */
