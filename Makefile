@@ -5,7 +5,7 @@ MESON_FLAGS ?=
 JOBS ?= $(shell nproc)
 RESULTS ?= $(BUILD)/results
 
-.PHONY: all build run test check lint clang sanitize bench fuzz silicon install clean help
+.PHONY: all build run test test-guests check lint clang sanitize bench fuzz silicon install clean help
 
 all: build
 
@@ -58,6 +58,12 @@ sanitize:
 bench: build
 	@scripts/dependencies run bench
 	@bench/run $(BUILD) --write docs/performance.md
+
+#: make test-guests  real software in the guest at length: zstd built and tested, stress-ng (an hour and more)
+test-guests: build
+	@scripts/dependencies run test
+	@tests/linux/build_zstd.sh $(BUILD) full
+	@tests/linux/stress.sh $(BUILD) full
 
 #: make fuzz      every fuzz target for FUZZ_TIME seconds each (60), and a million silicon cases
 fuzz:
