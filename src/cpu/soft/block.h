@@ -151,7 +151,9 @@ int block_set_breakpoint(struct soft_cpu *cpu, uint64_t linear, bool on);
 
 /* True when control may pass to the next block without a look by the run loop. */
 static inline bool block_may_enter(struct soft_cpu *cpu, struct block *next) {
-    if (unlikely(++next->heat >= cpu->heat_limit) || unlikely(cpu->budget < next->run_count) ||
+    /* Translated without heat (KEY_PLAIN), a block may have lost its instructions and look cold. */
+    if (unlikely(next->insns == NULL) || unlikely(++next->heat >= cpu->heat_limit) ||
+        unlikely(cpu->budget < next->run_count) ||
         unlikely(atomic_load_explicit(&cpu->request, memory_order_relaxed) != 0))
         return false;
     cpu->budget -= next->run_count;
