@@ -5,7 +5,7 @@ MESON_FLAGS ?=
 JOBS ?= $(shell nproc)
 RESULTS ?= $(BUILD)/results
 
-.PHONY: all build run test test-guests check lint clang sanitize bench fuzz silicon install clean help
+.PHONY: all build run test test-guests check lint clang sanitize bench fuzz silicon-campaign install clean help
 
 all: build
 
@@ -69,6 +69,11 @@ test-guests: build
 fuzz:
 	@scripts/dependencies build test fuzz
 	@scripts/fuzz $${FUZZ_TIME:-60}
+
+#: make silicon-campaign   ten million cases against this processor (CASES=, SEED=); goes on where it was stopped
+silicon-campaign: build
+	@scripts/dependencies build test
+	@nice -n 15 scripts/silicon-campaign $(BUILD) $${CASES:-10000000} $${SEED:-}
 
 #: make install   into DESTDIR/usr/local
 install: build
