@@ -33,6 +33,11 @@ static const uint8_t *code_at(const struct soft_cpu *cpu, uint32_t offset) {
     return cpu->jit.jit->memory.executable + offset;
 }
 
+/* Looking at page tables may have shown that something changed: the call-out leaves then. */
+static bool earlier_checks_fail(const struct soft_cpu *cpu) {
+    return cpu->jit.epoch != cpu->jit.entered_epoch;
+}
+
 /* ---- Strings ---- */
 
 /* True: all of it is done. What was done stands in any case. */
@@ -125,7 +130,9 @@ const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t number
         return code_executable(&cpu->jit.jit->memory, block->code->entry_saved);
     }
     /* Looked for anew, with the context of its own half of the address space. */
-    return (rip ^ site->block->rip) >> 63 ? NULL : code_at(cpu, site->retry);
+    if (earlier_checks_fail(cpu) || (rip ^ site->block->rip) >> 63)
+        return NULL;
+    return code_at(cpu, site->retry);
 }
 
 const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
@@ -175,11 +182,6 @@ static const uint8_t *plain_code(struct soft_cpu *cpu, const struct jit_site *si
     cpu->rip = site->block->rip + site->offset;
     const struct block *block = find_translated(cpu, KEY_PLAIN);
     return block == NULL ? NULL : code_executable(&cpu->jit.jit->memory, block->code->entry_saved);
-}
-
-/* Looking at page tables may have shown that something changed: the call-out leaves then. */
-static bool earlier_checks_fail(const struct soft_cpu *cpu) {
-    return cpu->jit.epoch != cpu->jit.entered_epoch;
 }
 
 /* A group's page for all that its accesses may do; else it is run plainly. */
