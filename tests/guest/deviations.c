@@ -83,6 +83,8 @@ static const struct {
     {"hostile.elf", "the program did not end: failed KVM cannot emulate", "emulated: no 0F 04"},
 
     {"microsteps.elf", "at_rdi: ", "emulated: the first page is written before the fault"},
+    {"microsteps.elf", "the program did not end: failed KVM cannot emulate",
+     "emulated: no CMPXCHG16B"},
 
     {"modes.elf", "the program did not end: failed KVM cannot emulate", "emulated: no LSL"},
     {"modes.elf", "the program did not end: shutdown", "emulated: 32-bit paging loses the GDT"},
