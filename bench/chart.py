@@ -59,7 +59,7 @@ class Chart:
 
     def bar(self, y, value, kind):
         if not value:
-            self.text(LEFT + 4, y + BAR - 2, "failed", "failed")
+            self.text(self.x(1) + 4, y + BAR - 2, "failed", "failed")
             return
         start, end = sorted((self.x(1), self.x(value)))
         self.out.append('<rect x="%.1f" y="%.1f" width="%.1f" height="%d" rx="1.5" class="%s"/>' % (

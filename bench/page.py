@@ -51,7 +51,9 @@ def svg(measured):
     rows = [(w.title, {m: report.ratio(times, w.name, m, "native") for m in ("lodge", "tcg")})
             for w in workloads.WORKLOADS]
     rows.append(("geometric mean", {m: report.means(times, m, "native") for m in ("lodge", "tcg")}))
-    return chart.Chart(rows, machine_line(measured)).draw()
+    return chart.Chart(rows, "%s, %d processors of %s; %s; medians of %d runs" % (
+        measured["date"], measured["processors"], measured["cpu"],
+        re.sub(r" \(.*", "", measured["qemu"]), measured["runs"])).draw()
 
 
 def write(path, measured):
