@@ -113,8 +113,7 @@ def read_costs(lines, counters, progress):
             if idle:
                 idle = (cpu_seconds(lines.process.pid) - idle[1]) / (arrived - idle[0])
             return costs, idle
-    raise machines.Failure("%s:\n%s" % ("silent" if lines.silent else "ended",
-                                        "\n".join(lines.last)))
+    raise machines.Failure("%s:\n%s" % (lines.end(), "\n".join(lines.last)))
 
 
 def command(bench, machine, bare):

@@ -68,6 +68,12 @@ class Lines:
             self.last = self.last[-9:] + [text]
             yield time.monotonic(), text
 
+    def end(self):
+        """Why there are no more lines."""
+        if self.silent:
+            return "silent for %.0f seconds" % self.patience
+        return "ended with code %d" % self.process.wait()
+
     def __enter__(self):
         return self
 
@@ -109,9 +115,8 @@ def read_results(lines, results, failures, progress):
         elif line == "done":
             return True
     if running is None:
-        raise Failure("%s:\n%s" % ("silent" if lines.silent else "ended", "\n".join(lines.last)))
-    failures[running] = "%s: %s" % ("silent for %.0f seconds" % lines.patience if lines.silent
-                                    else "the machine ended", lines.last[-1])
+        raise Failure("%s:\n%s" % (lines.end(), "\n".join(lines.last)))
+    failures[running] = "%s: %s" % (lines.end(), lines.last[-1])
     progress(failures[running], running)
     return False
 
