@@ -59,11 +59,12 @@ bench: build
 	@scripts/dependencies run bench
 	@bench/run $(BUILD) --write docs/performance.md
 
-#: make test-guests  real software in the guest at length: zstd built and tested, stress-ng (an hour and more)
+#: make test-guests  real software in the guest at length: zstd, stress-ng, Python's tests (an hour and more)
 test-guests: build
 	@scripts/dependencies run test
 	@tests/linux/build_zstd.sh $(BUILD) full
 	@tests/linux/stress.sh $(BUILD) full
+	@tests/linux/python.sh $(BUILD)
 
 #: make fuzz      every fuzz target for FUZZ_TIME seconds each (60), and a million silicon cases
 fuzz:
