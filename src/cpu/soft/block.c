@@ -285,7 +285,7 @@ static void empty_segment(struct soft_cpu *cpu, unsigned n) {
         at += chunk_size(chunk->count);
         if (chunk->owner == NULL)
             continue;
-        if (chunk->owner->code == NULL)
+        if (chunk->owner->code == NULL || chunk->owner->straddles)
             block_drop(cpu, chunk->owner);
         else
             chunk->owner->insns = NULL;

@@ -127,7 +127,7 @@ const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t number
     jit_note_jump(cpu, block);
     if (site->kind == SITE_RETURN) {
         cpu->gpr[RSP] += 8;
-        return code_executable(&cpu->jit.jit->memory, block->code->entry_saved);
+        return jit_entry(cpu, block);
     }
     /* Looked for anew, with the context of its own half of the address space. */
     if (earlier_checks_fail(cpu) || (rip ^ site->block->rip) >> 63)
@@ -142,7 +142,7 @@ const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t num
     if (block == NULL)
         return NULL;
     jit_link(cpu, exit, block);
-    return code_executable(&cpu->jit.jit->memory, block->code->entry_saved);
+    return jit_entry(cpu, block);
 }
 
 /* ---- TLB misses ---- */
@@ -181,7 +181,7 @@ static const uint8_t *plain_code(struct soft_cpu *cpu, const struct jit_site *si
         return NULL;
     cpu->rip = site->block->rip + site->offset;
     const struct block *block = find_translated(cpu, KEY_PLAIN);
-    return block == NULL ? NULL : code_executable(&cpu->jit.jit->memory, block->code->entry_saved);
+    return block == NULL ? NULL : jit_entry(cpu, block);
 }
 
 /* A group's page for all that its accesses may do; else it is run plainly. */

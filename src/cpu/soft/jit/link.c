@@ -34,23 +34,38 @@ static void aim(uint8_t *field, const uint8_t *target) {
     __builtin_memcpy(field, &distance, sizeof distance);
 }
 
-static void link_guarded(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *to) {
-    struct jit *jit = cpu->jit.jit;
-    struct jit_mapping mapping = {.linear = to->rip >> PAGE_SHIFT,
-                                  .gpa = to->gpa[0] >> PAGE_SHIFT,
-                                  .key = to->key,
+uint32_t jit_mapping_of(struct jit *jit, const struct block *block, unsigned page) {
+    struct jit_mapping mapping = {.linear = (block->rip >> PAGE_SHIFT) + page,
+                                  .gpa = block->gpa[page] >> PAGE_SHIFT,
+                                  .key = block->key & ~(uint64_t)KEY_PLAIN,
                                   .used = true};
     uint32_t number = mapping_number(jit, &mapping);
-    if (number == NONE) {
+    if (number == NONE)
         jit->full = true;
-        return;
-    }
-    if (to->rip >> 63 && !mmu_is_global(cpu, to->rip))
+    return number;
+}
+
+/* The page, which holds code of the block, is mapped so now. */
+static void note_mapping(struct soft_cpu *cpu, uint64_t rip, uint32_t number) {
+    if (rip >> 63 && !mmu_is_global(cpu, rip))
         cpu->jit.upper_is_local = true;
-    ((uint32_t *)cpu->jit.code_map)[jit_map_slot(to->rip)] = number;
-    jit_note_fetch(&cpu->jit, to->rip);
+    ((uint32_t *)cpu->jit.code_map)[jit_map_slot(rip)] = number;
+    jit_note_fetch(&cpu->jit, rip);
+}
+
+static void link_guarded(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *to) {
+    uint32_t number = jit_mapping_of(cpu->jit.jit, to, 0);
+    if (number == NONE)
+        return;
+    note_mapping(cpu, to->rip, number);
     __builtin_memcpy(exit->guard_id, &number, sizeof number);
     aim(exit->guard_field, to->code->entry_saved);
+}
+
+const uint8_t *jit_entry(struct soft_cpu *cpu, const struct block *block) {
+    if (unlikely(block->straddles))
+        note_mapping(cpu, block->rip + PAGE_SIZE, jit_mapping_of(cpu->jit.jit, block, 1));
+    return code_executable(&cpu->jit.jit->memory, block->code->entry_saved);
 }
 
 void jit_link(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *to) {

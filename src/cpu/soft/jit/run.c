@@ -249,7 +249,7 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
     state->saved_flags = flags_pack(cpu);
     state->entered_epoch = state->epoch;
     cpu->count.leaves++;
-    enter(cpu, code_executable(&jit->memory, block->code->entry_saved));
+    enter(cpu, jit_entry(cpu, block));
     flags_unpack(cpu);
     cpu->insn = NULL;
     if (state->exit != JIT_EXIT_RIP)

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "cpu/soft/mmu.h"
 
 /* ---- Blocks ---- */
 
@@ -71,8 +72,22 @@ static void lower_dead_entries(struct translation *t) {
     emit_mov_imm(&t->out, TEMP_A, t->block->rip);
     emit_aim(emit_jmp(&t->out), t->jit->leave_rip_host);
     t->made->dead_saved = t->out.at;
+    if (t->second_page_field != NULL)
+        emit_aim(t->second_page_field, t->out.at);
     emit_mov_imm(&t->out, TEMP_A, t->block->rip);
     emit_aim(emit_jmp(&t->out), t->jit->leave_rip_saved);
+}
+
+/* Who came here made sure of the first page's mapping. */
+static void check_second_page(struct translation *t) {
+    uint64_t second = t->block->rip + PAGE_SIZE;
+    int32_t entry = (int32_t)(jit_map_slot(second) * sizeof t->cpu->jit.code_map[0][0]);
+    uint32_t number = jit_mapping_of(t->jit, t->block, 1);
+    t->out.full |= number == 0;
+    flags_to_saved(t);
+    emit_group1_gs(&t->out, 7, 4, CPU_AT(jit.code_map) + entry, (int32_t)number);
+    t->second_page_field = emit_jcc(&t->out, COND_NE);
+    t->flags &= ~(unsigned)FLAGS_HOST;
 }
 
 /* The two entries, and the state in which the body begins. Five bytes of each may be overwritten by
@@ -99,6 +114,8 @@ static void lower_entries(struct translation *t) {
         break;
     }
     emit_bytes(e, nop5, sizeof nop5);
+    if (t->block->straddles)
+        check_second_page(t);
 }
 
 /* True: the block goes on behind the instruction. */
@@ -135,10 +152,27 @@ static void lower_block(struct translation *t) {
     lower_dead_entries(t);
 }
 
+static bool copy_bytes(struct translation *t) {
+    const struct block *block = t->block;
+    unsigned first = PAGE_SIZE - (block->rip & (PAGE_SIZE - 1));
+    struct code_page second;
+    struct fault fault;
+    if (!block->straddles) {
+        memcpy(t->code, block->host, block->length);
+        return true;
+    }
+    if (!mmu_fetch_or(t->cpu, block->rip + first, &second, &fault) || second.host == NULL)
+        return false;
+    memcpy(t->code, block->host, first);
+    memcpy(t->code + first, second.host, block->length - first);
+    return true;
+}
+
 /* The bytes may have changed since they were decoded: then there is nothing to translate. */
 static bool copy_code(struct translation *t) {
     const struct block *block = t->block;
-    memcpy(t->code, block->host, block->length);
+    if (!copy_bytes(t))
+        return false;
     for (unsigned i = 0; i < block->count; i++) {
         const struct insn *was = &block->insns[i];
         struct insn now;
@@ -163,7 +197,7 @@ static bool must_ask(const struct block *block) {
 }
 
 static bool can_translate(const struct jit *jit, const struct block *block) {
-    return !jit->full && !block->straddles && !block->dead && block->count != 0 &&
+    return !jit->full && !block->dead && block->count != 0 &&
            (block->key & (KEY_STEP | KEY_NO_BREAK)) == 0 && !must_ask(block);
 }
 

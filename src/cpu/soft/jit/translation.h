@@ -198,6 +198,7 @@ struct translation {
     uint32_t site;      /* of the present instruction, or SITES_MAX before one is made */
     uint64_t pages_rip; /* linear rip's page of the block */
     struct jit_block *made;
+    uint8_t *second_page_field; /* the jump when a straddling block's second page is elsewhere */
 };
 
 /* ---- groups.c ---- */
@@ -300,6 +301,13 @@ void stubs_make(struct jit *jit, struct soft_cpu *cpu);
 /* Lets an exit go on at a translated block's entry, when both may be linked. The block is what the
  * present mapping holds at the exit's rip. */
 void jit_link(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *to);
+/* The number of the mapping of a block's first (0) or, if it straddles, second page (1); 0 when
+ * there are none left: everything is flushed then. */
+uint32_t jit_mapping_of(struct jit *jit, const struct block *block, unsigned page);
+/* Where to enter a translated block (executable), with flags saved, under the present mapping. A
+ * straddling one checks its second page's mapping itself. */
+const uint8_t *jit_entry(struct soft_cpu *cpu, const struct block *block);
+
 /* ---- run.c ---- */
 
 const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t site);
