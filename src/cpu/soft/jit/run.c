@@ -308,6 +308,8 @@ void jit_forget(struct soft_cpu *cpu, struct block *block) {
         cpu->jit.exit = JIT_EXIT_RIP;
     made->block = NULL;
     block->code = NULL;
+    /* Its return points must not be met any more: behind them is the rest of the dead block. */
+    cpu->jit.shadow_rsp = cpu->jit.shadow_top;
 }
 
 static void *reserve_array(size_t bytes) {
