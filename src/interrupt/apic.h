@@ -107,6 +107,7 @@ uint8_t lapic_priority(const struct lapic *lapic);
 /* The vector that the processor's priority lets through now, or -1. */
 int lapic_deliverable(const struct lapic *lapic);
 bool lapic_external_waits(const struct lapic *lapic); /* the 8259s ask, and may */
+void lapic_set_tpr(struct lapic *lapic, uint32_t value);
 /* Something that `ready` depends on changed. */
 void lapic_refresh(struct lapic *lapic);
 

@@ -142,11 +142,6 @@ static void write_icr(struct lapic *lapic, uint64_t icr) {
     lapic_send_icr(lapic);
 }
 
-static void set_tpr(struct lapic *lapic, uint32_t value) {
-    poke(&lapic->tpr, value & 0xff);
-    lapic_refresh(lapic);
-}
-
 /* Registers that both modes write alike; others are ignored. */
 static void write_register(struct lapic *lapic, unsigned offset, uint32_t value) {
     if (offset >= REG_LVT && offset <= REG_LVT_LAST) {
@@ -154,7 +149,7 @@ static void write_register(struct lapic *lapic, unsigned offset, uint32_t value)
         return;
     }
     switch (offset) {
-    case REG_TPR: set_tpr(lapic, value); break;
+    case REG_TPR: lapic_set_tpr(lapic, value); break;
     case REG_EOI: end_of_interrupt(lapic); break;
     case REG_SVR: set_svr(lapic, value); break;
     case REG_ESR: lapic->esr = atomic_exchange(&lapic->errors, 0); break;
@@ -248,7 +243,7 @@ bool lapic_msr_write(struct lapic *lapic, uint32_t msr, uint64_t value) {
     return true;
 }
 
-/* ---- Base, CR8 ---- */
+/* ---- Base ---- */
 
 static uint32_t x2apic_logical_id(unsigned id) {
     return (id >> 4) << 16 | UINT32_C(1) << (id & 15);
@@ -278,14 +273,6 @@ bool lapic_set_base(struct lapic *lapic, uint64_t value) {
         poke(&lapic->ldr, x2apic_logical_id(lapic->id));
     lapic_refresh(lapic);
     return true;
-}
-
-uint8_t lapic_cr8(const struct lapic *lapic) {
-    return peek(&lapic->tpr) >> 4 & 15;
-}
-
-void lapic_set_cr8(struct lapic *lapic, uint8_t cr8) {
-    set_tpr(lapic, (uint32_t)(cr8 & 15) << 4);
 }
 
 /* ---- Life ---- */

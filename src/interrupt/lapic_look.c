@@ -63,3 +63,24 @@ bool lapic_attention(struct lapic *lapic) {
 uint64_t lapic_base(const struct lapic *lapic) {
     return peek(&lapic->base);
 }
+
+uint64_t lapic_timer_deadline(const struct lapic *lapic) {
+    return lapic->timer_deadline;
+}
+
+uint64_t lapic_tsc_deadline(const struct lapic *lapic) {
+    return lapic->tsc_deadline;
+}
+
+void lapic_set_tpr(struct lapic *lapic, uint32_t value) {
+    poke(&lapic->tpr, value & 0xff);
+    lapic_refresh(lapic);
+}
+
+uint8_t lapic_cr8(const struct lapic *lapic) {
+    return peek(&lapic->tpr) >> 4 & 15;
+}
+
+void lapic_set_cr8(struct lapic *lapic, uint8_t cr8) {
+    lapic_set_tpr(lapic, (uint32_t)(cr8 & 15) << 4);
+}

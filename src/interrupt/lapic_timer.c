@@ -65,10 +65,6 @@ uint32_t lapic_timer_current(const struct lapic *lapic) {
     return (uint32_t)((period(lapic) - into) >> divide_shift(lapic));
 }
 
-uint64_t lapic_timer_deadline(const struct lapic *lapic) {
-    return lapic->timer_deadline;
-}
-
 /* Ticks of a period that nobody saw in time become one. */
 static uint64_t next_period(const struct lapic *lapic, uint64_t now_ns) {
     uint64_t length = period(lapic);
@@ -85,10 +81,6 @@ void lapic_timer_expire(struct lapic *lapic, uint64_t now_ns) {
     else
         disarm(lapic);
     lapic_local(lapic, LVT_TIMER);
-}
-
-uint64_t lapic_tsc_deadline(const struct lapic *lapic) {
-    return lapic->tsc_deadline;
 }
 
 void lapic_set_tsc_deadline(struct lapic *lapic, uint64_t tsc) {

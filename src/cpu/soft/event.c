@@ -3,10 +3,8 @@
  * chapter 8. Nothing here raises: what goes wrong on the way is a further
  * event, and the rules of 8.2.9 say which.
  */
-#include <stdio.h>
-
 #include "base/bytes.h"
-#include "base/log.h"
+#include "cpu/soft/outside.h"
 #include "cpu/soft/system.h"
 
 struct event {
@@ -95,7 +93,7 @@ static bool gate_read(struct soft_cpu *cpu, const struct event *event, struct ga
     bool interrupt_or_trap = gate->type == SYSTEM_INTERRUPT || gate->type == SYSTEM_TRAP;
     bool narrow = gate->type == SYSTEM_INTERRUPT16 || gate->type == SYSTEM_TRAP16;
     if (gate->type == SYSTEM_TASK_GATE && !cpu->long_mode)
-        log_guest("the guest has a task gate for vector %u: #GP", event->vector);
+        outside_log(cpu, "the guest has a task gate for vector %u: #GP", event->vector);
     if (!interrupt_or_trap && (!narrow || cpu->long_mode))
         return fault_set(fault, EXC_GP, idt_error(event));
     if (event->kind == EVENT_SOFTWARE && (raw[0] >> 45 & 3) < cpu->cpl)
@@ -324,11 +322,12 @@ static bool combine(struct event *event, const struct event *second) {
 }
 
 static bool shut_down(struct soft_cpu *cpu, const struct event *first, const struct fault *last) {
-    cpu->exit = (struct vcpu_exit){.stop = VCPU_SHUTDOWN};
-    snprintf(cpu->exit.text, sizeof cpu->exit.text,
-             "triple fault: vector %u at RIP %#llx, at the end vector %u error %#x CR2 %#llx",
-             first->vector, (unsigned long long)cpu->rip, last->vector, last->error,
-             (unsigned long long)cpu->cr2);
+    cpu->exit.stop = VCPU_SHUTDOWN;
+    cpu->exit.gpa = cpu->exit.gva = cpu->exit.access = 0;
+    outside_print(cpu, cpu->exit.text, sizeof cpu->exit.text,
+                  "triple fault: vector %u at RIP %#llx, at the end vector %u error %#x CR2 %#llx",
+                  first->vector, (unsigned long long)cpu->rip, last->vector, last->error,
+                  (unsigned long long)cpu->cr2);
     atomic_fetch_or(&cpu->request, REQUEST_STOP);
     return false;
 }

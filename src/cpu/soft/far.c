@@ -3,7 +3,7 @@
  * 4.7 to 4.11 and 8.7 to 8.9. Hardware task switches are refused with #GP.
  */
 #include "base/bytes.h"
-#include "base/log.h"
+#include "cpu/soft/outside.h"
 #include "cpu/soft/system.h"
 
 /* Where a far transfer goes, checked; nothing of it is in force yet. */
@@ -88,7 +88,8 @@ static void gate_read(struct soft_cpu *cpu, struct descriptor *d, struct gate *g
     bool is_gate = type == SYSTEM_CALL || (type == SYSTEM_CALL16 && !cpu->long_mode);
     if (!is_gate) {
         if (!cpu->long_mode && (type == SYSTEM_TASK_GATE || (type & 5) == SYSTEM_TSS16))
-            log_guest("the guest tried a hardware task switch (selector %#x): #GP", d->selector);
+            outside_log(cpu, "the guest tried a hardware task switch (selector %#x): #GP",
+                        d->selector);
         raise_gp(cpu, d->selector);
     }
     unsigned dpl = attributes_dpl(d->attributes);
@@ -404,7 +405,7 @@ void iret(struct soft_cpu *cpu, const struct insn *insn) {
     } else {
         if (cpu->rflags & FLAG_NT) {
             if (!cpu->long_mode)
-                log_guest("the guest tried to return from a hardware task: #GP");
+                outside_log(cpu, "the guest tried to return from a hardware task: #GP");
             raise_error(cpu, EXC_GP, 0);
         }
         iret_protected(cpu, insn);

@@ -5,6 +5,7 @@
 #include "cpu/soft/block.h"
 #include "cpu/soft/debug.h"
 #include "cpu/soft/int.h"
+#include "cpu/soft/outside.h"
 #include "cpu/soft/repeat.h"
 #include "cpu/soft/verify.h"
 
@@ -35,14 +36,14 @@ static uint32_t input(struct soft_cpu *cpu, uint16_t port, unsigned size) {
     verify_once(cpu, cpu->insn);
     cpu->counters.exits++;
     debug_note_port(cpu, port, size);
-    return port_read(cpu->vcpu.engine->config.ports, port, size);
+    return outside_port_read(cpu, port, size);
 }
 
 static void output(struct soft_cpu *cpu, uint16_t port, uint32_t value, unsigned size) {
     verify_once(cpu, cpu->insn);
     cpu->counters.exits++;
     debug_note_port(cpu, port, size);
-    port_write(cpu->vcpu.engine->config.ports, port, value, size);
+    outside_port_write(cpu, port, value, size);
 }
 
 static void in_port(struct soft_cpu *cpu, const struct insn *insn, uint16_t port) {

@@ -1,11 +1,10 @@
 /*
  * NOPs and hints, single flags, CLI, STI, HLT, INT n, INT3, INTO, BOUND, UD, RDRAND, RDSEED.
  */
-#include <sys/random.h>
-
 #include "cpu/soft/block.h"
 #include "cpu/soft/int.h"
 #include "cpu/soft/operand.h"
+#include "cpu/soft/outside.h"
 #include "cpu/soft/verify.h"
 
 void nop(struct soft_cpu *cpu, const struct insn *insn) {
@@ -119,7 +118,7 @@ BOUND_FORM(32)
 static void random_number(struct soft_cpu *cpu, const struct insn *insn) {
     uint64_t value = 0;
     verify_once(cpu, insn);
-    bool there = getrandom(&value, sizeof value, GRND_NONBLOCK) == sizeof value;
+    bool there = outside_random(cpu, &value);
     set_sized(cpu, insn->rm, there ? value : 0, insn->size);
     flags_set_status(cpu, there ? FLAG_CF : 0);
 }

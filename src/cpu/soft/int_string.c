@@ -13,11 +13,6 @@
 /* Host bytes one run may take at once; requests are looked at between runs. */
 enum { RUN_MAX = 16 * 1024 };
 
-bool string_may_go_on(struct soft_cpu *cpu, unsigned cost) {
-    cpu->budget -= (int32_t)cost;
-    return cpu->budget > 0 && !(cpu->rflags & FLAG_TF) && !soft_requested(cpu);
-}
-
 /* ---- Single elements ---- */
 
 static void movs_one(struct soft_cpu *cpu, const struct insn *insn) {

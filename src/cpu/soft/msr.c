@@ -3,7 +3,7 @@
  * family 19h. AMD64 APM vol. 2, appendix A. An unknown one is #GP, which
  * Linux copes with where it probes.
  */
-#include "base/log.h"
+#include "cpu/soft/outside.h"
 #include "cpu/soft/system.h"
 
 enum msr_kind {
@@ -139,8 +139,8 @@ static bool mtrr_write(struct soft_cpu *cpu, uint32_t msr, uint64_t *held, uint6
 /* ---- Reading and writing ---- */
 
 static bool unknown(struct soft_cpu *cpu, const char *what, uint32_t msr, uint64_t value) {
-    log_guest("the guest %s MSR %#x, which is not there: #GP (RIP near %#llx, value %#llx)", what,
-              msr, (unsigned long long)cpu->rip, (unsigned long long)value);
+    outside_log(cpu, "the guest %s MSR %#x, which is not there: #GP (RIP near %#llx, value %#llx)",
+                what, msr, (unsigned long long)cpu->rip, (unsigned long long)value);
     return false;
 }
 
@@ -162,7 +162,7 @@ static bool read_other(struct soft_cpu *cpu, uint32_t msr, uint64_t *value) {
 
 bool msr_read(struct soft_cpu *cpu, uint32_t msr, uint64_t *value) {
     if (is_lapic_msr(cpu, msr))
-        return lapic_msr_read(cpu->lapic, msr, value);
+        return outside_lapic_msr_read(cpu, msr, value);
     switch (msr) {
     case MSR_TSC: *value = soft_tsc(cpu); return true;
     case MSR_TSC_ADJUST: *value = cpu->tsc_offset; return true;
@@ -188,7 +188,7 @@ static bool base_write(struct soft_cpu *cpu, unsigned seg, uint64_t value) {
 
 /* The local APIC's page may have moved: translations know it by its address. */
 static bool apic_base_write(struct soft_cpu *cpu, uint64_t value) {
-    if (cpu->lapic == NULL || !lapic_set_base(cpu->lapic, value))
+    if (cpu->lapic == NULL || !outside_lapic_set_base(cpu, value))
         return false;
     mmu_flush_all(cpu);
     return true;
@@ -206,14 +206,14 @@ static bool write_other(struct soft_cpu *cpu, uint32_t msr, uint64_t value) {
 
 bool msr_write(struct soft_cpu *cpu, uint32_t msr, uint64_t value) {
     if (is_lapic_msr(cpu, msr))
-        return lapic_msr_write(cpu->lapic, msr, value);
+        return outside_lapic_msr_write(cpu, msr, value);
     switch (msr) {
     case MSR_TSC: cpu->tsc_offset += value - soft_tsc(cpu); return true;
     case MSR_TSC_ADJUST: cpu->tsc_offset = value; return true;
     case MSR_APIC_BASE: return apic_base_write(cpu, value);
     case MSR_TSC_DEADLINE:
         if (cpu->lapic != NULL)
-            lapic_set_tsc_deadline(cpu->lapic, value);
+            outside_lapic_set_deadline(cpu, value);
         return true;
     case MSR_EFER: return system_set_efer(cpu, value);
     case MSR_FS_BASE: return base_write(cpu, SEG_FS, value);

@@ -12,6 +12,10 @@
 #ifndef LODGE_CPU_SOFT_OUTSIDE_H
 #define LODGE_CPU_SOFT_OUTSIDE_H
 
+#include <stdio.h>
+#include <sys/random.h>
+
+#include "base/log.h"
 #include "cpu/soft/mmu.h"
 
 /* The guest's vector registers and MXCSR go to the vCPU's state, the host's come back. */
@@ -69,6 +73,65 @@ static inline void outside_unlock(struct soft_cpu *cpu, pthread_mutex_t *mutex) 
     pthread_mutex_unlock(mutex);
 }
 
+static inline uint64_t outside_clock_tsc(struct soft_cpu *cpu) {
+    jit_spill(cpu);
+    return vm_clock_tsc(cpu->vcpu.engine->config.clock);
+}
+
+static inline bool outside_lapic_msr_read(struct soft_cpu *cpu, uint32_t msr, uint64_t *value) {
+    jit_spill(cpu);
+    return lapic_msr_read(cpu->lapic, msr, value);
+}
+
+static inline bool outside_lapic_msr_write(struct soft_cpu *cpu, uint32_t msr, uint64_t value) {
+    jit_spill(cpu);
+    return lapic_msr_write(cpu->lapic, msr, value);
+}
+
+static inline bool outside_lapic_set_base(struct soft_cpu *cpu, uint64_t value) {
+    jit_spill(cpu);
+    return lapic_set_base(cpu->lapic, value);
+}
+
+static inline void outside_lapic_set_deadline(struct soft_cpu *cpu, uint64_t tsc) {
+    jit_spill(cpu);
+    lapic_set_tsc_deadline(cpu->lapic, tsc);
+}
+
+static inline uint32_t outside_port_read(struct soft_cpu *cpu, uint16_t port, unsigned size) {
+    jit_spill(cpu);
+    return port_read(cpu->vcpu.engine->config.ports, port, size);
+}
+
+static inline void outside_port_write(struct soft_cpu *cpu, uint16_t port, uint32_t value,
+                                      unsigned size) {
+    jit_spill(cpu);
+    port_write(cpu->vcpu.engine->config.ports, port, value, size);
+}
+
+static inline void outside_invalidate_all(struct soft_cpu *cpu) {
+    jit_spill(cpu);
+    block_invalidate_all(cpu);
+}
+
+static inline uint64_t outside_xsave_in_use(struct soft_cpu *cpu) {
+    jit_spill(cpu);
+    return xsave_in_use(cpu);
+}
+
+static inline bool outside_random(struct soft_cpu *cpu, uint64_t *value) {
+    jit_spill(cpu);
+    return getrandom(value, sizeof *value, GRND_NONBLOCK) == sizeof *value;
+}
+
+#define outside_log(cpu, ...)                                                                      \
+    do {                                                                                           \
+        jit_spill(cpu);                                                                            \
+        log_guest(__VA_ARGS__);                                                                    \
+    } while (0)
+
+#define outside_print(cpu, ...) (jit_spill(cpu), (void)snprintf(__VA_ARGS__))
+
 /* To cpu->unwind, out of whatever runs. */
 static inline _Noreturn void outside_unwind(struct soft_cpu *cpu) {
     jit_spill(cpu);
@@ -76,6 +139,9 @@ static inline _Noreturn void outside_unwind(struct soft_cpu *cpu) {
 }
 
 #pragma GCC poison longjmp mmu_code_written memory_io_read memory_io_write
+#pragma GCC poison vm_clock_tsc lapic_msr_read lapic_msr_write lapic_set_base
+#pragma GCC poison lapic_set_tsc_deadline port_read port_write block_invalidate_all xsave_in_use
+#pragma GCC poison getrandom log_write log_limit_pass snprintf
 #pragma GCC poison lapic_mmio_read lapic_mmio_write pthread_mutex_lock pthread_mutex_unlock
 
 #endif

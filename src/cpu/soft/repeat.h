@@ -25,6 +25,9 @@ static inline void string_advance(struct soft_cpu *cpu, const struct insn *insn,
 }
 
 /* Between elements: false when the run loop must look up (or single-step is on). */
-bool string_may_go_on(struct soft_cpu *cpu, unsigned cost);
+static inline bool string_may_go_on(struct soft_cpu *cpu, unsigned cost) {
+    cpu->budget -= (int32_t)cost;
+    return cpu->budget > 0 && !(cpu->rflags & FLAG_TF) && !soft_requested(cpu);
+}
 
 #endif

@@ -263,15 +263,9 @@ void soft_step(struct soft_cpu *cpu, uint64_t more_key) {
         trap(cpu, hits);
 }
 
-static bool must_step(const struct soft_cpu *cpu) {
-    return (cpu->rflags & FLAG_TF) || debug_active(cpu) ||
-           (cpu->interrupt_shadow && cpu->lapic != NULL && lapic_attention(cpu->lapic)) ||
-           run_of(cpu)->stopped_at_breakpoint;
-}
-
 static void run_next(struct soft_cpu *cpu) {
     struct soft_run *run = run_of(cpu);
-    if (unlikely(must_step(cpu))) {
+    if (unlikely(run_must_step(cpu))) {
         bool passing = run->stopped_at_breakpoint;
         run->stopped_at_breakpoint = false;
         soft_step(cpu, passing ? KEY_NO_BREAK : 0);

@@ -34,6 +34,14 @@ void soft_enter(struct soft_cpu *cpu, struct block *block);
 /* Interprets one instruction, with all that single-step and breakpoints ask for. */
 void soft_step(struct soft_cpu *cpu, uint64_t more_key);
 
+/* ---- run_look.c ---- */
+
+/* The next instruction must run alone: single-step, breakpoints, an interrupt behind a shadow. */
+bool run_must_step(const struct soft_cpu *cpu);
+
+/* Nothing is due before the next instruction, and it need not run alone. */
+bool run_may_go_on(struct soft_cpu *cpu);
+
 /* Brings counters.instructions up to date. */
 void soft_account(struct soft_cpu *cpu);
 

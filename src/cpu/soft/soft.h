@@ -103,6 +103,17 @@ enum {
     REQUEST_VERIFY = 32,   /* translated code leaves where it looks (verify.h); C goes on */
 };
 
+/* Leaves of CPUID that hold feature bits. */
+enum cpuid_group {
+    CPUID_1,
+    CPUID_7,
+    CPUID_D1,
+    CPUID_EXT_1,
+    CPUID_EXT_8,
+    CPUID_EXT_21,
+    CPUID_GROUPS
+};
+
 struct block;
 struct block_cache;
 
@@ -176,6 +187,8 @@ struct soft_cpu {
     struct memory *memory;
     struct block_cache *blocks;
     uint64_t features[(FEAT_COUNT + 63) / 64];
+    uint32_t cpuid_features[CPUID_GROUPS][4]; /* EAX, EBX, ECX, EDX */
+    uint32_t tsc_khz;
     struct vcpu_exit exit;
     struct vcpu_counters counters;
     struct lock wake_lock; /* LOCK_VCPU */
@@ -311,8 +324,8 @@ bool system_set_efer(struct soft_cpu *cpu, uint64_t value);
 bool msr_read(struct soft_cpu *cpu, uint32_t msr, uint64_t *value);
 bool msr_write(struct soft_cpu *cpu, uint32_t msr, uint64_t value);
 void cpuid_query(const struct soft_cpu *cpu, uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
-void cpuid_init_features(struct soft_cpu *cpu); /* fills cpu->features from what is offered */
-uint64_t soft_tsc(const struct soft_cpu *cpu);
+void cpuid_init_features(struct soft_cpu *cpu); /* and what else it answers of this host */
+uint64_t soft_tsc(struct soft_cpu *cpu);
 
 static inline bool soft_has(const struct soft_cpu *cpu, enum insn_feature feature) {
     return cpu->features[feature / 64] >> (feature % 64) & 1;

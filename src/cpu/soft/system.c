@@ -5,6 +5,7 @@
 #include "cpu/soft/system.h"
 #include "cpu/soft/debug.h"
 #include "cpu/soft/jit/jit.h"
+#include "cpu/soft/outside.h"
 #include "cpu/soft/verify.h"
 
 /* ---- Control registers ---- */
@@ -244,7 +245,7 @@ void mov_d_r(struct soft_cpu *cpu, const struct insn *insn) {
     /* Watched pages are marked in the TLB, watched instructions in the blocks. */
     if (n != 6 && (watches || debug_active(cpu))) {
         mmu_flush_all(cpu);
-        block_invalidate_all(cpu);
+        outside_invalidate_all(cpu);
     }
     INSN_JUMP(next);
 }
@@ -327,7 +328,7 @@ void xgetbv(struct soft_cpu *cpu, const struct insn *insn) {
     uint32_t which = (uint32_t)cpu->gpr[RCX];
     if (which > 1)
         raise_error(cpu, EXC_GP, 0);
-    result_edx_eax(cpu, which == 0 ? cpu->xcr0 : cpu->xcr0 & xsave_in_use(cpu));
+    result_edx_eax(cpu, which == 0 ? cpu->xcr0 : cpu->xcr0 & outside_xsave_in_use(cpu));
     INSN_NEXT;
 }
 
@@ -341,8 +342,8 @@ void xsetbv(struct soft_cpu *cpu, const struct insn *insn) {
 
 /* ---- Time, counters, identity ---- */
 
-uint64_t soft_tsc(const struct soft_cpu *cpu) {
-    return vm_clock_tsc(cpu->vcpu.engine->config.clock) + cpu->tsc_offset;
+uint64_t soft_tsc(struct soft_cpu *cpu) {
+    return outside_clock_tsc(cpu) + cpu->tsc_offset;
 }
 
 static void check_tsc(struct soft_cpu *cpu, const struct insn *insn) {

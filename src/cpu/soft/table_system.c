@@ -1,7 +1,10 @@
 /*
  * Rows of the instructions that look at or change the system: segments, far
- * transfers, control registers, MSRs, TLB control. See table.h.
+ * transfers, control registers, MSRs, TLB control, interrupts, ports. See
+ * table.h. Translated code calls all of these lightly (outside.h): this file
+ * and what it names are compiled for general registers alone.
  */
+#include "cpu/soft/int.h"
 #include "cpu/soft/system.h"
 #include "cpu/soft/table.h"
 
@@ -124,6 +127,35 @@ static const struct insn_row rows[] = {
     ROW("cpuid", 0F, 0xa2, NO_MODRM, PROPS(INSN_NO_TEST), EXEC(cpuid)),
     ROW("rdmsr", 0F, 0x32, NO_MODRM, PROPS(INSN_CPL0 | INSN_NO_TEST), EXEC(rdmsr)),
     ROW("wrmsr", 0F, 0x30, NO_MODRM, PROPS(INSN_CPL0 | INSN_END), EXEC(wrmsr)),
+
+    /* RFLAGS, software interrupts, waiting, ports. */
+    ROW("pushf", 1B, 0x9c, OPS(Fv), NO_MODRM, PROPS(INSN_DEFAULT64), FLAGS(FL_ALL, 0, 0),
+        EXEC_BY_WIDE(pushf)),
+    ROW("popf", 1B, 0x9d, OPS(Fv), NO_MODRM, PROPS(INSN_DEFAULT64), FLAGS(0, FL_ALL, 0),
+        EXEC_BY_WIDE(popf)),
+    ROW("insb", 1B, 0x6c, OPS(Yb, DX), NO_MODRM, PROPS(INSN_REP | INSN_END | INSN_NO_TEST),
+        EXEC(ins)),
+    ROW("ins", 1B, 0x6d, OPS(Yv, DX), NO_MODRM, PROPS(INSN_REP | INSN_END | INSN_NO_TEST),
+        EXEC(ins)),
+    ROW("outsb", 1B, 0x6e, OPS(DX, Xb), NO_MODRM, PROPS(INSN_REP | INSN_END | INSN_NO_TEST),
+        EXEC(outs)),
+    ROW("outs", 1B, 0x6f, OPS(DX, Xv), NO_MODRM, PROPS(INSN_REP | INSN_END | INSN_NO_TEST),
+        EXEC(outs)),
+    ROW("in", 1B, 0xe4, OPS(AL, Ib), NO_MODRM, PROPS(INSN_END | INSN_NO_TEST), EXEC(in_i)),
+    ROW("in", 1B, 0xe5, OPS(rAX, Ib), NO_MODRM, PROPS(INSN_END | INSN_NO_TEST), EXEC(in_i)),
+    ROW("out", 1B, 0xe6, OPS(Ib, AL), NO_MODRM, PROPS(INSN_END | INSN_NO_TEST), EXEC(out_i)),
+    ROW("out", 1B, 0xe7, OPS(Ib, rAX), NO_MODRM, PROPS(INSN_END | INSN_NO_TEST), EXEC(out_i)),
+    ROW("in", 1B, 0xec, OPS(AL, DX), NO_MODRM, PROPS(INSN_END | INSN_NO_TEST), EXEC(in_dx)),
+    ROW("in", 1B, 0xed, OPS(rAX, DX), NO_MODRM, PROPS(INSN_END | INSN_NO_TEST), EXEC(in_dx)),
+    ROW("out", 1B, 0xee, OPS(DX, AL), NO_MODRM, PROPS(INSN_END | INSN_NO_TEST), EXEC(out_dx)),
+    ROW("out", 1B, 0xef, OPS(DX, rAX), NO_MODRM, PROPS(INSN_END | INSN_NO_TEST), EXEC(out_dx)),
+    ROW("cli", 1B, 0xfa, NO_MODRM, PROPS(INSN_NO_TEST), EXEC(cli)),
+    ROW("sti", 1B, 0xfb, NO_MODRM, PROPS(INSN_END | INSN_NO_TEST), EXEC(sti)),
+    ROW("hlt", 1B, 0xf4, NO_MODRM, PROPS(INSN_CPL0 | INSN_END | INSN_NO_TEST), EXEC(hlt)),
+    ROW("int1", 1B, 0xf1, NO_MODRM, PROPS(INSN_END), EXEC(int1)),
+    ROW("int3", 1B, 0xcc, NO_MODRM, PROPS(INSN_END), EXEC(int3)),
+    ROW("int", 1B, 0xcd, OPS(Ib), NO_MODRM, PROPS(INSN_END), EXEC(int_n)),
+    ROW("into", 1B, 0xce, NO_MODRM, PROPS(INSN_END | INSN_NO64), FLAGS(FL_O, 0, 0), EXEC(into)),
 };
 
 const struct insn_table insn_table_system = TABLE_OF(rows);

@@ -71,12 +71,6 @@ const void *verify_image_at(const struct verify_image *image, size_t offset) {
 
 /* ---- Pages ---- */
 
-void verify_stop_at(struct soft_cpu *cpu, const struct insn *insn) {
-    cpu->insn = insn;
-    cpu->verify->stop = VERIFY_ONCE;
-    raise_exit(cpu);
-}
-
 /* Back to the unit's start. What a run has left is kept in v->earlier and v->after. */
 static void rewind_unit(struct soft_cpu *cpu, struct verify *v, bool keep) {
     if (keep) {

@@ -45,3 +45,9 @@ void verify_marked(struct soft_cpu *cpu, const void *host) {
     if (page_index(cpu->verify, page) != VERIFY_PAGES)
         cpu->verify->marked = true;
 }
+
+void verify_stop_at(struct soft_cpu *cpu, const struct insn *insn) {
+    cpu->insn = insn;
+    cpu->verify->stop = VERIFY_ONCE;
+    raise_exit(cpu);
+}

@@ -115,7 +115,10 @@ static struct block *find_translated(struct soft_cpu *cpu, uint64_t plain) {
     light_begin(cpu);
     struct block *block = block_look(cpu, key | plain);
     light_end(cpu);
-    return block == NULL || block->code == NULL || block->dead ? NULL : block;
+    if (block == NULL || block->code == NULL || block->dead)
+        return NULL;
+    jit_note_fetch(&cpu->jit, block->rip); /* links and returns lead there from now on */
+    return block;
 }
 
 const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t number) {

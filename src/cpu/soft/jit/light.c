@@ -1,5 +1,13 @@
-/* The vector registers between a light call and the rest of lodge: see outside.h. */
+/*
+ * Light call-outs: instructions of table_system.c run by their handlers with
+ * the guest's vector registers in place, and translated code goes on from
+ * there even when privilege, address space or control have changed. And the
+ * vector registers between a light call and the rest of lodge (outside.h).
+ */
+#include "cpu/soft/jit/fast.h"
+#include "cpu/soft/jit/saved_flags.h"
 #include "cpu/soft/outside.h"
+#include "cpu/soft/run.h"
 
 _Static_assert(sizeof(union x86_vector) == 64, "the registers' distance below");
 
@@ -18,4 +26,91 @@ void jit_spill_now(struct soft_cpu *cpu) {
 void light_reload(struct soft_cpu *cpu) {
     __asm__ volatile("ldmxcsr %1\n\t" EACH_REGISTER(LOAD)::"r"(cpu->vec), "m"(cpu->mxcsr)
                      : "memory");
+}
+
+/* ---- Call-outs ---- */
+
+bool jit_usable(const struct soft_cpu *cpu) {
+    /* MM (bit 17) must not reach a host that may not know it: LDMXCSR would fault. */
+    enum { MASKS = 0x1f80, KNOWN = 0xffff };
+    return cpu->jit.jit != NULL && cpu->mode == INSN_MODE_64 && (cpu->mxcsr & MASKS) == MASKS &&
+           (cpu->mxcsr & ~(uint32_t)KNOWN) == 0 && cpu->seg[SEG_DS].read.base == 0;
+}
+
+void jit_callout_done(struct soft_cpu *cpu, const struct insn *insn) {
+    cpu->jit.jit->completed = true;
+}
+
+static bool alarm_is_right(const struct soft_cpu *cpu) {
+    return cpu->lapic == NULL || lapic_timer_deadline(cpu->lapic) == cpu->jit.alarm_ns;
+}
+
+/* As if translated code were entered anew. */
+static void enter_anew(struct soft_cpu *cpu, uint64_t key) {
+    struct jit_state *state = &cpu->jit;
+    state->key = key;
+    state->shadow_rsp = state->shadow_top;
+    state->entered_epoch = state->epoch;
+    jit_set_context(cpu);
+}
+
+/* Translated code for cpu->rip in the present state, or NULL: the run loop must look. */
+static const uint8_t *go_on(struct soft_cpu *cpu) {
+    if (!run_may_go_on(cpu) || !jit_usable(cpu) || !alarm_is_right(cpu))
+        return NULL;
+    cpu->insn = NULL;
+    uint64_t key = block_key(cpu);
+    const struct block *block = block_look(cpu, key);
+    if (block == NULL || block->code == NULL || block->dead)
+        return NULL;
+    /* As the run loop does between blocks. */
+    cpu->interrupt_shadow = false;
+    cpu->rflags &= ~(uint64_t)FLAG_RF;
+    enter_anew(cpu, key);
+    jit_note_jump(cpu, block);
+    return jit_entry(cpu, block);
+}
+
+static bool run_handler(struct soft_cpu *cpu, const struct insn *insn) {
+    struct jit *jit = cpu->jit.jit;
+    jit->scratch[0] = *insn;
+    jit->scratch[1].exec = jit_callout_done;
+    jit->scratch[1].offset = insn->offset + insn->length;
+    jit->completed = false;
+    cpu->insn = &jit->scratch[0];
+    jit->scratch[0].exec(cpu, &jit->scratch[0]);
+    return jit->completed;
+}
+
+/* NULL: the run loop must look. */
+static const uint8_t *run_site(struct soft_cpu *cpu, const struct jit_site *site) {
+    struct block *block = site->block;
+    const struct insn *insn = &block->insns[site->insn];
+    uint64_t next = block->rip + insn->offset + insn->length;
+    cpu->block = block;
+    cpu->rip = block->rip;
+    if (cpu->budget < JIT_CALLOUT_BUDGET)
+        cpu->budget = run_of(cpu)->granted = JIT_CALLOUT_BUDGET;
+    count_callout(&cpu->count, insn);
+    jit_unpack_flags(cpu);
+    struct soft_flags flags = cpu->flags;
+    bool completed = run_handler(cpu, insn);
+    if (cpu->flags.result != flags.result || cpu->flags.carries != flags.carries)
+        cpu->jit.saved_flags = jit_pack_flags(cpu);
+    if (completed && !block->dead && cpu->jit.epoch == cpu->jit.entered_epoch && jit_usable(cpu) &&
+        alarm_is_right(cpu) && block_key(cpu) == cpu->jit.key && cpu->request == 0)
+        return cpu->jit.jit->memory.executable + site->resume;
+    if (completed)
+        cpu->rip = next;
+    return go_on(cpu);
+}
+
+const uint8_t *jit_fast_light(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
+    const struct jit_site *site = &cpu->jit.jit->sites[number];
+    if (site->block->insns == NULL)
+        return NULL;
+    light_begin(cpu);
+    const uint8_t *code = run_site(cpu, site);
+    light_end(cpu);
+    return code != NULL ? code : cpu->jit.jit->leave_here;
 }

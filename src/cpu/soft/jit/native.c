@@ -11,6 +11,10 @@
 
 /* Comes back with its flags saved and in EFLAGS. */
 void lower_callout(struct translation *t) {
+    if (is_light(t->insn)) {
+        lower_light(t);
+        return;
+    }
     if (t->live[t->index] == 0)
         flags_not_needed(t);
     if (!(t->flags & FLAGS_SAVED) && t->recipe == RECIPE_NONE)
@@ -64,7 +68,8 @@ static bool calls_out(const struct insn *insn, const struct lowering *l) {
     bool narrow_branch = (insn_row_of(insn)->properties & INSN_BRANCH) &&
                          (insn->size != 8 || ((insn->flags & I_MEMORY) && insn->address_size == 2));
     switch (l->kind) {
-    case LOWER_CALLOUT: return true;
+    case LOWER_CALLOUT:
+    case LOWER_LIGHT: return true;
     case LOWER_NATIVE: return native_calls_out(insn, l);
     case LOWER_LEA: return insn->address_size == 2 || insn->size == 2;
     case LOWER_PUSH:

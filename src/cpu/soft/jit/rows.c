@@ -225,6 +225,9 @@ static struct lowering describe(const struct insn_row *row) {
             if (operand_is_unsupported(row->operand[i]))
                 l.kind = LOWER_CALLOUT;
     }
+    if (l.kind == LOWER_CALLOUT && row >= insn_table_system.rows &&
+        row < insn_table_system.rows + insn_table_system.count)
+        l.kind = LOWER_LIGHT;
     unsigned all = row->flags_written | row->flags_undefined;
     bool may_pass = NAME_IN(row->name, shift_names) && row->flags_read != 0;
     l.full_flags = all == FLAGS_STATUS && row->flags_read == 0;

@@ -10,6 +10,7 @@
 
 enum lower_kind {
     LOWER_CALLOUT, /* the interpreter's handler */
+    LOWER_LIGHT,   /* the same in a light call */
     LOWER_NATIVE,  /* as itself, its memory operand through the TLB check */
     LOWER_NOP,
     LOWER_LEA,

@@ -13,34 +13,19 @@
 #include "base/bytes.h"
 #include "cpu/soft/flags.h"
 #include "cpu/soft/jit/fast.h"
+#include "cpu/soft/jit/saved_flags.h"
 #include "cpu/soft/jit/shadow.h"
 #include "cpu/soft/run.h"
 #include <string.h>
 
-/* ---- Flags between C and translated code ---- */
-
-static uint32_t flags_pack(const struct soft_cpu *cpu) {
-    uint64_t f = flags_get(cpu);
-    return (uint32_t)((f & (FLAG_SF | FLAG_ZF | FLAG_AF | FLAG_PF | FLAG_CF)) << 8 |
-                      !!(f & FLAG_OF));
-}
-
-static void flags_unpack(struct soft_cpu *cpu) {
-    uint32_t saved = cpu->jit.saved_flags;
-    flags_set_status(cpu, (saved >> 8 & 0xff) | (saved & 1 ? FLAG_OF : 0));
-}
-
 /* ---- Call-outs ---- */
-
-static void callout_done(struct soft_cpu *cpu, const struct insn *insn) {
-    cpu->jit.jit->completed = true;
-}
 
 /* Runs one instruction by the interpreter's handler; true when it went on to the next. */
 static bool run_handler(struct soft_cpu *cpu, const struct insn *insn) {
     struct jit *jit = cpu->jit.jit;
     jit->scratch[0] = *insn;
-    jit->scratch[1] = (struct insn){.exec = callout_done, .offset = insn->offset + insn->length};
+    jit->scratch[1] =
+        (struct insn){.exec = jit_callout_done, .offset = insn->offset + insn->length};
     jit->completed = false;
     cpu->insn = &jit->scratch[0];
     jit->scratch[0].exec(cpu, &jit->scratch[0]);
@@ -82,13 +67,10 @@ static bool must_leave(const struct soft_cpu *cpu, const struct block *block) {
            !jit_usable(cpu);
 }
 
-/* Elements of a string instruction between two looks at requests. */
-enum { CALLOUT_BUDGET = 4000 };
-
 /* A group's accesses are on more than one page, or not all allowed: each gets its own check. */
 static const uint8_t *go_on_plainly(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->rip += insn->offset;
-    cpu->jit.saved_flags = flags_pack(cpu);
+    cpu->jit.saved_flags = jit_pack_flags(cpu);
     cpu->jit.plain = KEY_PLAIN;
     cpu->jit.exit = JIT_EXIT_RIP;
     return cpu->jit.jit->leave_now;
@@ -107,17 +89,17 @@ const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t number) {
     uint64_t next = block->rip + insn->offset + insn->length;
     cpu->block = block;
     cpu->rip = block->rip;
-    if (cpu->budget < CALLOUT_BUDGET)
-        cpu->budget = run_of(cpu)->granted = CALLOUT_BUDGET;
+    if (cpu->budget < JIT_CALLOUT_BUDGET)
+        cpu->budget = run_of(cpu)->granted = JIT_CALLOUT_BUDGET;
     count_callout(&cpu->count, insn);
     if (site->recipe == RECIPE_NONE)
-        flags_unpack(cpu);
+        jit_unpack_flags(cpu);
     else
         flags_by_recipe(cpu, site);
     if (site->kind == SITE_GROUP || site->kind == SITE_STACK)
         return go_on_plainly(cpu, insn);
     bool completed = run_handler(cpu, insn);
-    cpu->jit.saved_flags = flags_pack(cpu);
+    cpu->jit.saved_flags = jit_pack_flags(cpu);
     set_alarm(
         cpu); /* the instruction may have armed the timer; linked code does not come by here */
     if (completed && !must_leave(cpu, block))
@@ -225,13 +207,6 @@ void jit_enter_thread(struct soft_cpu *cpu) {
 
 /* ---- Running ---- */
 
-bool jit_usable(const struct soft_cpu *cpu) {
-    /* MM (bit 17) must not reach a host that may not know it: LDMXCSR would fault. */
-    enum { MASKS = 0x1f80, KNOWN = 0xffff };
-    return cpu->jit.jit != NULL && cpu->mode == INSN_MODE_64 && (cpu->mxcsr & MASKS) == MASKS &&
-           (cpu->mxcsr & ~(uint32_t)KNOWN) == 0 && cpu->seg[SEG_DS].read.base == 0;
-}
-
 void jit_run(struct soft_cpu *cpu, struct block *block) {
     struct jit *jit = cpu->jit.jit;
     struct jit_state *state = &cpu->jit;
@@ -246,11 +221,11 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
     if (!(block->key & KEY_PLAIN))
         jit_note_jump(cpu, block);
     set_alarm(cpu);
-    state->saved_flags = flags_pack(cpu);
+    state->saved_flags = jit_pack_flags(cpu);
     state->entered_epoch = state->epoch;
     cpu->count.leaves++;
     enter(cpu, jit_entry(cpu, block));
-    flags_unpack(cpu);
+    jit_unpack_flags(cpu);
     cpu->insn = NULL;
     if (state->exit != JIT_EXIT_RIP)
         cpu->rip = jit->exits[state->exit].rip;

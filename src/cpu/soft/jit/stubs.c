@@ -106,6 +106,7 @@ static void make_leave(struct jit *jit, struct emitter *e) {
     emit_save_flags(e);
     jit->leave_rip_saved = e->at;
     emit_gs(e, OP_MOV_STORE, 8, TEMP_A, CPU_AT(rip));
+    jit->leave_here = code_executable(&jit->memory, e->at);
     emit_mov_imm(e, TEMP_B, JIT_EXIT_RIP);
     emit_gs(e, OP_MOV_STORE, 4, TEMP_B, CPU_AT(jit.exit));
     emit_aim(common, e->at);
@@ -240,6 +241,7 @@ void stubs_make(struct jit *jit, struct soft_cpu *cpu) {
     make_callout(jit, &e, cpu);
     make_misses(jit, &e, cpu);
     make_finds(jit, &e, cpu);
+    jit->light = make_light(&e, cpu, jit_fast_light, jit->callout);
     jit->string = make_light(&e, cpu, jit_fast_string, jit->callout);
     jit->stubs_end = jit->memory.used = (size_t)(e.at - jit->memory.writable);
 }

@@ -109,11 +109,13 @@ struct jit {
     uint8_t *constant_miss;                /* a TLB miss at a known address */
     uint8_t *stack_miss;
     uint8_t *string;
+    uint8_t *light;     /* an instruction of the system */
     uint8_t *find;      /* TEMP_A: rip */
     uint8_t *find_slot; /* TEMP_B: the jump table's slot that has the rip */
     uint8_t *exit;      /* an exit that is not linked, flags saved */
     uint8_t *returned;  /* TEMP_A: rip, TEMP_B: site of the RET: it met another's return point */
     const uint8_t *shadow_bottom; /* executable: where a RET without CALL goes on */
+    const uint8_t *leave_here;    /* executable; cpu->rip is set, flags saved: for light calls */
     const uint8_t *leave_now; /* executable; cpu->rip is set, everything stored: for call-outs */
     struct jit_site *sites;
     struct jit_exit *exits;
@@ -308,7 +310,21 @@ uint32_t jit_mapping_of(struct jit *jit, const struct block *block, unsigned pag
  * straddling one checks its second page's mapping itself. */
 const uint8_t *jit_entry(struct soft_cpu *cpu, const struct block *block);
 
+/* ---- lower_system.c ---- */
+
+/* The instruction's handler runs in a light call (light.c). */
+bool is_light(const struct insn *insn);
+void lower_light(struct translation *t);
+
+/* ---- light.c ---- */
+
+/* The handler behind a call-out's instruction: it completed. */
+insn_exec jit_callout_done;
+
 /* ---- run.c ---- */
+
+/* Elements of a string instruction between two looks at requests. */
+enum { JIT_CALLOUT_BUDGET = 4000 };
 
 const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t site);
 
