@@ -90,6 +90,9 @@ static uint32_t check_site(struct translation *t, enum site_kind kind, const uin
     uint32_t number = new_site(t, kind);
     struct jit_site *site = &t->jit->sites[number];
     site->retry = (uint32_t)(retry - t->jit->memory.writable);
+    /* What goes on plainly does not need flags that nobody reads: saved or not is all the same. */
+    if (kind != SITE_ACCESS && (t->flags & FLAGS_SAVED))
+        site->recipe = RECIPE_NONE;
     site->tlb = (uint8_t)tlb;
     site->span = (uint16_t)span;
     return number;
