@@ -87,7 +87,7 @@ static void print_counters(const json_t *report) {
     double took = number(report, "seconds");
     puts("\nCounted, a second:");
     json_object_foreach(json_object_get(report, "counters"), name, value) {
-        if (strchr(name, '.') == NULL && json_integer_value(value) != 0)
+        if (strncmp(name, "callouts.", 9) != 0 && json_integer_value(value) != 0)
             printf("%14.0f  %s\n", (double)json_integer_value(value) / took, name);
     }
 }

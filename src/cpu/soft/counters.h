@@ -15,9 +15,13 @@
     COUNTER(translations, "translations") /* blocks translated */                                  \
     COUNTER(flushes, "flushes")           /* of code memory, as a whole */                         \
     COUNTER(leaves, "leaves")             /* out of translated code to the run loop */             \
-    COUNTER(callouts, "callouts")         /* instructions that C ran for translated code */        \
-    COUNTER(tlb_fills, "tlb-fills")       /* entries of the TLB that translated code looks at */   \
-    COUNTER(page_walks, "page-walks")     /* of the guest's page tables */
+    COUNTER(leaves_exit, "leaves.exit")   /* what comes next is not linked or not translated */    \
+    COUNTER(leaves_plain, "leaves.plain") /* a check of several accesses failed */                 \
+    COUNTER(leaves_request, "leaves.request") /* the run loop is to look */                        \
+    COUNTER(leaves_state, "leaves.state")     /* an instruction changed what code rests on */      \
+    COUNTER(callouts, "callouts")             /* instructions that C ran for translated code */    \
+    COUNTER(tlb_fills, "tlb-fills")   /* entries of the TLB that translated code looks at */       \
+    COUNTER(page_walks, "page-walks") /* of the guest's page tables */
 
 /* Rows of the instruction tables, at most. */
 enum { COUNT_ROWS_MAX = 4096 };

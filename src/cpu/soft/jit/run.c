@@ -91,13 +91,13 @@ const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t number) {
     cpu->rip = block->rip;
     if (cpu->budget < JIT_CALLOUT_BUDGET)
         cpu->budget = run_of(cpu)->granted = JIT_CALLOUT_BUDGET;
-    count_callout(&cpu->count, insn);
     if (site->recipe == RECIPE_NONE)
         jit_unpack_flags(cpu);
     else
         flags_by_recipe(cpu, site);
     if (site->kind == SITE_GROUP || site->kind == SITE_STACK)
         return go_on_plainly(cpu, insn);
+    count_callout(&cpu->count, insn);
     bool completed = run_handler(cpu, insn);
     cpu->jit.saved_flags = jit_pack_flags(cpu);
     set_alarm(
@@ -207,6 +207,19 @@ void jit_enter_thread(struct soft_cpu *cpu) {
 
 /* ---- Running ---- */
 
+/* Those that the counters do not tell of unwound for an exception. */
+static void count_leave(struct soft_cpu *cpu) {
+    struct soft_counts *count = &cpu->count;
+    if (cpu->jit.plain)
+        count->leaves_plain++;
+    else if (atomic_load_explicit(&cpu->request, memory_order_relaxed) != 0)
+        count->leaves_request++;
+    else if (cpu->jit.exit != JIT_EXIT_RIP)
+        count->leaves_exit++;
+    else
+        count->leaves_state++;
+}
+
 void jit_run(struct soft_cpu *cpu, struct block *block) {
     struct jit *jit = cpu->jit.jit;
     struct jit_state *state = &cpu->jit;
@@ -225,6 +238,7 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
     state->entered_epoch = state->epoch;
     cpu->count.leaves++;
     enter(cpu, jit_entry(cpu, block));
+    count_leave(cpu);
     jit_unpack_flags(cpu);
     cpu->insn = NULL;
     if (state->exit != JIT_EXIT_RIP)
