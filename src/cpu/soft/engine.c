@@ -69,7 +69,7 @@ static int init_waiting(struct soft_cpu *cpu, struct error *err) {
  * is as config.verify. For tests, and to tell whose fault something is.
  */
 static int init_translator(struct soft_cpu *cpu, struct error *err) {
-    enum { HEAT = 4 };
+    enum { HEAT = 30 };
     const char *wish = getenv("LODGE_TRANSLATE");
     char *end;
     cpu->heat_limit = UINT32_MAX;
