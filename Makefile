@@ -5,7 +5,7 @@ MESON_FLAGS ?=
 JOBS ?= $(shell nproc)
 RESULTS ?= $(BUILD)/results
 
-.PHONY: all build run test test-guests check lint clang sanitize bench fuzz silicon-campaign install clean help
+.PHONY: all build run test test-guests check lint clang sanitize verify bench fuzz silicon-campaign install clean help
 
 all: build
 
@@ -53,6 +53,11 @@ sanitize:
 	    -Db_sanitize=address,undefined -Dlodge_debug=true --buildtype=debugoptimized >/dev/null
 	@ninja -C build-sanitize -j $(JOBS) --quiet
 	@scripts/run-tests build-sanitize $(RESULTS) --suite unit --suite guest --suite silicon
+
+#: make verify    interpreter and translator in lock-step over a boot and programs, some minutes
+verify: build
+	@scripts/dependencies run
+	@LODGE_VERIFY_LONG=1 sh tests/linux/verify.sh $(BUILD)
 
 #: make bench     speed natively, in lodge and in QEMU TCG, into docs/performance.md
 bench: build
