@@ -132,14 +132,24 @@ static uint64_t undefined_flags(const struct verify *v, uint64_t *shown) {
     return undefined;
 }
 
-/* The code at a rip of the present state, up to its page's end; NULL: not there. */
-static const uint8_t *code_at(struct soft_cpu *cpu, uint64_t rip) {
-    struct mem_page page;
-    uint64_t gpa;
-    if (mmu_probe(cpu, block_linear(cpu, rip), &gpa) < 0)
-        return NULL;
-    view_page(cpu->view, gpa, &page);
-    return page.host != NULL ? page.host + (gpa & (PAGE_SIZE - 1)) : NULL;
+/* Code bytes at a rip of the present state, over a page's end as well; how many are there. */
+static size_t code_at(struct soft_cpu *cpu, uint64_t rip, uint8_t *bytes, size_t length) {
+    size_t done = 0;
+    while (done < length) {
+        struct mem_page page;
+        uint64_t gpa;
+        if (mmu_probe(cpu, block_linear(cpu, rip + done), &gpa) < 0)
+            break;
+        view_page(cpu->view, gpa, &page);
+        if (page.host == NULL)
+            break;
+        size_t offset = gpa & (PAGE_SIZE - 1), part = PAGE_SIZE - offset;
+        if (part > length - done)
+            part = length - done;
+        memcpy(bytes + done, page.host + offset, part);
+        done += part;
+    }
+    return done;
 }
 
 /* Shifts by a count of 0 leave the flags as they were. Their rows say that as reading them. */
@@ -155,11 +165,12 @@ static bool passes_flags(const struct insn_row *row) {
 static bool flags_are_dead(struct soft_cpu *cpu, uint64_t rip, uint64_t flags, unsigned depth) {
     enum { LOOK = 48, DEPTH = 6 };
     for (unsigned n = 0; n < LOOK && depth < DEPTH; n++) {
-        const uint8_t *code = code_at(cpu, rip);
+        uint8_t bytes[15];
         struct insn insn;
-        int length = code == NULL ? 0
-                                  : insn_decode(&insn, code, PAGE_SIZE - (rip & (PAGE_SIZE - 1)),
-                                                rip, (enum insn_mode)cpu->mode, cpu->features);
+        size_t available = code_at(cpu, rip, bytes, sizeof bytes);
+        int length = available == 0 ? 0
+                                    : insn_decode(&insn, bytes, available, rip,
+                                                  (enum insn_mode)cpu->mode, cpu->features);
         if (length <= 0)
             return false;
         const struct insn_row *row = insn_row_of(&insn);
