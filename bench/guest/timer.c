@@ -13,7 +13,7 @@
  *     ready
  *     < NAME
  *     > NAME SECONDS CHECKSUM STATUS
- *     done
+ *     done SECONDS
  *
  * CHECKSUM is of what the workload wrote to its standard output; STATUS is 0, or what wait() said
  * of the run that failed, whose standard error follows in lines that begin with "! ".
@@ -180,9 +180,10 @@ int main(int argc, char **argv) {
     setenv("PATH", "/usr/bin:/bin", 1);
     setenv("LC_ALL", "C.UTF-8", 1);
     mkdir("/tmp", 0755);
+    double start = now();
     printf("ready\n");
     int result = run_list(argv[1], argv + 2);
-    printf("done\n");
+    printf("done %.6f\n", now() - start);
     if (init) {
         sleep(1); /* the serial line empties itself; the reader ends the machine meanwhile */
         reboot(RB_AUTOBOOT);
