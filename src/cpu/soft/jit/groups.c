@@ -29,13 +29,15 @@ static struct use use_of(const struct insn *insn, const struct lowering *l, uint
         break;
     case LOWER_DIV:
     case LOWER_IDIV: use.operand_size = insn->size; break;
-    case LOWER_CALL_INDIRECT: use.operand_size = 8; break;
+    case LOWER_PUSH_MEMORY:
+    case LOWER_CALL_INDIRECT:
     case LOWER_JMP_INDIRECT: use.operand_size = 8; break;
     default: break;
     }
     use.operand = (insn->flags & I_MEMORY) && use.operand_size != 0;
     switch (kind) {
     case LOWER_PUSH:
+    case LOWER_PUSH_MEMORY:
     case LOWER_CALL:
     case LOWER_CALL_INDIRECT:
         use.stack = use.stack_writes = true;
@@ -54,9 +56,9 @@ static bool rsp_movement(const struct insn *insn, uint8_t kind, int64_t *by) {
     *by = 0;
     if (kind == LOWER_CALLOUT || kind == LOWER_CALL || kind == LOWER_CALL_INDIRECT)
         return false;
-    if (kind == LOWER_PUSH || kind == LOWER_POP) {
-        *by = kind == LOWER_PUSH ? -8 : 8;
-        return kind == LOWER_PUSH || insn->rm != RSP;
+    if (kind == LOWER_PUSH || kind == LOWER_PUSH_MEMORY || kind == LOWER_POP) {
+        *by = kind == LOWER_POP ? 8 : -8;
+        return kind != LOWER_POP || insn->rm != RSP;
     }
     if (kind == LOWER_LEA) {
         *by = insn->disp;

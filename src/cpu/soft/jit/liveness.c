@@ -18,6 +18,7 @@ static unsigned live_before(const struct insn *insn, unsigned live_after) {
     case LOWER_NOP:
     case LOWER_LEA:
     case LOWER_PUSH:
+    case LOWER_PUSH_MEMORY:
     case LOWER_POP:
     case LOWER_LEAVE:
     case LOWER_CALL:

@@ -75,6 +75,8 @@ static bool calls_out(const struct insn *insn, const struct lowering *l) {
     case LOWER_PUSH:
     case LOWER_POP:
     case LOWER_LEAVE: return insn->size != 8;
+    case LOWER_PUSH_MEMORY:
+        return insn->size != 8 || !(insn->flags & I_MEMORY) || insn->address_size == 2;
     case LOWER_DIV:
     case LOWER_IDIV: return insn->size < 4 || insn->address_size == 2;
     default: return narrow_branch;
@@ -114,7 +116,8 @@ uint32_t lower_changes(const struct insn *insn, const struct lowering *l, uint8_
     case LOWER_CALLOUT: return UINT32_MAX;
     case LOWER_NATIVE: return native_changes(insn, l);
     case LOWER_LEA: return 1u << insn->reg;
-    case LOWER_PUSH: return 1u << RSP;
+    case LOWER_PUSH:
+    case LOWER_PUSH_MEMORY: return 1u << RSP;
     case LOWER_POP: return 1u << RSP | 1u << insn->rm;
     case LOWER_LEAVE: return 1u << RSP | 1u << RBP;
     case LOWER_DIV:

@@ -136,7 +136,9 @@ static uint8_t special_kind(const struct insn_row *row) {
     if (strcmp(row->name, "ret") == 0)
         return LOWER_RET;
     if (strcmp(row->name, "push") == 0)
-        return first == OPERAND_Zv || first == OPERAND_Iz || first == OPERAND_Ibs ? LOWER_PUSH : 0;
+        return first == OPERAND_Zv || first == OPERAND_Iz || first == OPERAND_Ibs ? LOWER_PUSH
+               : first == OPERAND_Ev ? LOWER_PUSH_MEMORY
+                                     : 0;
     if (strcmp(row->name, "pop") == 0)
         return first == OPERAND_Zv ? LOWER_POP : 0;
     if (strcmp(row->name, "lea") == 0)

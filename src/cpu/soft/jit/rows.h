@@ -15,6 +15,7 @@ enum lower_kind {
     LOWER_NOP,
     LOWER_LEA,
     LOWER_PUSH,
+    LOWER_PUSH_MEMORY,
     LOWER_POP,
     LOWER_LEAVE,
     LOWER_CALL,

@@ -50,6 +50,19 @@ void lower_push(struct translation *t) {
     move_later(t, -8);
 }
 
+/* The value waits in the state: the check of the stack needs both temporary registers. */
+void lower_push_memory(struct translation *t) {
+    struct emitter *e = &t->out;
+    flags_registers_change(t, 1u << RSP);
+    struct operand from = lower_operand(t, TLB_READ, 8, 1);
+    emit_rm(e, OP_MOV_LOAD, 8, TEMP_B, from.base, from.disp);
+    emit_gs(e, OP_MOV_STORE, 8, TEMP_B, CPU_AT(jit.target));
+    struct operand to = lower_stack(t, TLB_WRITE, -8);
+    emit_gs(e, OP_MOV_LOAD, 8, TEMP_B, CPU_AT(jit.target));
+    emit_rm(e, OP_MOV_STORE, 8, TEMP_B, to.base, to.disp);
+    lower_move_rsp(t, -8); /* now: a call-out of the operand comes back behind it */
+}
+
 void lower_pop(struct translation *t) {
     unsigned reg = t->insn->rm;
     flags_registers_change(t, 1u << RSP | 1u << reg);

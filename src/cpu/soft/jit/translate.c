@@ -25,6 +25,7 @@ static bool lower_insn(struct translation *t) {
     case LOWER_MOVS:
     case LOWER_STOS: lower_string(t); return true;
     case LOWER_PUSH: lower_push(t); return true;
+    case LOWER_PUSH_MEMORY: lower_push_memory(t); return true;
     case LOWER_POP: lower_pop(t); return true;
     case LOWER_LEAVE: lower_leave(t); return true;
     case LOWER_CALL: lower_call(t); return true;

@@ -271,6 +271,7 @@ uint32_t lower_changes(const struct insn *insn, const struct lowering *l, uint8_
 /* ---- stack.c ---- */
 
 void lower_push(struct translation *t);
+void lower_push_memory(struct translation *t);
 void lower_pop(struct translation *t);
 void lower_leave(struct translation *t);
 void lower_move_rsp(struct translation *t, int32_t by);
