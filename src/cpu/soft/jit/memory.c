@@ -289,6 +289,12 @@ struct operand lower_operand(struct translation *t, enum tlb_kind kind, unsigned
     return operand;
 }
 
+void lower_check_stack(struct translation *t, bool write) {
+    unsigned g = t->stack_group[t->index];
+    if (g != NO_GROUP && !t->groups[g].checked)
+        check_stack(t, &t->groups[g], write);
+}
+
 struct operand lower_stack(struct translation *t, enum tlb_kind kind, int32_t disp) {
     unsigned g = t->stack_group[t->index];
     if (g != NO_GROUP)

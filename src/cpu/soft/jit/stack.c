@@ -54,6 +54,7 @@ void lower_push(struct translation *t) {
 void lower_push_memory(struct translation *t) {
     struct emitter *e = &t->out;
     flags_registers_change(t, 1u << RSP);
+    lower_check_stack(t, true);
     struct operand from = lower_operand(t, TLB_READ, 8, 1);
     emit_rm(e, OP_MOV_LOAD, 8, TEMP_B, from.base, from.disp);
     emit_gs(e, OP_MOV_STORE, 8, TEMP_B, CPU_AT(jit.target));

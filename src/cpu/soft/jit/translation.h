@@ -232,6 +232,9 @@ void emit_restore_flags(struct emitter *e);
 
 /* ---- memory.c ---- */
 
+/* The check of the stack's group, if it is still to be made: before anything else of an instruction
+ * that may be called out for its operand, because the call-out comes back behind all checks. */
+void lower_check_stack(struct translation *t, bool write);
 /* The linear address of the memory operand, plus `more`, in TEMP_A. Leaves flags alone. */
 void lower_address(struct translation *t, int32_t more);
 /* The memory operand, checked for an access of `size` bytes; aligned: to so many as well. */
