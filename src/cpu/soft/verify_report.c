@@ -56,7 +56,7 @@ static const struct field fields[] = {
     FIELD("FS", segment[SEG_FS]),
     FIELD("GS", segment[SEG_GS]),
     FIELD("bases of accesses", seg),
-    FIELD("TLB", tlb),
+    FIELD("TLB", tlb), /* NOLINT(bugprone-sizeof-expression): the pointer is the state */
     FIELD("LDTR", ldtr),
     FIELD("TR", tr),
     FIELD("GDTR", gdtr),
@@ -141,11 +141,10 @@ static void put_flags(struct verify *v) {
                  {FLAG_ZF, "ZF"}, {FLAG_SF, "SF"}, {FLAG_OF, "OF"}};
     uint64_t t = verify_flags(v, &v->earlier), i = verify_flags(v, &v->now);
     char differ[40] = "";
+    size_t used = 0;
     for (unsigned n = 0; n < sizeof names / sizeof names[0]; n++)
-        if ((t ^ i) & names[n].flag) {
-            strcat(differ, " ");
-            strcat(differ, names[n].name);
-        }
+        if ((t ^ i) & names[n].flag)
+            used += (size_t)snprintf(differ + used, sizeof differ - used, " %s", names[n].name);
     put(v, "  %-18s %016llx                   %016llx                  %s%s", "RFLAGS",
         (unsigned long long)t, (unsigned long long)i, t != i ? "  <<<" : "", differ);
 }
