@@ -295,9 +295,9 @@ static void empty_segment(struct soft_cpu *cpu, unsigned n) {
 
 static void drop_all(struct soft_cpu *cpu) {
     struct block_store *store = cpu->blocks->store;
-    for (unsigned i = 0; i < store->made; i++)
-        if (!store->blocks[i].dead)
-            block_drop(cpu, &store->blocks[i]);
+    for (unsigned bucket = 0; bucket < 1 << PAGE_HASH_BITS; bucket++)
+        while (store->pages[bucket] != NULL)
+            block_drop(cpu, store->pages[bucket]);
     for (unsigned n = 0; n < SEGMENTS; n++)
         empty_segment(cpu, n);
 }
