@@ -354,7 +354,8 @@ static void print_line(void *context, const char *text) {
 }
 
 static void report_stop(struct harness *h, const struct vcpu_exit *exit) {
-    static const char *const stops[] = {"timed out", "shutdown", "breakpoint", "trap", "failed"};
+    static const char *const stops[] = {"timed out", "shutdown", "breakpoint",
+                                        "trap",      "failed",   "difference"};
     if (h->line_length != 0)
         end_line(h);
     snprintf(h->line, sizeof h->line, "FAIL the program did not end: %s %s", stops[exit->stop],

@@ -29,6 +29,9 @@ static inline void jit_spill(struct soft_cpu *cpu) {
 /* The two ends of a light call. What was spilled meanwhile is loaded again. */
 static inline void light_begin(struct soft_cpu *cpu) {
     cpu->jit.light = true;
+#ifdef __SANITIZE_ADDRESS__
+    jit_spill_now(cpu); /* its memcpy and the like are not ours to choose */
+#endif
 }
 void light_reload(struct soft_cpu *cpu);
 static inline void light_end(struct soft_cpu *cpu) {
