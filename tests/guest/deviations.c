@@ -79,6 +79,7 @@ static const struct {
     {"debug.elf", "int1: stray trap", "TCG: no INT1"},
     {"debug.elf", "the program did not end: failed KVM cannot emulate", "emulated: no INT1"},
 
+    {"stacks.elf", "refused: push reg: ", "TCG: #GP for a stack that is not canonical"},
     {"hostile.elf", "break_hot_loop: writes", "emulated: no data breakpoints"},
     {"hostile.elf", "the program did not end: failed KVM cannot emulate", "emulated: no 0F 04"},
 
