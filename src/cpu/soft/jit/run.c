@@ -100,8 +100,8 @@ const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t number) {
     count_callout(&cpu->count, insn);
     bool completed = run_handler(cpu, insn);
     cpu->jit.saved_flags = jit_pack_flags(cpu);
-    set_alarm(
-        cpu); /* the instruction may have armed the timer; linked code does not come by here */
+    /* The instruction may have armed the timer; linked code does not come by jit_run. */
+    set_alarm(cpu);
     if (completed && !must_leave(cpu, block))
         return jit->memory.executable + site->resume;
     if (completed)
