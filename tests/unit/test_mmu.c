@@ -483,8 +483,9 @@ static void spills_and_reloads_vectors(void **state) {
         skip();
     uint64_t after = 0;
     f->cpu->jit.host_mxcsr = 0x1f80;
-    light_begin(f->cpu);
+    /* Before light_begin: sanitizer builds give the registers up there, others in jit_spill. */
     __asm__ volatile("vpcmpeqd %%ymm15, %%ymm15, %%ymm15" ::: "xmm15");
+    light_begin(f->cpu);
     jit_spill(f->cpu);
     assert_false(f->cpu->jit.light);
     for (unsigned i = 0; i < 4; i++)
