@@ -9,6 +9,7 @@
 #include "base/loop.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -288,7 +289,12 @@ int loop_fd_add(struct loop *loop, int fd, unsigned events, loop_fd_handler *han
     struct loop_fd *made = calloc(1, sizeof *made);
     if (made == NULL)
         return error_set_errno(err, -ENOMEM, "cannot watch a file descriptor");
+    int flags = fcntl(fd, F_GETFL);
     int rc = uv_poll_init(&loop->uv, &made->poll, fd);
+    /* libuv makes it non-blocking, and with it every descriptor of other processes (a terminal's!)
+     * that shares its file description. */
+    if (flags >= 0 && !(flags & O_NONBLOCK))
+        fcntl(fd, F_SETFL, flags);
     if (rc < 0) {
         free(made);
         return error_set_errno(err, rc, "cannot watch file descriptor %d", fd);

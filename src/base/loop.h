@@ -51,7 +51,8 @@ bool loop_is_here(const struct loop *loop);
  * the peer stopped sending (what it sent before may still be unread). Asked
  * for or not, an error on the descriptor ends the watch and is told once as
  * LOOP_HANGUP|LOOP_READ; reading tells which error.
- * The caller keeps ownership of fd and must remove the watch before closing it.
+ * The caller keeps ownership of fd and must remove the watch before closing it. Whether fd blocks
+ * stays as it is: a handler that could find nothing to read after all wants O_NONBLOCK on it.
  */
 int loop_fd_add(struct loop *loop, int fd, unsigned events, loop_fd_handler *handler, void *context,
                 struct loop_fd **watch, struct error *err);

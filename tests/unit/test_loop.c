@@ -1,3 +1,4 @@
+#include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -178,6 +179,8 @@ static void file_descriptors(void **state) {
     struct pipe_watch pw = {.record = record, .fd = ends[0]};
     assert_int_equal(loop_fd_add(record->loop, ends[0], LOOP_READ, on_pipe, &pw, &pw.watch, NULL),
                      0);
+    /* Others may share the description: it blocks as before. */
+    assert_int_equal(fcntl(ends[0], F_GETFL) & O_NONBLOCK, 0);
     assert_int_equal(write(ends[1], "hello", 6), 6);
     close(ends[1]);
     loop_run(record->loop);
