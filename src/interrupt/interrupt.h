@@ -104,6 +104,14 @@ const struct state_table *lapic_state(void);
 /* Cheap (one or two loads): true when lapic_ack would answer a vector, an NMI/INIT/SIPI/SMI waits.
  */
 bool lapic_attention(struct lapic *lapic);
+/* For who looks without a call: lapic_attention answers false while the byte at `signals` has none
+ * of the bits in `mask` and the byte at `ready` is 0. */
+struct lapic_look {
+    const void *signals;
+    const void *ready;
+    uint8_t mask;
+};
+struct lapic_look lapic_where_to_look(const struct lapic *lapic);
 /* The vector to deliver now (taken: IRR to ISR), from the local APIC or the 8259s; -1 for none.
  * Only call with the CPU ready to take an interrupt. */
 int lapic_ack(struct lapic *lapic);

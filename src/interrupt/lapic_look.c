@@ -60,6 +60,12 @@ bool lapic_attention(struct lapic *lapic) {
     return lapic->ready || (signals & SIGNAL_EVENTS);
 }
 
+struct lapic_look lapic_where_to_look(const struct lapic *lapic) {
+    return (struct lapic_look){.signals = &lapic->signals,
+                               .ready = &lapic->ready,
+                               .mask = SIGNAL_POSTED | SIGNAL_EVENTS};
+}
+
 uint64_t lapic_base(const struct lapic *lapic) {
     return peek(&lapic->base);
 }

@@ -301,7 +301,7 @@ static void translate_way(struct soft_cpu *cpu, struct verify *v) {
 
 /* After these the run loop looks up, and so does translated code. */
 static bool must_look_up(const struct soft_cpu *cpu) {
-    return cpu->halted || cpu->interrupt_shadow || cpu->rflags & FLAG_TF || debug_active(cpu);
+    return cpu->halted || cpu->rflags & FLAG_TF || debug_active(cpu);
 }
 
 static bool met(struct soft_cpu *cpu, struct verify *v) {
@@ -341,6 +341,7 @@ static void interpret_way(struct soft_cpu *cpu, struct verify *v) {
         v->found = v->searching && met(cpu, v);
         if (must_look_up(cpu))
             return;
+        cpu->interrupt_shadow = false; /* as between any two blocks, when nothing waits */
     }
 }
 

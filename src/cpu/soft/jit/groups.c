@@ -38,12 +38,14 @@ static struct use use_of(const struct insn *insn, const struct lowering *l, uint
     switch (kind) {
     case LOWER_PUSH:
     case LOWER_PUSH_MEMORY:
+    case LOWER_PUSHF:
     case LOWER_CALL:
     case LOWER_CALL_INDIRECT:
         use.stack = use.stack_writes = true;
         use.stack_disp = -8;
         break;
     case LOWER_POP:
+    case LOWER_POPF:
     case LOWER_RET: use.stack = true; break;
     default: break;
     }
@@ -56,6 +58,10 @@ static bool rsp_movement(const struct insn *insn, uint8_t kind, int64_t *by) {
     *by = 0;
     if (kind == LOWER_CALLOUT || kind == LOWER_CALL || kind == LOWER_CALL_INDIRECT)
         return false;
+    if (kind == LOWER_PUSHF || kind == LOWER_POPF) {
+        *by = kind == LOWER_POPF ? 8 : -8;
+        return true;
+    }
     if (kind == LOWER_PUSH || kind == LOWER_PUSH_MEMORY || kind == LOWER_POP) {
         *by = kind == LOWER_POP ? 8 : -8;
         return kind != LOWER_POP || insn->rm != RSP;

@@ -94,6 +94,7 @@ static const uint8_t *run_site(struct soft_cpu *cpu, const struct jit_site *site
     count_callout(&cpu->count, insn);
     jit_unpack_flags(cpu);
     struct soft_flags flags = cpu->flags;
+    cpu->interrupt_shadow = false; /* it ends behind this instruction */
     bool completed = run_handler(cpu, insn);
     if (cpu->flags.result != flags.result || cpu->flags.carries != flags.carries)
         cpu->jit.saved_flags = jit_pack_flags(cpu);

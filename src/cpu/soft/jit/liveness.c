@@ -22,7 +22,9 @@ static unsigned live_before(const struct insn *insn, unsigned live_after) {
     case LOWER_POP:
     case LOWER_LEAVE:
     case LOWER_CALL:
-    case LOWER_JMP: return live_after;
+    case LOWER_JMP:
+    case LOWER_SYSTEM: return live_after;
+    case LOWER_POPF: return 0;
     case LOWER_MOVS:
     case LOWER_STOS: return live_after;
     case LOWER_DIV:

@@ -1,23 +1,363 @@
-/* Instructions of the system: what C does for them, it does in light calls. */
-#include "cpu/soft/jit/translation.h"
+/*
+ * Instructions of the system. The frequent ones are real code in their common
+ * forms, privileged code's above all; what else there is, C does in light
+ * calls (light.c). A form that does not hold goes there, too, with nothing
+ * done and flags saved.
+ */
+#include "cpu/soft/jit/lower_system.h"
+
+#include "cpu/soft/int.h"
+#include "cpu/soft/system.h"
+
+enum { OP_GROUP3 = 0xf7, OP_SHIFT = 0xc1, SHIFT_LEFT = 4, SHIFT_RIGHT = 5, SHIFT_SIGNED = 7 };
+
+/* ---- Light calls ---- */
 
 /* Not where the block put another handler in its place: privilege, breakpoints. */
-bool is_light(const struct insn *insn) {
+static bool has_own_handler(const struct insn *insn) {
     const struct insn_row *row = insn_row_of(insn);
-    if (lowering_of(insn)->kind != LOWER_LIGHT)
-        return false;
     for (unsigned i = 0; i < 8; i++)
         if (row->exec[i / 4][i % 4] == insn->exec)
             return true;
     return false;
 }
 
-void lower_light(struct translation *t) {
+bool is_light(const struct insn *insn) {
+    uint8_t kind = lowering_of(insn)->kind;
+    bool system = kind == LOWER_LIGHT || (kind >= LOWER_SYSTEM && kind <= LOWER_POPF);
+    return system && has_own_handler(insn);
+}
+
+/* Light calls find flags saved. */
+static void settle_flags(struct translation *t) {
     if (t->live[t->index] == 0)
         flags_not_needed(t);
     flags_to_saved(t);
     t->recipe = RECIPE_NONE;
+}
+
+void lower_light(struct translation *t) {
+    settle_flags(t);
     emit_to_stub(&t->out, lower_site(t), t->jit->light);
     t->flags = FLAGS_SAVED;
     t->temp_group = NO_GROUP;
+}
+
+/* Instructions that clobber EFLAGS follow, and checks that go to a light call. */
+static void begin_inline(struct translation *t) {
+    settle_flags(t);
+    t->flags &= ~(unsigned)FLAGS_HOST;
+    t->temp_group = NO_GROUP;
+}
+
+static void light_if(struct translation *t, unsigned condition) {
+    lower_stub_if(t, condition, t->jit->light, lower_site(t));
+}
+
+/* ---- Emitting ---- */
+
+static void emit_shift(struct emitter *e, unsigned which, unsigned size, unsigned reg,
+                       unsigned count) {
+    emit_rr(e, OP_SHIFT, size, which, reg);
+    emit8(e, (uint8_t)count);
+}
+
+/* TEST reg, imm32 sign-extended. */
+static void emit_test_imm(struct emitter *e, unsigned size, unsigned reg, int32_t imm) {
+    emit_rr(e, OP_GROUP3, size, 0, reg);
+    emit32(e, (uint32_t)imm);
+}
+
+static void emit_test_gs(struct emitter *e, int32_t disp, uint32_t imm) {
+    emit_gs(e, OP_GROUP3, 4, 0, disp);
+    emit32(e, imm);
+}
+
+static unsigned cpl_of(const struct translation *t) {
+    return t->block->key >> 2 & 3;
+}
+
+static void store_gpr(struct translation *t, unsigned gpr, unsigned from) {
+    if (gpr == RSP)
+        lower_store_rsp(t, from);
+    else if (is_homed(gpr))
+        store_home(t, from, gpr);
+    else
+        emit_mov(&t->out, gpr, from);
+}
+
+static void load_gpr(struct translation *t, unsigned to, unsigned gpr) {
+    if (gpr == RSP)
+        lower_load_rsp(t, to);
+    else if (is_homed(gpr))
+        load_home(t, to, gpr);
+    else
+        emit_mov(&t->out, to, gpr);
+}
+
+/* ---- Interrupts ---- */
+
+/* To a light call when the local APIC has something. Clobbers TEMP_B. */
+static void check_attention(struct translation *t) {
+    if (t->cpu->lapic == NULL)
+        return;
+    struct emitter *e = &t->out;
+    struct lapic_look look = lapic_where_to_look(t->cpu->lapic);
+    emit_mov_imm(e, TEMP_B, (uintptr_t)look.signals);
+    emit8(e, 0x41); /* TEST byte [TEMP_B], mask */
+    emit8(e, 0xf6);
+    emit8(e, TEMP_B & 7);
+    emit8(e, look.mask);
+    light_if(t, COND_NE);
+    emit_mov_imm(e, TEMP_B, (uintptr_t)look.ready);
+    emit8(e, 0x41); /* CMP byte [TEMP_B], 0 */
+    emit8(e, 0x80);
+    emit8(e, 0x38 | (TEMP_B & 7));
+    emit8(e, 0);
+    light_if(t, COND_NE);
+}
+
+static void lower_cli(struct translation *t) {
+    begin_inline(t);
+    emit_group1_gs(&t->out, 4, 4, CPU_AT(rflags), ~FLAG_IF);
+}
+
+static void emit_shadow(struct translation *t, bool on) {
+    emit_gs(&t->out, 0xc6, 4, 0, CPU_AT(interrupt_shadow)); /* MOV byte, imm8 */
+    emit8(&t->out, on);
+}
+
+/*
+ * The instruction behind STI follows in the same block, so nothing comes in
+ * between unless C runs for it: the shadow is there as long as that may be.
+ */
+static void lower_sti(struct translation *t) {
+    struct emitter *e = &t->out;
+    begin_inline(t);
+    emit_test_gs(e, CPU_AT(rflags), FLAG_IF);
+    uint8_t *was_set = emit_jcc(e, COND_NE);
+    check_attention(t);
+    emit_group1_gs(e, 1, 4, CPU_AT(rflags), FLAG_IF);
+    emit_shadow(t, true);
+    emit_aim(was_set, e->at);
+    t->in_shadow = true;
+}
+
+void lower_end_shadow(struct translation *t) {
+    if (!t->in_shadow || t->insn->exec == sti)
+        return;
+    emit_shadow(t, false);
+    t->in_shadow = false;
+}
+
+/* ---- Segment bases ---- */
+
+static int32_t base_at(unsigned seg) {
+    return CPU_AT(segment) +
+           (int32_t)(seg * sizeof(struct x86_segment) + offsetof(struct x86_segment, base));
+}
+
+/* 64-bit mode: nothing but accesses depends on it. */
+static void store_base(struct translation *t, unsigned seg, unsigned from) {
+    const int32_t effective = CPU_AT(seg) + (int32_t)(seg * sizeof(struct soft_segment));
+    emit_gs(&t->out, OP_MOV_STORE, 8, from, base_at(seg));
+    emit_gs(&t->out, OP_MOV_STORE, 8, from,
+            effective + (int32_t)offsetof(struct soft_segment, read.base));
+    emit_gs(&t->out, OP_MOV_STORE, 8, from,
+            effective + (int32_t)offsetof(struct soft_segment, write.base));
+}
+
+static void lower_swapgs(struct translation *t) {
+    struct emitter *e = &t->out;
+    t->temp_group = NO_GROUP;
+    emit_gs(e, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(kernel_gs_base));
+    emit_gs(e, OP_MOV_LOAD, 8, TEMP_B, base_at(SEG_GS));
+    emit_gs(e, OP_MOV_STORE, 8, TEMP_B, CPU_AT(kernel_gs_base));
+    store_base(t, SEG_GS, TEMP_A);
+}
+
+static void check_fsgsbase(struct translation *t) {
+    begin_inline(t);
+    emit_test_gs(&t->out, CPU_AT(cr4), CR4_FSGSBASE);
+    light_if(t, COND_E);
+}
+
+static void lower_read_base(struct translation *t) {
+    const struct insn *insn = t->insn;
+    check_fsgsbase(t);
+    emit_gs(&t->out, OP_MOV_LOAD, insn->size, TEMP_A,
+            base_at(insn->exec == rdfsbase ? SEG_FS : SEG_GS));
+    store_gpr(t, insn->rm, TEMP_A);
+}
+
+static void lower_write_base(struct translation *t) {
+    struct emitter *e = &t->out;
+    const struct insn *insn = t->insn;
+    check_fsgsbase(t);
+    load_gpr(t, TEMP_A, insn->rm);
+    if (insn->size == 4) {
+        emit_rr(e, OP_MOV_LOAD, 4, TEMP_A, TEMP_A);
+    } else {
+        emit_mov(e, TEMP_B, TEMP_A);
+        emit_shift(e, SHIFT_LEFT, 8, TEMP_B, 16);
+        emit_shift(e, SHIFT_SIGNED, 8, TEMP_B, 16);
+        emit_rr(e, OP_CMP_RM, 8, TEMP_B, TEMP_A);
+        light_if(t, COND_NE);
+    }
+    store_base(t, insn->exec == wrfsbase ? SEG_FS : SEG_GS, TEMP_A);
+}
+
+/* ---- Control registers ---- */
+
+static const struct {
+    uint8_t number;
+    int32_t at;
+} control[] = {{0, CPU_AT(cr0)}, {2, CPU_AT(cr2)}, {3, CPU_AT(cr3)}, {4, CPU_AT(cr4)}};
+
+static int32_t control_at(const struct insn *insn) {
+    for (unsigned i = 0; i < sizeof control / sizeof control[0]; i++)
+        if (insn->reg == control[i].number && !(insn->flags & I_LOCK))
+            return control[i].at;
+    return -1;
+}
+
+static void lower_read_control(struct translation *t) {
+    t->temp_group = NO_GROUP;
+    flags_registers_change(t, 1u << t->insn->rm);
+    emit_gs(&t->out, OP_MOV_LOAD, 8, TEMP_A, control_at(t->insn));
+    store_gpr(t, t->insn->rm, TEMP_A);
+}
+
+static void lower_mfence(struct translation *t) {
+    static const uint8_t bytes[] = {0x0f, 0xae, 0xf0};
+    emit_bytes(&t->out, bytes, sizeof bytes);
+}
+
+/* ---- RFLAGS on the stack ---- */
+
+void lower_pushf(struct translation *t) {
+    struct emitter *e = &t->out;
+    begin_inline(t);
+    flags_registers_change(t, 1u << RSP);
+    emit_gs(e, OP_MOV_LOAD, 4, TEMP_B, CPU_AT(jit.saved_flags));
+    emit_mov(e, TEMP_A, TEMP_B);
+    emit_group1(e, 4, 4, TEMP_A, 1);
+    emit_shift(e, SHIFT_LEFT, 4, TEMP_A, 11);
+    emit_shift(e, SHIFT_RIGHT, 4, TEMP_B, 8);
+    emit_group1(e, 4, 4, TEMP_B, FLAGS_STATUS & 0xff);
+    emit_rr(e, OP_OR_RM, 4, TEMP_B, TEMP_A);
+    emit_gs(e, OP_OR_RM, 8, TEMP_B, CPU_AT(rflags));
+    emit_group1(e, 4, 8, TEMP_B, ~(FLAG_RF | FLAG_VM));
+    emit_gs(e, OP_MOV_STORE, 8, TEMP_B, CPU_AT(jit.target));
+    struct operand to = lower_stack(t, TLB_WRITE, -8);
+    emit_gs(e, OP_MOV_LOAD, 8, TEMP_B, CPU_AT(jit.target));
+    emit_rm(e, OP_MOV_STORE, 8, TEMP_B, to.base, to.disp);
+    lower_move_rsp(t, -8);
+}
+
+/* Status flags from the image at `from`. */
+static void load_status(struct translation *t, struct operand from) {
+    struct emitter *e = &t->out;
+    emit_rm(e, OP_MOV_LOAD, 4, TEMP_B, from.base, from.disp);
+    emit_rr(e, OP_MOV_LOAD, 4, TEMP_A, TEMP_B);
+    emit_shift(e, SHIFT_LEFT, 4, TEMP_B, 8);
+    emit_shift(e, SHIFT_RIGHT, 4, TEMP_A, 11);
+    emit_group1(e, 4, 4, TEMP_A, 1);
+    emit_rr(e, OP_OR_RM, 4, TEMP_B, TEMP_A);
+    emit_gs(e, OP_MOV_STORE, 4, TEMP_B, CPU_AT(jit.saved_flags));
+    t->temp_group = NO_GROUP;
+}
+
+/* Nothing changes but the status flags and, for privileged code, IF. */
+void lower_popf(struct translation *t) {
+    struct emitter *e = &t->out;
+    bool privileged = cpl_of(t) == 0;
+    uint32_t may_change = FLAGS_STATUS | (privileged ? FLAG_IF : 0);
+    begin_inline(t);
+    flags_registers_change(t, 1u << RSP);
+    struct operand from = lower_stack(t, TLB_READ, 0);
+    emit_rm(e, OP_MOV_LOAD, 8, TEMP_B, from.base, from.disp);
+    emit_gs(e, OP_XOR_RM, 8, TEMP_B, CPU_AT(rflags));
+    emit_test_imm(e, 8, TEMP_B, (int32_t)~may_change);
+    light_if(t, COND_NE);
+    if (privileged) {
+        emit_test_imm(e, 4, TEMP_B, FLAG_IF);
+        uint8_t *same = emit_jcc(e, COND_E);
+        check_attention(t);
+        emit_group1_gs(e, 6, 4, CPU_AT(rflags), FLAG_IF);
+        emit_aim(same, e->at);
+    }
+    if (t->live[t->index + 1] != 0)
+        load_status(t, from);
+    lower_move_rsp(t, 8);
+    t->flags = FLAGS_SAVED | (t->live[t->index + 1] != 0 ? 0 : FLAGS_STALE);
+}
+
+/* ---- Which ---- */
+
+/* `bases`: changes what addresses are relative to. */
+static const struct inline_form {
+    insn_exec *exec;
+    void (*lower)(struct translation *t);
+    bool privileged, bases;
+} forms[] = {
+    {cli, lower_cli, true, false},
+    {sti, lower_sti, true, false},
+    {swapgs, lower_swapgs, true, true},
+    {rdfsbase, lower_read_base, false, false},
+    {rdgsbase, lower_read_base, false, false},
+    {wrfsbase, lower_write_base, false, true},
+    {wrgsbase, lower_write_base, false, true},
+    {mov_r_c, lower_read_control, true, false},
+    {fence_full, lower_mfence, false, false},
+};
+
+static const struct inline_form *form_of(const struct insn *insn) {
+    for (unsigned i = 0; i < sizeof forms / sizeof forms[0]; i++)
+        if (forms[i].exec == insn->exec)
+            return &forms[i];
+    return NULL;
+}
+
+/* The instruction behind STI is in the block and no branch. */
+static bool has_shadowed_insn(const struct translation *t) {
+    if (t->index + 1 >= t->block->count)
+        return false;
+    const struct insn *next = t->insn + 1;
+    return !(insn_row_of(next)->properties & INSN_BRANCH) && next->exec != sti;
+}
+
+static bool holds_here(const struct translation *t, const struct inline_form *form) {
+    const struct insn *insn = t->insn;
+    if (form->privileged && cpl_of(t) != 0)
+        return false;
+    if (insn->exec == sti)
+        return has_shadowed_insn(t);
+    return insn->exec != mov_r_c || control_at(insn) >= 0;
+}
+
+void lower_system(struct translation *t) {
+    const struct inline_form *form = form_of(t->insn);
+    if (form != NULL && holds_here(t, form))
+        form->lower(t);
+    else
+        lower_light(t);
+}
+
+uint32_t lower_system_changes(const struct insn *insn) {
+    const struct inline_form *form = form_of(insn);
+    if (form == NULL || form->bases)
+        return UINT32_MAX;
+    return insn->exec == rdfsbase || insn->exec == rdgsbase || insn->exec == mov_r_c
+               ? 1u << insn->rm
+               : 0;
+}
+
+bool lower_system_calls_out(const struct insn *insn) {
+    bool narrow = lowering_of(insn)->kind != LOWER_SYSTEM && insn->size != 8;
+    return narrow || !has_own_handler(insn);
+}
+
+bool lower_system_goes_on_behind(const struct insn *insn) {
+    return insn->exec == sti;
 }

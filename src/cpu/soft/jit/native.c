@@ -3,7 +3,7 @@
  * where theirs are not in the host's; LEA, division, strings; and call-outs
  * of the rest.
  */
-#include "cpu/soft/jit/translation.h"
+#include "cpu/soft/jit/lower_system.h"
 
 #include <string.h>
 
@@ -71,6 +71,9 @@ static bool calls_out(const struct insn *insn, const struct lowering *l) {
     case LOWER_CALLOUT:
     case LOWER_LIGHT: return true;
     case LOWER_NATIVE: return native_calls_out(insn, l);
+    case LOWER_SYSTEM:
+    case LOWER_PUSHF:
+    case LOWER_POPF: return lower_system_calls_out(insn);
     case LOWER_LEA: return insn->address_size == 2 || insn->size == 2;
     case LOWER_PUSH:
     case LOWER_POP:
@@ -117,7 +120,10 @@ uint32_t lower_changes(const struct insn *insn, const struct lowering *l, uint8_
     case LOWER_NATIVE: return native_changes(insn, l);
     case LOWER_LEA: return 1u << insn->reg;
     case LOWER_PUSH:
+    case LOWER_PUSHF:
+    case LOWER_POPF:
     case LOWER_PUSH_MEMORY: return 1u << RSP;
+    case LOWER_SYSTEM: return lower_system_changes(insn);
     case LOWER_POP: return 1u << RSP | 1u << insn->rm;
     case LOWER_LEAVE: return 1u << RSP | 1u << RBP;
     case LOWER_DIV:

@@ -29,7 +29,11 @@ static const char *const native_names[] = {
     "bextr", "blsi",    "blsmsk", "blsr",   "bzhi",  "mulx",  "pdep",  "pext",   "rorx",  "sarx",
     "shlx",  "shrx",    "adcx",   "adox",   "crc32",
 };
-static const char *const nop_names[] = {"nop", "pause", "prefetch", "prefetchw", "endbr64"};
+/* The host loads in order as the guest expects of LFENCE, stores of SFENCE. */
+static const char *const nop_names[] = {"nop",     "pause",  "prefetch", "prefetchw",
+                                        "endbr64", "lfence", "sfence"};
+static const char *const system_names[] = {"cli",      "sti",      "swapgs",   "rdfsbase",
+                                           "rdgsbase", "wrfsbase", "wrgsbase", "mfence"};
 static const char *const rax_rdx_names[] = {"mul", "imul", "cbw", "cwd", "cmpxchg", "lahf"};
 /* A count of zero leaves all flags as they were: the tables count them as read then. */
 static const char *const shift_names[] = {"shl", "shr", "sar", "rol", "ror", "shld", "shrd"};
@@ -161,6 +165,16 @@ static uint8_t special_kind(const struct insn_row *row) {
     return LOWER_CALLOUT;
 }
 
+/* Reading control registers is the one MOV of the 0F map's 20h. */
+static uint8_t system_kind(const struct insn_row *row) {
+    bool control = row->map == MAP_0F && row->opcode == 0x20;
+    if (control || NAME_IN(row->name, system_names))
+        return LOWER_SYSTEM;
+    if (strcmp(row->name, "pushf") == 0)
+        return LOWER_PUSHF;
+    return strcmp(row->name, "popf") == 0 ? LOWER_POPF : LOWER_LIGHT;
+}
+
 static bool integer_is_native(const struct insn_row *row) {
     bool named = NAME_IN(row->name, native_names) || is_condition(row, "cmov") ||
                  (is_condition(row, "set") && row->operand[0] == OPERAND_Eb);
@@ -229,7 +243,7 @@ static struct lowering describe(const struct insn_row *row) {
     }
     if (l.kind == LOWER_CALLOUT && row >= insn_table_system.rows &&
         row < insn_table_system.rows + insn_table_system.count)
-        l.kind = LOWER_LIGHT;
+        l.kind = system_kind(row);
     unsigned all = row->flags_written | row->flags_undefined;
     bool may_pass = NAME_IN(row->name, shift_names) && row->flags_read != 0;
     l.full_flags = all == FLAGS_STATUS && row->flags_read == 0;

@@ -28,6 +28,9 @@ enum lower_kind {
     LOWER_IDIV,
     LOWER_MOVS,
     LOWER_STOS,
+    LOWER_SYSTEM, /* of the system, with inline forms (lower_system.c) */
+    LOWER_PUSHF,
+    LOWER_POPF,
 };
 
 /* How much a memory operand covers. */

@@ -98,6 +98,7 @@ const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t number) {
     if (site->kind == SITE_GROUP || site->kind == SITE_STACK)
         return go_on_plainly(cpu, insn);
     count_callout(&cpu->count, insn);
+    cpu->interrupt_shadow = false; /* it ends behind this instruction */
     bool completed = run_handler(cpu, insn);
     cpu->jit.saved_flags = jit_pack_flags(cpu);
     /* The instruction may have armed the timer; linked code does not come by jit_run. */

@@ -2,7 +2,7 @@
  * One block from decoded instructions to host code: operands lowered, memory
  * checked, flags followed, exits and slow paths placed behind the code.
  */
-#include "cpu/soft/jit/translation.h"
+#include "cpu/soft/jit/lower_system.h"
 
 #include <string.h>
 
@@ -20,6 +20,9 @@ static bool lower_insn(struct translation *t) {
     case LOWER_NATIVE: lower_native(t, l); return true;
     case LOWER_NOP: return true;
     case LOWER_LEA: lower_lea(t); return true;
+    case LOWER_SYSTEM: lower_system(t); return !branch;
+    case LOWER_PUSHF: lower_pushf(t); return true;
+    case LOWER_POPF: lower_popf(t); return true;
     case LOWER_DIV: lower_divide(t, false); return true;
     case LOWER_IDIV: lower_divide(t, true); return true;
     case LOWER_MOVS:
@@ -129,6 +132,8 @@ static bool lower_next(struct translation *t) {
         lower_settle_rsp(t);
     raw_parse(&t->raw, t->code + t->insn->offset, t->insn, lowering_of(t->insn)->has_modrm);
     bool goes_on = lower_insn(t);
+    if (goes_on)
+        lower_end_shadow(t);
     for (uint32_t site = first_site; site < jit->site_count; site++)
         jit->sites[site].resume = (uint32_t)(t->out.at - jit->memory.writable);
     return goes_on;
@@ -241,6 +246,8 @@ struct block *jit_translate(struct soft_cpu *cpu, struct block *block) {
 
 bool jit_goes_on_behind(const struct insn *insn) {
     uint8_t kind = lowering_of(insn)->kind;
+    if (lower_system_goes_on_behind(insn))
+        return true;
     return insn->size == 8 &&
            (kind == LOWER_JCC || kind == LOWER_CALL || kind == LOWER_CALL_INDIRECT) &&
            lower_kind(insn, lowering_of(insn)) != LOWER_CALLOUT;

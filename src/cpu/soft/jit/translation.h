@@ -200,6 +200,7 @@ struct translation {
     uint32_t site;      /* of the present instruction, or SITES_MAX before one is made */
     uint64_t pages_rip; /* linear rip's page of the block */
     struct jit_block *made;
+    bool in_shadow;          /* of an STI before the present instruction */
     uint8_t *second_page_field; /* the jump when a straddling block's second page is elsewhere */
 };
 
@@ -316,7 +317,7 @@ const uint8_t *jit_entry(struct soft_cpu *cpu, const struct block *block);
 
 /* ---- lower_system.c ---- */
 
-/* The instruction's handler runs in a light call (light.c). */
+/* The instruction's handler may run in a light call (light.c). */
 bool is_light(const struct insn *insn);
 void lower_light(struct translation *t);
 
