@@ -182,7 +182,7 @@ static bool flags_are_dead(struct soft_cpu *cpu, uint64_t rip, uint64_t flags, u
         if (flags == 0)
             return true;
         rip += (unsigned)length;
-        if (!(row->properties & (INSN_BRANCH | INSN_END)))
+        if (!(row->properties & (INSN_BRANCH | INSN_END)) || strcmp(row->name, "sti") == 0)
             continue;
         bool direct = row->operand[0] == OPERAND_Jb || row->operand[0] == OPERAND_Jz;
         if (!direct)
