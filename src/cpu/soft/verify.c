@@ -301,7 +301,8 @@ static void translate_way(struct soft_cpu *cpu, struct verify *v) {
 
 /* After these the run loop looks up, and so does translated code. */
 static bool must_look_up(const struct soft_cpu *cpu) {
-    return cpu->halted || cpu->rflags & FLAG_TF || debug_active(cpu);
+    bool waits = cpu->interrupt_shadow && cpu->lapic != NULL && lapic_attention(cpu->lapic);
+    return cpu->halted || waits || cpu->rflags & FLAG_TF || debug_active(cpu);
 }
 
 static bool met(struct soft_cpu *cpu, struct verify *v) {
@@ -333,6 +334,7 @@ static void interpret_way(struct soft_cpu *cpu, struct verify *v) {
     v->found = v->searching && met(cpu, v);
     while (!v->found && v->blocks < v->limit) {
         struct block *block = decoded_block(cpu, v->extra_key);
+        cpu->interrupt_shadow = false; /* as between any two blocks, when nothing waits */
         v->path[v->blocks % VERIFY_PATH] =
             (struct verify_step){.block = block, .rip = block->rip, .count = block->run_count};
         v->blocks++;
@@ -341,7 +343,6 @@ static void interpret_way(struct soft_cpu *cpu, struct verify *v) {
         v->found = v->searching && met(cpu, v);
         if (must_look_up(cpu))
             return;
-        cpu->interrupt_shadow = false; /* as between any two blocks, when nothing waits */
     }
 }
 
