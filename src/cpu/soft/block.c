@@ -12,7 +12,6 @@ enum {
     SEGMENTS = 8,
     BLOCK_ALIGN = 16,
     BREAKPOINTS_MAX = 32,
-    BLOCKS_KEPT = 160 << 10,
     INSN_BYTES_MAX = 15,
 };
 
@@ -201,6 +200,7 @@ void block_drop(struct soft_cpu *cpu, struct block *block) {
         cache->jump[jump_hash(block->rip)] = NULL;
     for (unsigned n = 0; n < lists_of(block); n++)
         unlist_from_page(block, n);
+    block_place_leave(cpu, block);
     for (unsigned n = 0; n < (block->straddles ? 2 : 1); n++)
         unwatch_empty(cpu, block, n);
     if (block->insns != NULL)
@@ -361,6 +361,7 @@ static void commit(struct soft_cpu *cpu, struct block *block) {
     *head = block;
     for (unsigned n = 0; n < lists_of(block); n++)
         list_on_page(store, block, n);
+    block_place_join(cpu, block);
 }
 
 /* From here on writes to the page are told: before its bytes are read. */
@@ -584,6 +585,10 @@ struct block *block_find(struct soft_cpu *cpu, uint64_t key) {
     if (!mmu_fetch(cpu, linear, &page))
         return no_memory(cpu, linear);
     block = block_on_page(cpu, key, &page, linear);
+    if (block == NULL && cpu->mode == INSN_MODE_64 && cpu->blocks->store->breakpoint_count == 0) {
+        block_place_claim(cpu, key, page.gpa, linear);
+        block = block_on_page(cpu, key, &page, linear);
+    }
     if (block == NULL)
         block = make(cpu, key, &page, linear, limit);
     if (block == NULL)
@@ -614,12 +619,17 @@ int block_cache_create(struct soft_cpu *cpu, size_t budget, struct error *err) {
     store->segment_size = round_down(budget / SEGMENTS, BLOCK_ALIGN);
     cache->store = store;
     cpu->blocks = cache;
+    if (block_places_create(cache, err) < 0) {
+        block_cache_destroy(cpu);
+        return -ENOMEM;
+    }
     return 0;
 }
 
 void block_cache_destroy(struct soft_cpu *cpu) {
     if (cpu->blocks == NULL)
         return;
+    block_places_destroy(cpu->blocks);
     munmap(cpu->blocks->store->blocks, BLOCKS_KEPT * sizeof(struct block));
     free(cpu->blocks->store->arena);
     free(cpu->blocks->store);

@@ -38,6 +38,7 @@ enum {
     KEY_NO_FP = 1 << 9,    /* vector instructions raise: CR0.EM or TS, CR4 or XCR0 */
     KEY_PLAIN = 1 << 10,   /* translated without checks that several accesses share */
     KEY_LIMIT = 32,        /* the shift of the code segment's limit, outside 64-bit mode */
+    KEYS_OF_PLACE = KEY_STEP | KEY_NO_BREAK | KEY_PLAIN,
 };
 
 struct block {
@@ -64,12 +65,30 @@ struct block {
     uintptr_t incoming;                       /* who links here: a list of block | slot */
     uintptr_t incoming_next[2];               /* the list that link[slot] is in */
     struct insn *insns;                       /* NULL: forgotten; only where there is code */
+    struct block_place *place;                /* NULL: outside 64-bit mode */
+    struct block *place_next, **place_at;     /* list of the place's blocks */
+};
+
+/*
+ * A page of guest memory at one linear page, as 64-bit code: the blocks that begin there, under
+ * keys that differ in KEYS_OF_PLACE alone. A library that is mapped elsewhere in the next process
+ * is not decoded and translated again: its places move (block_place.c).
+ */
+struct block_place {
+    uint64_t linear, gpa; /* of the page */
+    uint64_t key;
+    uint32_t used;            /* jit_state.spaces when blocks of it were last looked for */
+    bool pinned;              /* holds code that cannot be moved */
+    struct block *blocks;     /* by place_next; never NULL */
+    struct jit_block *made;   /* their translations, those of dropped blocks too (jit/move.c) */
+    struct block_place *next; /* of those with this page and key, and of others; or unused */
 };
 
 struct block_cache {
     struct block *jump[JUMP_ENTRIES];
     struct block *hash[1 << BLOCK_HASH_BITS];
     struct block_store *store;
+    struct block_places *places;
 };
 
 static inline unsigned block_tlb_index(const struct soft_cpu *cpu) {
@@ -127,6 +146,33 @@ struct block *block_look(struct soft_cpu *cpu, uint64_t key);
 /* The same where the page is known. `linear`: of cpu->rip. */
 struct block *block_on_page(struct soft_cpu *cpu, uint64_t key, const struct code_page *page,
                             uint64_t linear);
+
+/* ---- block_place.c ---- */
+
+enum { BLOCKS_KEPT = 160 << 10 };
+
+int block_places_create(struct block_cache *cache, struct error *err);
+void block_places_destroy(struct block_cache *cache);
+/* A new block, and one that is dropped. */
+void block_place_join(struct soft_cpu *cpu, struct block *block);
+void block_place_leave(struct soft_cpu *cpu, struct block *block);
+/*
+ * Blocks at `linear` are about to be made from the page: moves them there from another place where
+ * that seems to be what the guest did. Between blocks, without breakpoints.
+ */
+void block_place_claim(struct soft_cpu *cpu, uint64_t key, uint64_t gpa, uint64_t linear);
+
+/* Whether blocks at this address may move: where all addresses near it take 64 bits to write, and
+ * are below the middle. */
+static inline bool block_place_moves(uint64_t linear) {
+    const uint64_t lowest = UINT64_C(1) << 33, middle = UINT64_C(1) << 47;
+    return linear >= lowest && linear < middle;
+}
+
+static inline void block_place_note(const struct soft_cpu *cpu, const struct block *block) {
+    if (block->place != NULL)
+        block->place->used = cpu->jit.spaces;
+}
 
 /* The hash chain of blocks like this. */
 struct block **block_hash(struct block_cache *cache, uint64_t gpa, uint64_t rip, uint64_t key);

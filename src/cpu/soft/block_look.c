@@ -6,6 +6,9 @@
 #include "cpu/soft/outside.h"
 
 struct block **block_hash(struct block_cache *cache, uint64_t gpa, uint64_t rip, uint64_t key) {
+    /* What may move stays in its chain. */
+    if (block_place_moves(rip))
+        rip = 0;
     uint64_t mixed = (gpa ^ rip << 7 ^ key << 3) * UINT64_C(0x9e3779b97f4a7c15);
     return &cache->hash[mixed >> (64 - BLOCK_HASH_BITS)];
 }
@@ -25,8 +28,10 @@ struct block *block_on_page(struct soft_cpu *cpu, uint64_t key, const struct cod
     for (; block != NULL; block = block->hash_next) {
         if (block->gpa[0] == page->gpa && block->rip == cpu->rip && block->key == key &&
             block->host == page->host &&
-            (!block->straddles || second_page_holds(cpu, block, linear, page->available)))
+            (!block->straddles || second_page_holds(cpu, block, linear, page->available))) {
+            block_place_note(cpu, block);
             return block;
+        }
     }
     return NULL;
 }
@@ -36,6 +41,8 @@ struct block *block_look(struct soft_cpu *cpu, uint64_t key) {
     uint64_t linear = block_linear(cpu, cpu->rip);
     struct code_page page;
     struct fault fault;
+    if (block != NULL)
+        block_place_note(cpu, block);
     if (block != NULL || cpu->mode != INSN_MODE_64)
         return block;
     if (!mmu_fetch_or(cpu, linear, &page, &fault) || page.host == NULL)

@@ -14,6 +14,7 @@
 #define SOFT_COUNTERS(COUNTER)                                                                     \
     COUNTER(translations, "translations") /* blocks translated */                                  \
     COUNTER(flushes, "flushes")           /* of code memory, as a whole */                         \
+    COUNTER(places_moved, "places-moved") /* pages of code that turned up at another address */    \
     COUNTER(leaves, "leaves")             /* out of translated code to the run loop */             \
     COUNTER(leaves_exit, "leaves.exit")   /* what comes next is not linked or not translated */    \
     COUNTER(leaves_plain, "leaves.plain") /* a check of several accesses failed */                 \

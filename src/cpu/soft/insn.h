@@ -273,6 +273,11 @@ _Static_assert(sizeof(struct insn) == 48, "keep decoded instructions small");
 
 enum insn_mode { INSN_MODE_16, INSN_MODE_32, INSN_MODE_64 };
 
+/* In 64-bit mode: disp is an address that follows from the instruction's own. */
+static inline bool insn_is_rip_relative(const struct insn *insn) {
+    return (insn->flags & I_MEMORY) && (insn->modrm & 0xc7) == 5;
+}
+
 /* Builds the index over all tables. Once, before any decoding; safe to call again. */
 void insn_index_init(void);
 

@@ -60,6 +60,7 @@ bool system_set_cr3(struct soft_cpu *cpu, uint64_t value) {
         value &= ~CR3_KEEP;
     if (value >> 52 || (value >> 48 && cpu->long_mode))
         return false;
+    cpu->jit.spaces += (cpu->cr3 ^ value) >= PAGE_SIZE;
     cpu->cr3 = value;
     mmu_set_space(cpu, pcide ? value & (PCID_COUNT - 1) : 0, keep);
     return true;

@@ -165,7 +165,7 @@ static void lower_return_point(struct translation *t) {
 void lower_call(struct translation *t) {
     uint64_t target = lower_next_rip(t) + t->insn->imm;
     flags_registers_change(t, 1u << RSP);
-    lower_push_constant(t, lower_next_rip(t));
+    lower_push_rip(t, lower_next_rip(t));
     lower_settle_rsp(t);
     prepare_exit(t, target);
     emit_poll(t, target);
@@ -184,7 +184,7 @@ void lower_call_indirect(struct translation *t) {
     emit_gs_scaled8(e, OP_MOV_LOAD, 8, TEMP_B, TEMP_B,
                     CPU_AT(jit.jumps) + (int32_t)offsetof(struct jit_jump, code));
     emit_gs(e, OP_MOV_STORE, 8, TEMP_B, CPU_AT(jit.target));
-    lower_push_constant(t, lower_next_rip(t));
+    lower_push_rip(t, lower_next_rip(t));
     lower_settle_rsp(t);
     emit_gs(e, 0xff, 4, 2, CPU_AT(jit.target)); /* CALL */
     lower_return_point(t);
@@ -239,6 +239,7 @@ void lower_exits(struct translation *t) {
         lower_exit(t, t->leaving[i]);
     for (unsigned i = 0; i < t->constant_count && emit_has_room(&t->out); i++) {
         emit_aim(t->constants[i].field, t->out.at);
+        relocate(t, t->out.at, RELOCATE_ADDRESS);
         emit64(&t->out, t->constants[i].value);
     }
 }

@@ -47,6 +47,13 @@ void jit_run(struct soft_cpu *cpu, struct block *block);
 /* The block's instructions changed or its memory is about to be reused: nothing enters it again. */
 void jit_forget(struct soft_cpu *cpu, struct block *block);
 
+struct block_place;
+
+/* A place's blocks have moved by `delta` bytes, from its linear address: their code follows. */
+void jit_move_place(struct soft_cpu *cpu, struct block_place *place, uint64_t delta);
+/* A place has no blocks left. */
+void jit_leave_place(struct soft_cpu *cpu, struct block_place *place);
+
 /* What level 1 of the TLB holds for writing changes, or the mode: the stack window, and all checks
  * that translated code has made so far, hold no more. */
 void jit_drop_window(struct soft_cpu *cpu);

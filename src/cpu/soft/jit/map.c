@@ -10,14 +10,20 @@ static void tell(const struct jit *jit, uint32_t n) {
                         end - range->offset, range->rip, range->cpl);
 }
 
-void jit_map_add(struct soft_cpu *cpu, size_t offset, size_t size, const struct block *block) {
+uint32_t jit_map_add(struct soft_cpu *cpu, size_t offset, size_t size, const struct block *block) {
     struct jit_map *map = &cpu->jit.jit->map;
     if (map->count == JIT_MAP_MAX)
-        return;
+        return JIT_MAP_MAX;
     map->entries[map->count++] = (struct jit_range){
         .rip = cpu->code_base + block->rip, .offset = (uint32_t)offset, .cpl = block->key >> 2 & 3};
     if (map->listener != NULL)
         tell(cpu->jit.jit, map->count - 1);
+    return map->count - 1;
+}
+
+void jit_map_move(struct soft_cpu *cpu, uint32_t n, uint64_t delta) {
+    if (n < cpu->jit.jit->map.count)
+        cpu->jit.jit->map.entries[n].rip += delta;
 }
 
 void jit_map_clear(struct soft_cpu *cpu) {

@@ -26,8 +26,11 @@ struct jit_map {
 
 struct block;
 
-/* [offset, offset+size) of code memory now holds code made from the block; above all others. */
-void jit_map_add(struct soft_cpu *cpu, size_t offset, size_t size, const struct block *block);
+/* [offset, offset+size) of code memory now holds code made from the block; above all others. The
+ * entry's number, or JIT_MAP_MAX. */
+uint32_t jit_map_add(struct soft_cpu *cpu, size_t offset, size_t size, const struct block *block);
+/* An entry's block moved. */
+void jit_map_move(struct soft_cpu *cpu, uint32_t n, uint64_t delta);
 /* Code memory was emptied. */
 void jit_map_clear(struct soft_cpu *cpu);
 

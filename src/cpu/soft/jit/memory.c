@@ -44,7 +44,11 @@ void lower_address(struct translation *t, int32_t disp) {
     unsigned size = insn->address_size == 4 ? 4 : 8;
     t->temp_group = NO_GROUP;
     if (insn->base == REG_ZERO && insn->index == REG_ZERO) {
-        emit_mov_imm(&t->out, TEMP_A, size == 4 ? (uint32_t)insn->disp : (uint64_t)insn->disp);
+        uint64_t linear = size == 4 ? (uint32_t)insn->disp : (uint64_t)insn->disp;
+        if (insn_is_rip_relative(insn))
+            emit_mov_address(t, TEMP_A, linear);
+        else
+            emit_mov_imm(&t->out, TEMP_A, linear);
     } else if (insn->base == RSP) {
         lower_address_rsp(t, size, disp);
     } else {
@@ -177,14 +181,22 @@ static struct operand constant_operand(struct translation *t, enum tlb_kind kind
     const uint8_t *retry = e->at;
     uint32_t site = check_site(t, SITE_ACCESS, retry, kind, size);
     t->temp_group = NO_GROUP;
+    bool relative = insn_is_rip_relative(t->insn);
     if ((int64_t)page == (int32_t)page) {
         emit_group1_gs(e, 7, 8, tag, (int32_t)page);
     } else {
-        emit_mov_imm(e, TEMP_A, page);
+        if (relative)
+            emit_mov_address(t, TEMP_A, page);
+        else
+            emit_mov_imm(e, TEMP_A, page);
         emit_gs(e, OP_CMP_RM, 8, TEMP_A, tag);
+        if (relative)
+            relocate(t, e->at - 4, RELOCATE_SLOT);
     }
     lower_stub_if(t, COND_NE, t->jit->constant_miss, site);
     emit_gs(e, OP_MOV_LOAD, 8, TEMP_A, host);
+    if (relative)
+        relocate(t, e->at - 4, RELOCATE_SLOT);
     return (struct operand){TEMP_A, (int32_t)(linear & (PAGE_SIZE - 1))};
 }
 

@@ -250,6 +250,7 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
 
 static void flush(struct soft_cpu *cpu) {
     struct jit *jit = cpu->jit.jit;
+    relocations_clear(jit);
     for (uint32_t i = 0; i < jit->block_count; i++) {
         struct block *block = jit->blocks[i].block;
         if (block == NULL)
@@ -264,6 +265,7 @@ static void flush(struct soft_cpu *cpu) {
     jit->memory.used = jit->stubs_end;
     jit->block_count = jit->site_count = jit->exit_count = 0;
     memset(jit->mappings, 0, JIT_MAPPINGS * sizeof *jit->mappings);
+    jit->last_number = 0;
     memset(cpu->jit.code_map, 0, sizeof cpu->jit.code_map);
     cpu->jit.exit = JIT_EXIT_RIP;
     jit->full = false;
@@ -325,9 +327,10 @@ int jit_create(struct soft_cpu *cpu, uint32_t heat, bool exact, struct error *er
     jit->blocks = reserve_array(BLOCKS_MAX * sizeof *jit->blocks);
     jit->map.entries = reserve_array(JIT_MAP_MAX * sizeof *jit->map.entries);
     jit->mappings = reserve_array(JIT_MAPPINGS * sizeof *jit->mappings);
+    jit->relocations = reserve_array(RELOCATIONS_MAX * sizeof *jit->relocations);
     cpu->jit.jit = jit;
     if (r == 0 && (!jit->sites || !jit->exits || !jit->blocks || !jit->map.entries ||
-                   !jit->mappings || !shadow_create(cpu)))
+                   !jit->mappings || !jit->relocations || !shadow_create(cpu)))
         r = error_set_errno(err, -ENOMEM, "no memory for the translator");
     if (r < 0) {
         jit_destroy(cpu);
@@ -357,6 +360,8 @@ void jit_destroy(struct soft_cpu *cpu) {
         munmap(jit->blocks, BLOCKS_MAX * sizeof *jit->blocks);
     if (jit->mappings != NULL)
         munmap(jit->mappings, JIT_MAPPINGS * sizeof *jit->mappings);
+    if (jit->relocations != NULL)
+        munmap(jit->relocations, RELOCATIONS_MAX * sizeof *jit->relocations);
     shadow_destroy(cpu);
     if (jit->map.entries != NULL)
         munmap(jit->map.entries, JIT_MAP_MAX * sizeof *jit->map.entries);

@@ -22,12 +22,12 @@ void lower_settle_rsp(struct translation *t) {
     t->rsp_pending = 0;
 }
 
-void lower_push_constant(struct translation *t, uint64_t value) {
+void lower_push_rip(struct translation *t, uint64_t rip) {
     struct operand operand = lower_stack(t, TLB_WRITE, -8);
-    if ((int64_t)value == (int32_t)value) {
-        emit_store_imm(&t->out, operand.base, operand.disp, (int32_t)value);
+    if ((int64_t)rip == (int32_t)rip) {
+        emit_store_imm(&t->out, operand.base, operand.disp, (int32_t)rip);
     } else {
-        emit_mov_imm(&t->out, TEMP_B, value);
+        emit_mov_address(t, TEMP_B, rip);
         emit_rm(&t->out, OP_MOV_STORE, 8, TEMP_B, operand.base, operand.disp);
     }
     move_later(t, -8);
@@ -38,7 +38,9 @@ void lower_push(struct translation *t) {
     unsigned reg = insn->rm;
     flags_registers_change(t, 1u << RSP);
     if (insn_row_of(insn)->operand[0] != OPERAND_Zv) {
-        lower_push_constant(t, insn->imm);
+        struct operand to = lower_stack(t, TLB_WRITE, -8);
+        emit_store_imm(&t->out, to.base, to.disp, (int32_t)insn->imm);
+        move_later(t, -8);
         return;
     }
     struct operand operand = lower_stack(t, TLB_WRITE, -8);

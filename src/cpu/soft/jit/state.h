@@ -51,6 +51,7 @@ struct jit_state {
     uint32_t code_map[2][256];
     uint64_t key;         /* the running blocks' block.key */
     uint64_t generation;  /* part of it: changes when code pages may be mapped differently */
+    uint32_t spaces;      /* how often the address space has changed */
     uint64_t fetched[64]; /* which linear pages (hashed) the jump table has code of */
     uint64_t alarm_ns;    /* what the alarm is set to */
     timer_t alarm;

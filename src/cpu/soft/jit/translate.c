@@ -73,12 +73,12 @@ static void lower_slow_paths(struct translation *t) {
 
 static void lower_dead_entries(struct translation *t) {
     t->made->dead_host = t->out.at;
-    emit_mov_imm(&t->out, TEMP_A, t->block->rip);
+    emit_mov_address(t, TEMP_A, t->block->rip);
     emit_aim(emit_jmp(&t->out), t->jit->leave_rip_host);
     t->made->dead_saved = t->out.at;
     if (t->second_page_field != NULL)
         emit_aim(t->second_page_field, t->out.at);
-    emit_mov_imm(&t->out, TEMP_A, t->block->rip);
+    emit_mov_address(t, TEMP_A, t->block->rip);
     emit_aim(emit_jmp(&t->out), t->jit->leave_rip_saved);
 }
 
@@ -90,6 +90,7 @@ static void check_second_page(struct translation *t) {
     t->out.full |= number == 0;
     flags_to_saved(t);
     emit_group1_gs(&t->out, 7, 4, CPU_AT(jit.code_map) + entry, (int32_t)number);
+    t->made->second_page = t->out.at - 4;
     t->second_page_field = emit_jcc(&t->out, COND_NE);
     t->flags &= ~(unsigned)FLAGS_HOST;
 }
@@ -226,8 +227,10 @@ struct block *jit_translate(struct soft_cpu *cpu, struct block *block) {
         if (!copy_code(&t))
             return block;
     }
-    block = t.made->block = t.block;
+    block = t.block;
+    *t.made = (struct jit_block){.block = block};
     block->watch_start = PAGE_SIZE - 1;
+    relocations_begin(&t);
     lower_block(&t);
     if (t.out.full || jit->block_count >= BLOCKS_MAX - 1) {
         jit->full = true;
@@ -239,8 +242,9 @@ struct block *jit_translate(struct soft_cpu *cpu, struct block *block) {
     memory->used = (size_t)round_up((uint64_t)(t.out.at - memory->writable), 16);
     jit->block_count++;
     cpu->count.translations++;
-    jit_map_add(cpu, start, memory->used - start, block);
+    t.made->map = jit_map_add(cpu, start, memory->used - start, block);
     block->code = t.made;
+    relocations_end(&t);
     return block;
 }
 

@@ -34,6 +34,7 @@ enum {
     SITES_MAX = 1 << 20,
     EXITS_MAX = 1 << 18,
     BLOCKS_MAX = 1 << 17,
+    RELOCATIONS_MAX = 1 << 21,
     NO_GROUP = 0xff,
     GROUPS_MAX = 32,
 };
@@ -81,7 +82,8 @@ struct jit_exit {
 struct jit_mapping {
     uint64_t linear, gpa; /* pages */
     uint64_t key;         /* block.key */
-    bool used;
+    uint32_t number;      /* 0: unused */
+    bool removed;         /* what comes behind it may be what is looked for */
 };
 enum { JIT_MAPPINGS = 1 << 14 };
 
@@ -91,7 +93,21 @@ struct jit_block {
     uint8_t *entry_host, *entry_saved;
     /* What to aim the entries at once the block is dead. */
     uint8_t *dead_host, *dead_saved;
-    struct block *block;
+    struct block *block; /* NULL: dropped */
+    /* What moving it takes (move.c). */
+    struct block_place *place; /* NULL: never moves, or its place is gone */
+    struct jit_block *place_next;
+    uint8_t *code;                   /* its first byte */
+    uint8_t *second_page;            /* the number in a straddling block's check, or NULL */
+    uint32_t first_exit, exit_count; /* in jit.exits */
+    uint32_t first_relocation, map;  /* in jit.relocations, jit.map */
+    uint16_t relocation_count;
+};
+
+/* What depends on a block's linear address: offset in its code << 1 | kind. */
+enum {
+    RELOCATE_ADDRESS, /* 8 bytes: a linear address */
+    RELOCATE_SLOT,    /* 4 bytes: where the TLB has the page of the address relocated before */
 };
 
 struct jit {
@@ -120,8 +136,10 @@ struct jit {
     struct jit_site *sites;
     struct jit_exit *exits;
     struct jit_block *blocks;
-    struct jit_mapping *mappings; /* their number is their id; 0 is none */
-    uint32_t site_count, exit_count, block_count;
+    struct jit_mapping *mappings;
+    uint16_t *relocations;
+    uint32_t site_count, exit_count, block_count, relocation_count;
+    uint32_t last_number;   /* of a mapping; 0 is none */
     uint8_t *shadow;        /* the shadow stack, a guard below it */
     pid_t alarm_thread;     /* that the alarm goes to; 0: there is none yet */
     bool exact;             /* keep flags that only a fault could show */
@@ -200,7 +218,8 @@ struct translation {
     uint32_t site;      /* of the present instruction, or SITES_MAX before one is made */
     uint64_t pages_rip; /* linear rip's page of the block */
     struct jit_block *made;
-    bool in_shadow;          /* of an STI before the present instruction */
+    bool in_shadow;             /* of an STI before the present instruction */
+    bool moves;                 /* relocations are noted */
     uint8_t *second_page_field; /* the jump when a straddling block's second page is elsewhere */
 };
 
@@ -281,7 +300,8 @@ void lower_leave(struct translation *t);
 void lower_move_rsp(struct translation *t, int32_t by);
 /* STACK is moved now by what PUSHes and POPs in a row have left pending. */
 void lower_settle_rsp(struct translation *t);
-void lower_push_constant(struct translation *t, uint64_t value);
+/* A CALL's return address. */
+void lower_push_rip(struct translation *t, uint64_t rip);
 /* PUSH or POP that takes no notice of RSP's value. */
 bool lower_leaves_rsp_pending(const struct translation *t);
 /* True: done. Arithmetic on RSP that needs no detour. */
@@ -303,6 +323,19 @@ void lower_exits(struct translation *t);
 
 void stubs_make(struct jit *jit, struct soft_cpu *cpu);
 
+/* ---- move.c ---- */
+
+/* Before a block is translated: notes of what depends on its address begin. */
+void relocations_begin(struct translation *t);
+/* Four (RELOCATE_SLOT) or eight bytes at field do. */
+void relocate(struct translation *t, const uint8_t *field, unsigned kind);
+/* A linear address that depends on the block's to a register. */
+void emit_mov_address(struct translation *t, unsigned reg, uint64_t linear);
+/* The block has been translated: its code belongs to its place. */
+void relocations_end(struct translation *t);
+/* Everything was dropped. */
+void relocations_clear(struct jit *jit);
+
 /* ---- link.c ---- */
 
 /* Lets an exit go on at a translated block's entry, when both may be linked. The block is what the
@@ -311,6 +344,8 @@ void jit_link(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *t
 /* The number of the mapping of a block's first (0) or, if it straddles, second page (1); 0 when
  * there are none left: everything is flushed then. */
 uint32_t jit_mapping_of(struct jit *jit, const struct block *block, unsigned page);
+/* Nothing is known to be mapped there so: no link made for it holds. */
+void jit_retire_mapping(struct soft_cpu *cpu, uint64_t linear, uint64_t gpa, uint64_t key);
 /* Where to enter a translated block (executable), with flags saved, under the present mapping. A
  * straddling one checks its second page's mapping itself. */
 const uint8_t *jit_entry(struct soft_cpu *cpu, const struct block *block);

@@ -1,0 +1,163 @@
+/*
+ * Places: which blocks belong to one page at one linear address, and moving
+ * them when the page turns up at another.
+ *
+ * A position-independent program and its libraries are at other addresses in
+ * each process. What is made of a page's bytes is the same but for addresses,
+ * so the blocks of a place that is no longer used follow the page. A page that
+ * several processes run at the same time has a place for each, up to a limit.
+ */
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "cpu/soft/block.h"
+#include "cpu/soft/jit/jit.h"
+#include "cpu/soft/mmu.h"
+
+enum { HASH_BITS = 13, PLACES_EACH = 8 };
+
+struct block_places {
+    struct block_place *all; /* BLOCKS_KEPT of them, the first `made` used before */
+    struct block_place *unused;
+    unsigned made;
+    struct block_place *hash[1 << HASH_BITS];
+};
+
+/* The chain that all places of a page under a key are in. */
+static struct block_place **chain_of(struct block_places *places, uint64_t gpa, uint64_t key) {
+    uint64_t mixed = (gpa ^ key) * UINT64_C(0x9e3779b97f4a7c15);
+    return &places->hash[mixed >> (64 - HASH_BITS)];
+}
+
+static struct block_place *find(struct block_places *places, uint64_t gpa, uint64_t linear,
+                                uint64_t key) {
+    struct block_place *place = *chain_of(places, gpa, key);
+    while (place != NULL && (place->gpa != gpa || place->linear != linear || place->key != key))
+        place = place->next;
+    return place;
+}
+
+/* Each has a block at least, so there are never more than blocks. */
+static struct block_place *make(struct block_places *places, uint64_t gpa, uint64_t linear,
+                                uint64_t key) {
+    struct block_place **chain = chain_of(places, gpa, key), *place = places->unused;
+    if (place != NULL)
+        places->unused = place->next;
+    else
+        place = &places->all[places->made++];
+    *place = (struct block_place){.linear = linear, .gpa = gpa, .key = key, .next = *chain};
+    *chain = place;
+    return place;
+}
+
+void block_place_join(struct soft_cpu *cpu, struct block *block) {
+    struct block_places *places = cpu->blocks->places;
+    uint64_t gpa = block->gpa[0] & PAGE_MASK, linear = block->rip & PAGE_MASK;
+    uint64_t key = block->key & ~(uint64_t)KEYS_OF_PLACE;
+    if ((block->key & KEY_MODE) != INSN_MODE_64)
+        return;
+    struct block_place *place = find(places, gpa, linear, key);
+    if (place == NULL)
+        place = make(places, gpa, linear, key);
+    place->used = cpu->jit.spaces;
+    block->place = place;
+    block->place_next = place->blocks;
+    block->place_at = &place->blocks;
+    if (block->place_next != NULL)
+        block->place_next->place_at = &block->place_next;
+    place->blocks = block;
+}
+
+void block_place_leave(struct soft_cpu *cpu, struct block *block) {
+    struct block_places *places = cpu->blocks->places;
+    struct block_place *place = block->place;
+    if (place == NULL)
+        return;
+    block->place = NULL;
+    *block->place_at = block->place_next;
+    if (block->place_next != NULL)
+        block->place_next->place_at = block->place_at;
+    if (place->blocks != NULL)
+        return;
+    jit_leave_place(cpu, place);
+    struct block_place **at = chain_of(places, place->gpa, place->key);
+    while (*at != place)
+        at = &(*at)->next;
+    *at = place->next;
+    place->next = places->unused;
+    places->unused = place;
+}
+
+/* ---- Moving ---- */
+
+static void move_block(struct block *block, uint64_t delta) {
+    block->rip += delta;
+    for (unsigned i = 0; block->insns != NULL && i < block->count; i++)
+        if (insn_is_rip_relative(&block->insns[i]))
+            block->insns[i].disp += (int64_t)delta;
+}
+
+/* Hash chains do not depend on it (block_hash), nor do links, which stay within the page. The jump
+ * cache compares. */
+static void move(struct soft_cpu *cpu, struct block_place *place, uint64_t linear) {
+    uint64_t delta = linear - place->linear;
+    jit_move_place(cpu, place, delta);
+    for (struct block *block = place->blocks; block != NULL; block = block->place_next)
+        move_block(block, delta);
+    place->linear = linear;
+    cpu->count.places_moved++;
+}
+
+/*
+ * When n processes run a page in turn, each at its own address, the place that was used longest ago
+ * was used n switches ago. A place that was not used for longer than that has been left.
+ */
+static bool seems_left(uint32_t age, unsigned count) {
+    return age > count || count >= PLACES_EACH;
+}
+
+void block_place_claim(struct soft_cpu *cpu, uint64_t key, uint64_t gpa, uint64_t linear) {
+    struct block_place *oldest = NULL, *place;
+    unsigned count = 0;
+    key &= ~(uint64_t)KEYS_OF_PLACE;
+    gpa &= PAGE_MASK;
+    linear &= PAGE_MASK;
+    if (!block_place_moves(linear))
+        return;
+    for (place = *chain_of(cpu->blocks->places, gpa, key); place != NULL; place = place->next) {
+        if (place->gpa != gpa || place->key != key)
+            continue;
+        if (place->linear == linear)
+            return;
+        count++;
+        if (!place->pinned && block_place_moves(place->linear) &&
+            (oldest == NULL || cpu->jit.spaces - place->used > cpu->jit.spaces - oldest->used))
+            oldest = place;
+    }
+    if (oldest != NULL && seems_left(cpu->jit.spaces - oldest->used, count))
+        move(cpu, oldest, linear);
+}
+
+/* ---- Life ---- */
+
+int block_places_create(struct block_cache *cache, struct error *err) {
+    struct block_places *places = calloc(1, sizeof *places);
+    if (places == NULL)
+        return error_set_errno(err, -ENOMEM, "no memory for blocks' places");
+    places->all = mmap(NULL, BLOCKS_KEPT * sizeof *places->all, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (places->all == MAP_FAILED) {
+        free(places);
+        return error_set_errno(err, -ENOMEM, "no memory for blocks' places");
+    }
+    cache->places = places;
+    return 0;
+}
+
+void block_places_destroy(struct block_cache *cache) {
+    if (cache->places == NULL)
+        return;
+    munmap(cache->places->all, BLOCKS_KEPT * sizeof *cache->places->all);
+    free(cache->places);
+    cache->places = NULL;
+}
