@@ -64,6 +64,48 @@ static void replaced_opcode(void) {
     check("decremented", value, 4);
 }
 
+/*
+ * A CMP that the store before it turns into a NOP: SETC reads what STC left, which nobody would
+ * have read. What is told of is from the second time on: lodge takes a kernel's page for one that
+ * does not change itself until it does.
+ */
+#define CARRY_BEHIND(i, store, old, new)                                                           \
+    do {                                                                                           \
+        uint64_t carry_ = 0x9090909090900000 | (new);                                              \
+        asm volatile("mov %%rsp, %%rbx; movw %1, 1f(%%rip); jmp 3f\n"                              \
+                     "3: lea 1f(%%rip), %%rdi; mov $1, %%ecx; stc\n" store "\n"                    \
+                     ".balign 8; 1: .byte 0x39, 0xc0, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90\n"        \
+                     "setc %%al; mov %%rbx, %%rsp; movzbl %%al, %%eax"                             \
+                     : "+a"(carry_)                                                                \
+                     : "i"(old)                                                                    \
+                     : "rbx", "rcx", "rdx", "rdi", "memory", "cc");                                \
+        if ((i) > 0)                                                                               \
+            check(store, carry_, 1);                                                               \
+    } while (0)
+
+static void flags_become_live(void) {
+    enum { CMP = 0xc039, NOP = 0x9066 };
+    for (unsigned i = 0; i < 20; i++) {
+        CARRY_BEHIND(i, "movw $0x9066, 1f(%%rip)", CMP, NOP);
+        CARRY_BEHIND(i, "mov %%ax, (%%rdi)", CMP, NOP);
+        CARRY_BEHIND(i, "mov 4(%%rdi), %%edx; mov %%ax, (%%rdi)", CMP, NOP);
+        CARRY_BEHIND(i, "lock; xchg %%ax, (%%rdi)", CMP, NOP);
+        CARRY_BEHIND(i, "rep stosw", CMP, NOP);
+        CARRY_BEHIND(i, "lea 8(%%rdi), %%rsp; push %%rax", CMP, NOP);
+    }
+}
+
+CODE(user_change, "mov $0x9066, %eax; lea 1f(%rip), %rdx; stc; mov %ax, (%rdx)\n"
+                  "1: cmp %eax, %eax; setc (%rdi); ud2");
+
+/* What a program may write where it runs is expected to change. */
+static void flags_become_live_at_once(void) {
+    enum { RESULT = 0x800 };
+    user_code[RESULT] = 2;
+    check("vector", run_user(user_change, CODE_SIZE(user_change), USER_CODE_VA + RESULT), UD);
+    check("carry", user_code[RESULT], 1);
+}
+
 static void by_push(void) {
     uint32_t value;
     asm volatile(
@@ -175,6 +217,8 @@ void program(void) {
     TEST(next_instruction);
     TEST(loop_with_growing_immediate);
     TEST(replaced_opcode);
+    TEST(flags_become_live);
+    TEST(flags_become_live_at_once);
     TEST(by_push);
     TEST(by_string);
     TEST(by_locked);

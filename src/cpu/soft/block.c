@@ -35,6 +35,7 @@ struct block_store {
     unsigned current; /* the segment that is being filled */
     struct segment segments[SEGMENTS];
     struct block *pages[1 << PAGE_HASH_BITS];
+    uint64_t changing[(1 << PAGE_HASH_BITS) / 64]; /* bits, by page_hash */
     uint64_t breakpoints[BREAKPOINTS_MAX];
     unsigned breakpoint_count;
     bool drop_all; /* at the next safe point */
@@ -236,18 +237,42 @@ static bool overlaps(const struct block *block, uint64_t gpa, size_t length) {
     return gpa < end && (gpa >= first || first - gpa < length);
 }
 
+bool block_page_changes_itself(const struct soft_cpu *cpu, uint64_t gpa) {
+    unsigned bucket = page_hash(gpa);
+    return cpu->blocks->store->changing[bucket / 64] >> (bucket % 64) & 1;
+}
+
+/* The page's translations rest on code that is there to stay: they go, and come back without. */
+static void note_change_of_itself(struct soft_cpu *cpu, uint64_t gpa) {
+    struct block_store *store = cpu->blocks->store;
+    unsigned bucket = page_hash(gpa);
+    struct block *next;
+    if (block_page_changes_itself(cpu, gpa))
+        return;
+    store->changing[bucket / 64] |= UINT64_C(1) << (bucket % 64);
+    for (struct block *block = store->pages[bucket]; block != NULL; block = next) {
+        next = block->page_next[page_index(block, bucket)];
+        block_drop(cpu, block);
+    }
+}
+
 static void invalidate_page_part(struct soft_cpu *cpu, uint64_t gpa, size_t length) {
     struct block_store *store = cpu->blocks->store;
     unsigned bucket = page_hash(gpa);
     struct block *block = store->pages[bucket], *next;
+    bool by_itself = false;
     for (; block != NULL; block = next) {
         next = block->page_next[page_index(block, bucket)];
         if (!overlaps(block, gpa, length))
             continue;
-        if (block == cpu->block)
+        if (block == cpu->block) {
             poison_running(cpu);
+            by_itself = true;
+        }
         block_drop(cpu, block);
     }
+    if (by_itself)
+        note_change_of_itself(cpu, gpa);
 }
 
 void block_invalidate(struct soft_cpu *cpu, uint64_t gpa, size_t length) {

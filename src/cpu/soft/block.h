@@ -181,6 +181,10 @@ struct block **block_hash(struct block_cache *cache, uint64_t gpa, uint64_t rip,
  * they were; the block is dropped. Not while an interpreted block runs. */
 bool block_decode(struct soft_cpu *cpu, struct block *block);
 
+/* Whether a block of the page has written code that it rests on itself (or one of a page that
+ * shares the mark has). */
+bool block_page_changes_itself(const struct soft_cpu *cpu, uint64_t gpa);
+
 /* Drops a block: nothing finds it any more. Between blocks. */
 void block_drop(struct soft_cpu *cpu, struct block *block);
 

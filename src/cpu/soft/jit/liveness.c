@@ -5,14 +5,34 @@
  * Backwards over the block; behind it, a look at the code that follows in the
  * same page. That look rests on bytes outside the block: the block is then
  * dropped when those change, too (block.watch_end and watch_start).
+ *
+ * A store may change the very code that this rests on. Where that is to be
+ * expected (code_may_change below) all flags live at stores.
  */
 #include "base/bytes.h"
 #include "cpu/soft/jit/translation.h"
+#include "cpu/soft/mmu.h"
 
 enum { LOOK_AHEAD = 12 };
 
-static unsigned live_before(const struct insn *insn, unsigned live_after) {
+static bool writes_memory(const struct insn *insn, const struct lowering *l) {
+    switch (l->kind) {
+    case LOWER_NATIVE: return l->memory_written && insn->flags & I_MEMORY;
+    case LOWER_PUSH:
+    case LOWER_PUSH_MEMORY:
+    case LOWER_CALL:
+    case LOWER_MOVS:
+    case LOWER_STOS: return true;
+    default: return false; /* the rest count as readers of all flags anyhow */
+    }
+}
+
+static unsigned live_before(const struct translation *t, const struct insn *insn,
+                            unsigned live_after) {
     const struct lowering *l = lowering_of(insn);
+    /* Code that is written may read any. */
+    if (t->code_may_change && writes_memory(insn, l))
+        live_after = FLAGS_STATUS;
     switch (l->kind) {
     case LOWER_NATIVE: return (live_after & ~(unsigned)l->flags_killed) | l->flags_read;
     case LOWER_NOP:
@@ -61,7 +81,7 @@ static unsigned look(struct translation *t, uint64_t rip, unsigned live, unsigne
         const struct lowering *l = lowering_of(&insn);
         rip += (unsigned)length;
         /* What was killed is dead unless it was read before: `read` bits count at once. */
-        if (live_before(&insn, 0) & live)
+        if (live_before(t, &insn, 0) & live)
             return live;
         if (l->kind == LOWER_JMP || l->kind == LOWER_CALL)
             rip += insn.imm;
@@ -71,6 +91,20 @@ static unsigned look(struct translation *t, uint64_t rip, unsigned live, unsigne
             live &= ~(unsigned)l->flags_killed;
     }
     return live;
+}
+
+/* The page's code has changed itself before; or a program may write it where it runs. (Kernels boot
+ * with all of theirs writable and hardly use it.) */
+static bool code_may_change(const struct translation *t) {
+    struct soft_cpu *cpu = t->cpu;
+    struct fault fault;
+    const struct mmu_page *page;
+    if (block_page_changes_itself(cpu, t->block->gpa[0]))
+        return true;
+    if (cpu->cpl != 3)
+        return false;
+    page = mmu_translate(cpu, block_linear(cpu, t->block->rip), ACCESS_FETCH | ACCESS_USER, &fault);
+    return page == NULL || page->rights & PAGE_WRITE;
 }
 
 unsigned liveness_at(struct translation *t, uint64_t rip) {
@@ -91,13 +125,14 @@ static unsigned live_at_insn(struct translation *t, const struct insn *insn, uns
         return liveness_at(t, next + insn->imm);
     if (kind == LOWER_JCC)
         live |= liveness_at(t, next + insn->imm);
-    return live_before(insn, live);
+    return live_before(t, insn, live);
 }
 
 void liveness_find(struct translation *t) {
     struct block *block = t->block;
     const struct insn *last = &block->insns[block->count - 1];
     uint64_t next = block->rip + last->offset + last->length;
+    t->code_may_change = code_may_change(t);
     unsigned live = liveness_at(t, next);
     t->live[block->count] = (uint16_t)live;
     for (unsigned i = block->count; i-- > 0;) {

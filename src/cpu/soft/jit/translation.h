@@ -189,6 +189,7 @@ struct translation {
     uint32_t recipe_registers; /* it needs these to stay */
     /* Status flags that somebody reads, before each instruction; [count]: after the last. */
     uint16_t live[BLOCK_INSNS_MAX + 1];
+    bool code_may_change; /* by a store of its own page's code: liveness.c */
     struct {
         uint64_t rip;
         unsigned live;
