@@ -118,7 +118,7 @@ bool element_row(struct program *p) {
     const struct insn_row *row = insn_row_at(list->rows[below(p, list->count)]);
     struct encoder e = {.test = p->test, .random = p->random, .row = row, .keep = p->keep};
     uint32_t begin = piece_begin(p);
-    if (row->flags_read & p->unknown)
+    if ((row->flags_read & p->unknown) || ((row->properties & INSN_NO64) && !p->mode32))
         return false;
     e.target = DATA_BASE + PAGE - 64 + below(p, 4) * 32;
     choose_operand(p, &e, kind != ROWS_INTEGER || (row->properties & INSN_ALIGNED));

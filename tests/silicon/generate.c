@@ -377,7 +377,7 @@ bool generate_single(struct generator *g, unsigned n, struct test_case *test) {
 
 void generate_state(struct generator *g, struct test_case *test) {
     clear_case(test);
-    test->mode32 = random_once_in(&g->random, 4);
+    test->mode32 = g->mode != 0 ? g->mode == 32 : random_once_in(&g->random, 4);
     test->start = CASE_CODE + random_below(&g->random, 16);
     choose_state(g, test, NULL);
 }
@@ -385,8 +385,8 @@ void generate_state(struct generator *g, struct test_case *test) {
 /* ---- Sequences ---- */
 
 bool row_fits_sequence(const struct insn_row *row) {
-    const uint32_t excluded = INSN_BRANCH | INSN_END | INSN_CPL0 | INSN_REP | INSN_NO64 |
-                              INSN_NO_TEST | INSN_UNDEFINED_REG;
+    const uint32_t excluded =
+        INSN_BRANCH | INSN_END | INSN_CPL0 | INSN_REP | INSN_NO_TEST | INSN_UNDEFINED_REG;
     return row_excluded(row) == NULL && !(row->properties & excluded) && !wants_selector(row) &&
            !is_bit_test(row) && !named(row, "div") && !named(row, "idiv") && !named(row, "leave") &&
            !row_has_operand(row, OPERAND_VSIB, OPERAND_VSIB);

@@ -23,6 +23,7 @@ struct options {
     unsigned long wild;      /* in total */
     unsigned long programs;  /* in total */
     unsigned long seed;
+    unsigned mode;  /* of programs: 32, 64, or 0 */
     unsigned shown; /* differences shown of a row */
     const char *only;
     bool list;
@@ -208,7 +209,8 @@ static int run_sequences(struct run *run) {
     struct batch *batch = native_batch(run->native);
     g.sequence_rows = rows;
     for (unsigned n = 0; n < ROWS_MAX && insn_row_at(n) != NULL; n++) {
-        if (row_fits_sequence(insn_row_at(n)) && offered(run, insn_row_at(n)))
+        if (row_fits_sequence(insn_row_at(n)) && !(insn_row_at(n)->properties & INSN_NO64) &&
+            offered(run, insn_row_at(n)))
             rows[g.sequence_row_count++] = (uint16_t)n;
     }
     class->rows = g.sequence_row_count;
@@ -255,6 +257,7 @@ static void list_program_rows(struct run *run, struct generator *g) {
 static int run_programs(struct run *run) {
     struct class_count *class = count_of(run, "programs");
     struct generator g = row_generator(run, ROWS_MAX + 2);
+    g.mode = run->options.mode;
     struct batch *batch = native_batch(run->native);
     list_program_rows(run, &g);
     run->row_differences = run->row_shown = 0;
@@ -313,7 +316,7 @@ static int list(const struct run *run) {
 
 static int usage(void) {
     fprintf(stderr, "usage: silicon [--cases N] [--at-least N] [--sequences N] [--wild N] "
-                    "[--programs N] [--seed N] [--only ROW|CLASS] "
+                    "[--programs N] [--mode 32|64] [--seed N] [--only ROW|CLASS] "
                     "[--show N] [--kvm] [--list]\n");
     return 2;
 }
@@ -323,6 +326,7 @@ static bool parse(int argc, char **argv, struct options *options) {
         {"at-least", required_argument, NULL, 'a'},
         {"wild", required_argument, NULL, 'w'},
         {"programs", required_argument, NULL, 'p'},
+        {"mode", required_argument, NULL, 'm'},
         {"cases", required_argument, NULL, 'c'},
         {"sequences", required_argument, NULL, 'q'},
         {"seed", required_argument, NULL, 's'},
@@ -338,6 +342,7 @@ static bool parse(int argc, char **argv, struct options *options) {
         case 'c': options->cases = strtoul(optarg, NULL, 0); break;
         case 'a': options->at_least = strtoul(optarg, NULL, 0); break;
         case 'w': options->wild = strtoul(optarg, NULL, 0); break;
+        case 'm': options->mode = (unsigned)strtoul(optarg, NULL, 0); break;
         case 'p': options->programs = strtoul(optarg, NULL, 0); break;
         case 'q': options->sequences = strtoul(optarg, NULL, 0); break;
         case 's': options->seed = strtoul(optarg, NULL, 0); break;

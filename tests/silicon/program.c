@@ -242,9 +242,7 @@ static unsigned choose_unknown(struct random *random) {
 
 static bool try_program(struct generator *g, struct test_case *test) {
     struct program p = {.g = g, .random = &g->random, .test = test, .labels = UNITS_MAX};
-    do
-        generate_state(g, test);
-    while (test->mode32 && random_once_in(p.random, 3));
+    generate_state(g, test);
     test->is_program = true;
     test->start = choose_start(p.random);
     p.mode32 = test->mode32;

@@ -198,6 +198,7 @@ enum program_row_kind { ROWS_INTEGER, ROWS_VECTOR, ROWS_X87, PROGRAM_ROW_KINDS }
 
 struct generator {
     struct random random;
+    unsigned mode;                 /* of programs: 32, 64, or 0 for any */
     const uint64_t *features;      /* that guests are offered */
     const uint16_t *sequence_rows; /* rows that may stand in sequences */
     unsigned sequence_row_count;

@@ -41,9 +41,10 @@ struct block *block_look(struct soft_cpu *cpu, uint64_t key) {
     uint64_t linear = block_linear(cpu, cpu->rip);
     struct code_page page;
     struct fault fault;
+    bool limited = cpu->mode != INSN_MODE_64 && cpu->segment[SEG_CS].limit != UINT32_MAX;
     if (block != NULL)
         block_place_note(cpu, block);
-    if (block != NULL || cpu->mode != INSN_MODE_64)
+    if (block != NULL || limited)
         return block;
     if (!mmu_fetch_or(cpu, linear, &page, &fault) || page.host == NULL)
         return NULL;

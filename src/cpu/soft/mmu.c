@@ -303,6 +303,35 @@ static void segments_changed(struct soft_cpu *cpu) {
     }
 }
 
+/* All of 4 GiB, for reading and writing. */
+static bool is_flat(const struct soft_segment *s) {
+    return s->read.base == 0 && s->read.last == UINT32_MAX && s->write.base == 0 &&
+           s->write.last == UINT32_MAX;
+}
+
+/* FS and GS outside 64-bit mode: threads' segments begin anywhere and wrap. */
+static void narrow_changed(struct soft_cpu *cpu) {
+    for (unsigned i = 0; i < 2; i++) {
+        const struct x86_segment *s = &cpu->segment[SEG_FS + i];
+        bool data = (s->attributes & (SEG_P | 0xe)) == (SEG_P | 2); /* expands up, writable */
+        cpu->jit.narrow[i].base = (uint32_t)s->base;
+        cpu->jit.narrow[i].mark = data && s->limit == UINT32_MAX ? 0 : SEGMENT_SLOW;
+    }
+}
+
+/* What translated code takes for granted. */
+static void flatness_changed(struct soft_cpu *cpu) {
+    if (cpu->mode == INSN_MODE_64) {
+        cpu->jit.flat = cpu->seg[SEG_DS].read.base == 0;
+        return;
+    }
+    cpu->jit.flat = cpu->mode == INSN_MODE_32 && cpu->code_base == 0 &&
+                    cpu->segment[SEG_CS].limit == UINT32_MAX && cpu->stack_mask == UINT32_MAX &&
+                    is_flat(&cpu->seg[SEG_ES]) && is_flat(&cpu->seg[SEG_SS]) &&
+                    is_flat(&cpu->seg[SEG_DS]);
+    narrow_changed(cpu);
+}
+
 void mmu_mode_changed(struct soft_cpu *cpu) {
     unsigned cs = cpu->segment[SEG_CS].attributes, ss = cpu->segment[SEG_SS].attributes;
     if (!(cpu->cr0 & CR0_PE))
@@ -325,4 +354,5 @@ void mmu_mode_changed(struct soft_cpu *cpu) {
     cpu->tlb = cpu->tlbs[index];
     jit_drop_window(cpu);
     segments_changed(cpu);
+    flatness_changed(cpu);
 }

@@ -6,8 +6,13 @@
  */
 #include "cpu/soft/jit/translation.h"
 
+uint64_t lower_target_rip(const struct translation *t, uint64_t offset) {
+    uint64_t rip = t->block->rip + t->insn->offset + t->insn->length + offset;
+    return t->mode == INSN_MODE_64 ? rip : (uint32_t)rip;
+}
+
 uint64_t lower_next_rip(const struct translation *t) {
-    return t->block->rip + t->insn->offset + t->insn->length;
+    return lower_target_rip(t, 0);
 }
 
 /* ---- Known targets ---- */
@@ -64,7 +69,7 @@ void lower_goto(struct translation *t, uint64_t rip) {
 }
 
 void lower_jcc(struct translation *t) {
-    uint64_t taken = lower_next_rip(t) + t->insn->imm;
+    uint64_t taken = lower_target_rip(t, t->insn->imm);
     unsigned condition = t->insn->opcode & 15;
     flags_to_host(t);
     if (is_same_page(t, taken) && !is_backward(t, taken)) {
@@ -115,14 +120,14 @@ static void emit_jump_found(struct translation *t) {
 static void load_target(struct translation *t) {
     const struct insn *insn = t->insn;
     if (insn->flags & I_MEMORY) {
-        struct operand operand = lower_operand(t, TLB_READ, 8, 1);
-        emit_rm(&t->out, OP_MOV_LOAD, 8, TEMP_A, operand.base, operand.disp);
+        struct operand operand = lower_operand(t, TLB_READ, t->word, 1);
+        emit_rm(&t->out, OP_MOV_LOAD, t->word, TEMP_A, operand.base, operand.disp);
     } else if (insn->rm == RSP) {
         lower_load_rsp(t, TEMP_A);
     } else if (is_homed(insn->rm)) {
         load_home(t, TEMP_A, insn->rm);
     } else {
-        emit_mov(&t->out, TEMP_A, insn->rm);
+        emit_rr(&t->out, OP_MOV_LOAD, t->word, TEMP_A, insn->rm);
     }
     t->temp_group = NO_GROUP;
 }
@@ -147,8 +152,8 @@ static void lower_return_point(struct translation *t) {
     t->flags = FLAGS_SAVED | (t->live[t->index + 1] == 0 ? FLAGS_STALE : 0);
     t->recipe = RECIPE_NONE;
     t->temp_group = NO_GROUP;
-    if ((int64_t)rip == (int32_t)rip) {
-        emit_group1(e, 7, 8, TEMP_A, (int32_t)rip);
+    if (t->word == 4 || (int64_t)rip == (int32_t)rip) {
+        emit_group1(e, 7, t->word, TEMP_A, (int32_t)rip);
     } else {
         uint8_t *field = emit_cmp_rip(e, TEMP_A);
         if (t->constant_count >= sizeof t->constants / sizeof t->constants[0]) {
@@ -159,11 +164,11 @@ static void lower_return_point(struct translation *t) {
         t->constants[t->constant_count++].value = rip;
     }
     emit_aim(emit_jcc(e, COND_NE), t->jit->returned);
-    lower_move_rsp(t, 8);
+    lower_move_rsp(t, (int32_t)t->word);
 }
 
 void lower_call(struct translation *t) {
-    uint64_t target = lower_next_rip(t) + t->insn->imm;
+    uint64_t target = lower_target_rip(t, t->insn->imm);
     flags_registers_change(t, 1u << RSP);
     lower_push_rip(t, lower_next_rip(t));
     lower_settle_rsp(t);
@@ -194,7 +199,7 @@ void lower_ret(struct translation *t) {
     flags_to_saved(t);
     const uint8_t *retry = t->out.at;
     struct operand operand = lower_stack(t, TLB_READ, 0);
-    emit_rm(&t->out, OP_MOV_LOAD, 8, TEMP_A, operand.base, operand.disp);
+    emit_rm(&t->out, OP_MOV_LOAD, t->word, TEMP_A, operand.base, operand.disp);
     if (t->insn->imm == 0) {
         uint32_t site = lower_site(t);
         t->jit->sites[site].kind = SITE_RETURN;
@@ -203,7 +208,7 @@ void lower_ret(struct translation *t) {
         return;
     }
     lower_find(t, retry);
-    lower_move_rsp(t, (int32_t)(8 + t->insn->imm));
+    lower_move_rsp(t, (int32_t)(t->word + t->insn->imm));
     emit_jump_found(t);
 }
 

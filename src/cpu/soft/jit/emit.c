@@ -145,8 +145,8 @@ uint8_t *emit_cmp_rip(struct emitter *e, unsigned reg) {
     return e->at - 4;
 }
 
-void emit_store_imm(struct emitter *e, unsigned base, int32_t disp, int32_t imm) {
-    emit_rm(e, 0xc7, 8, 0, base, disp);
+void emit_store_imm(struct emitter *e, unsigned size, unsigned base, int32_t disp, int32_t imm) {
+    emit_rm(e, 0xc7, size, 0, base, disp);
     emit32(e, (uint32_t)imm);
 }
 

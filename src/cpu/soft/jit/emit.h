@@ -82,8 +82,8 @@ uint8_t *emit_lea_rip(struct emitter *e, unsigned reg);
 
 /* CMP reg, [rip + rel32]. */
 uint8_t *emit_cmp_rip(struct emitter *e, unsigned reg);
-/* MOV qword [base + disp], imm32 sign-extended. */
-void emit_store_imm(struct emitter *e, unsigned base, int32_t disp, int32_t imm);
+/* MOV [base + disp], imm32, sign-extended for 8 bytes. */
+void emit_store_imm(struct emitter *e, unsigned size, unsigned base, int32_t disp, int32_t imm);
 
 /* Jumps whose rel32 is filled later; the result names the field. */
 uint8_t *emit_jcc(struct emitter *e, unsigned condition);

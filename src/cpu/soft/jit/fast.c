@@ -40,16 +40,22 @@ static bool earlier_checks_fail(const struct soft_cpu *cpu) {
 
 /* ---- Strings ---- */
 
+/* A pointer or counter of a string instruction, in its address size. */
+static void set_address(struct soft_cpu *cpu, unsigned n, uint64_t value, uint64_t mask) {
+    cpu->gpr[n] = value & mask;
+}
+
 /* True: all of it is done. What was done stands in any case. */
 static bool run_string(struct soft_cpu *cpu, const struct insn *insn) {
     enum { LAST_MOVS = 0xa5 }; /* A4, A5; STOS is AA, AB */
     bool repeats = insn->flags & (I_REP | I_REPNE), moves = insn->opcode <= LAST_MOVS;
     unsigned size = insn->size;
-    uint64_t count = repeats ? cpu->gpr[RCX] : 1;
-    if ((cpu->rflags & FLAG_DF) || insn->address_size != 8)
+    uint64_t mask = insn->address_size == 8 ? UINT64_MAX : UINT32_MAX;
+    uint64_t count = repeats ? cpu->gpr[RCX] & mask : 1;
+    if ((cpu->rflags & FLAG_DF) || insn->address_size == 2)
         return false;
     while (count != 0) {
-        uint64_t to = cpu->gpr[RDI], from = cpu->gpr[RSI];
+        uint64_t to = cpu->gpr[RDI] & mask, from = cpu->gpr[RSI] & mask;
         /* Segment bases keep page offsets only when they are page-aligned: ES has none here. */
         uint64_t n = on_page(to, count, size);
         uint64_t linear = cpu->seg[insn->seg].read.base + from;
@@ -63,14 +69,14 @@ static bool run_string(struct soft_cpu *cpu, const struct insn *insn) {
             if (source == NULL)
                 return false;
             move_run(target, source, n, size);
-            cpu->gpr[RSI] += n * size;
+            set_address(cpu, RSI, from + n * size, mask);
         } else {
             store_run(target, cpu->gpr[RAX], n, size);
         }
-        cpu->gpr[RDI] += n * size;
+        set_address(cpu, RDI, to + n * size, mask);
         count -= n;
         if (repeats)
-            cpu->gpr[RCX] = count;
+            set_address(cpu, RCX, count, mask);
     }
     return true;
 }
@@ -103,6 +109,7 @@ void jit_set_context(struct soft_cpu *cpu) {
     enum { ALL_SPACES = 0xfff };
     struct jit_state *state = &cpu->jit;
     uint64_t rest = (state->key & 0xfffff) << 12 | state->generation << 32;
+    state->word = (state->key & KEY_MODE) == INSN_MODE_64 ? 8 : 4;
     state->context[0] = cpu->tlb_context | rest;
     state->context[1] = (state->upper_is_local ? cpu->tlb_context : ALL_SPACES) | rest;
 }
@@ -129,7 +136,7 @@ const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t number
     const struct jit_site *site = &cpu->jit.jit->sites[number];
     jit_note_jump(cpu, block);
     if (site->kind == SITE_RETURN) {
-        cpu->gpr[RSP] += 8;
+        cpu->gpr[RSP] = (cpu->gpr[RSP] + cpu->jit.word) & cpu->stack_mask;
         return jit_entry(cpu, block);
     }
     /* Looked for anew, with the context of its own half of the address space. */
@@ -209,7 +216,7 @@ const uint8_t *jit_fast_constant_miss(struct soft_cpu *cpu, uint64_t unused, uin
     const struct jit_site *site = &cpu->jit.jit->sites[number];
     if (site->block->insns == NULL)
         return NULL;
-    return miss(cpu, (uint64_t)site->block->insns[site->insn].disp, site);
+    return miss(cpu, lower_constant(&site->block->insns[site->insn]), site);
 }
 
 /* ---- The stack window ---- */
@@ -241,7 +248,8 @@ const uint8_t *jit_fast_stack_miss(struct soft_cpu *cpu, uint64_t unused, uint32
     uint64_t linear = cpu->gpr[RSP] + (uint64_t)(int64_t)site->disp;
     uint64_t page = linear & PAGE_MASK;
     const struct tlb_entry *entry = &cpu->tlb[TLB_WRITE][tlb_slot(linear)];
-    if (linear - page + site->span > PAGE_SIZE)
+    bool wraps = (linear & cpu->stack_mask) != linear;
+    if (linear - page + site->span > PAGE_SIZE || wraps)
         return plain_code(cpu, site);
     if (entry->tag != page &&
         !jit_fast_fill(cpu, linear, TLB_WRITE | (site->writes_now ? 0 : FILL_MAYBE)))

@@ -34,7 +34,7 @@ void emit_restore_flags(struct emitter *e) {
 static void emit_again(struct translation *t, const struct insn *insn, int opcode_change,
                        bool loaded) {
     struct raw raw;
-    raw_parse(&raw, t->code + insn->offset, insn, lowering_of(insn)->has_modrm);
+    raw_parse(&raw, t->code + insn->offset, insn, t->mode, lowering_of(insn)->has_modrm);
     struct recode operands = recode_of(&raw);
     const struct lowering *l = lowering_of(insn);
     if (l->gpr_reg && is_homed(operands.reg)) {

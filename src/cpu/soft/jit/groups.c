@@ -20,7 +20,8 @@ struct use {
     int32_t stack_disp;
 };
 
-static struct use use_of(const struct insn *insn, const struct lowering *l, uint8_t kind) {
+static struct use use_of(const struct insn *insn, const struct lowering *l, uint8_t kind,
+                         unsigned word) {
     struct use use = {0};
     switch (kind) {
     case LOWER_NATIVE:
@@ -31,7 +32,7 @@ static struct use use_of(const struct insn *insn, const struct lowering *l, uint
     case LOWER_IDIV: use.operand_size = insn->size; break;
     case LOWER_PUSH_MEMORY:
     case LOWER_CALL_INDIRECT:
-    case LOWER_JMP_INDIRECT: use.operand_size = 8; break;
+    case LOWER_JMP_INDIRECT: use.operand_size = word; break;
     default: break;
     }
     use.operand = (insn->flags & I_MEMORY) && use.operand_size != 0;
@@ -42,7 +43,7 @@ static struct use use_of(const struct insn *insn, const struct lowering *l, uint
     case LOWER_CALL:
     case LOWER_CALL_INDIRECT:
         use.stack = use.stack_writes = true;
-        use.stack_disp = -8;
+        use.stack_disp = -(int32_t)word;
         break;
     case LOWER_POP:
     case LOWER_POPF:
@@ -53,7 +54,7 @@ static struct use use_of(const struct insn *insn, const struct lowering *l, uint
 }
 
 /* By how much the instruction moves RSP; false: nobody knows. */
-static bool rsp_movement(const struct insn *insn, uint8_t kind, int64_t *by) {
+static bool rsp_movement(const struct insn *insn, uint8_t kind, unsigned word, int64_t *by) {
     const struct insn_row *row = insn_row_of(insn);
     *by = 0;
     if (kind == LOWER_CALLOUT || kind == LOWER_CALL || kind == LOWER_CALL_INDIRECT)
@@ -63,19 +64,19 @@ static bool rsp_movement(const struct insn *insn, uint8_t kind, int64_t *by) {
         return true;
     }
     if (kind == LOWER_PUSH || kind == LOWER_PUSH_MEMORY || kind == LOWER_POP) {
-        *by = kind == LOWER_POP ? 8 : -8;
+        *by = kind == LOWER_POP ? (int64_t)word : -(int64_t)word;
         return kind != LOWER_POP || insn->rm != RSP;
     }
     if (kind == LOWER_LEA) {
         *by = insn->disp;
-        return insn->base == RSP && insn->index == REG_ZERO && insn->address_size == 8 &&
-               insn->size == 8;
+        return insn->base == RSP && insn->index == REG_ZERO && insn->address_size == word &&
+               insn->size == word;
     }
     bool immediate = row->operand[1] == OPERAND_Iz || row->operand[1] == OPERAND_Ibs;
     bool add = row->name[0] == 'a' && row->name[1] == 'd' && row->name[2] == 'd' && !row->name[3];
     bool sub = row->name[0] == 's' && row->name[1] == 'u' && row->name[2] == 'b' && !row->name[3];
     *by = sub ? -(int64_t)insn->imm : (int64_t)insn->imm;
-    return kind == LOWER_NATIVE && immediate && (add || sub) && insn->size == 8;
+    return kind == LOWER_NATIVE && immediate && (add || sub) && insn->size == word;
 }
 
 /* ---- Joining ---- */
@@ -116,12 +117,16 @@ static unsigned join(struct translation *t, unsigned g, int64_t low, unsigned si
     return g;
 }
 
+static bool is_based(const struct insn *insn) {
+    return insn->seg == SEG_FS || insn->seg == SEG_GS;
+}
+
 static unsigned join_operand(struct translation *t, const struct insn *insn, unsigned size,
                              bool write) {
     struct group wanted = {.base = insn->base,
                            .index = insn->index,
                            .scale = insn->scale,
-                           .seg = insn->seg == SEG_FS || insn->seg == SEG_GS ? insn->seg : SEG_DS,
+                           .seg = is_based(insn) ? insn->seg : SEG_DS,
                            .address_size = insn->address_size};
     for (unsigned g = 0; g < t->group_count; g++) {
         if (!same_registers(&t->groups[g], &wanted))
@@ -146,9 +151,9 @@ static unsigned join_stack(struct translation *t, unsigned *g, int64_t low, unsi
     return joined;
 }
 
-static bool is_near_rsp(const struct insn *insn) {
-    return insn->base == RSP && insn->index == REG_ZERO && insn->address_size == 8 &&
-           insn->seg != SEG_FS && insn->seg != SEG_GS;
+static bool is_near_rsp(const struct insn *insn, unsigned word) {
+    return insn->base == RSP && insn->index == REG_ZERO && insn->address_size == word &&
+           !is_based(insn);
 }
 
 static bool is_constant(const struct insn *insn) {
@@ -180,24 +185,24 @@ void groups_find(struct translation *t) {
         const struct insn *insn = &t->block->insns[i];
         const struct lowering *l = lowering_of(insn);
         uint8_t kind = t->kinds[i];
-        struct use use = use_of(insn, l, kind);
+        struct use use = use_of(insn, l, kind, t->word);
         int64_t by = 0;
         t->operand_group[i] = t->stack_group[i] = NO_GROUP;
         t->rsp_moved[i] = (int32_t)moved;
         if (t->block->key & KEY_PLAIN)
             continue;
-        if (use.operand && is_near_rsp(insn))
+        if (use.operand && is_near_rsp(insn, t->word))
             t->operand_group[i] = (uint8_t)join_stack(t, &stack, moved + insn->disp,
                                                       use.operand_size, use.operand_writes);
-        else if (use.operand && !is_constant(insn))
+        else if (use.operand && !is_constant(insn) && (t->word == 8 || !is_based(insn)))
             t->operand_group[i] =
                 (uint8_t)join_operand(t, insn, use.operand_size, use.operand_writes);
         if (use.stack)
             t->stack_group[i] =
-                (uint8_t)join_stack(t, &stack, moved + use.stack_disp, 8, use.stack_writes);
+                (uint8_t)join_stack(t, &stack, moved + use.stack_disp, t->word, use.stack_writes);
         uint32_t changes = lower_changes(insn, l, kind);
         close_changed(t, changes);
-        bool known = !(changes >> RSP & 1) || rsp_movement(insn, kind, &by);
+        bool known = !(changes >> RSP & 1) || rsp_movement(insn, kind, t->word, &by);
         moved += by;
         if (!known || moved < -MOVE_MAX || moved > MOVE_MAX) {
             stack = NO_GROUP;

@@ -26,8 +26,8 @@ void jit_destroy(struct soft_cpu *cpu);
 /* Once on the vCPU's thread before it runs translated code: GS points to the vCPU from then on. */
 void jit_enter_thread(struct soft_cpu *cpu);
 
-/* Whether the vCPU's present state lets translated code run at all: 64-bit mode, flat segments,
- * all SIMD exceptions masked, no debugging. */
+/* Whether the vCPU's present state lets translated code run at all: 64-bit mode, or 32-bit with
+ * flat segments; all SIMD exceptions masked, no debugging. */
 bool jit_usable(const struct soft_cpu *cpu);
 
 /* Translates a block of at least one instruction, extended (block_extend), and returns the block

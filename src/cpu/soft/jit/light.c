@@ -33,8 +33,8 @@ void light_reload(struct soft_cpu *cpu) {
 bool jit_usable(const struct soft_cpu *cpu) {
     /* MM (bit 17) must not reach a host that may not know it: LDMXCSR would fault. */
     enum { MASKS = 0x1f80, KNOWN = 0xffff };
-    return cpu->jit.jit != NULL && cpu->mode == INSN_MODE_64 && (cpu->mxcsr & MASKS) == MASKS &&
-           (cpu->mxcsr & ~(uint32_t)KNOWN) == 0 && cpu->seg[SEG_DS].read.base == 0;
+    return cpu->jit.jit != NULL && cpu->jit.flat && (cpu->mxcsr & MASKS) == MASKS &&
+           (cpu->mxcsr & ~(uint32_t)KNOWN) == 0;
 }
 
 void jit_callout_done(struct soft_cpu *cpu, const struct insn *insn) {
@@ -86,7 +86,6 @@ static bool run_handler(struct soft_cpu *cpu, const struct insn *insn) {
 static const uint8_t *run_site(struct soft_cpu *cpu, const struct jit_site *site) {
     struct block *block = site->block;
     const struct insn *insn = &block->insns[site->insn];
-    uint64_t next = block->rip + insn->offset + insn->length;
     cpu->block = block;
     cpu->rip = block->rip;
     if (cpu->budget < JIT_CALLOUT_BUDGET)
@@ -95,6 +94,7 @@ static const uint8_t *run_site(struct soft_cpu *cpu, const struct jit_site *site
     jit_unpack_flags(cpu);
     struct soft_flags flags = cpu->flags;
     cpu->interrupt_shadow = false; /* it ends behind this instruction */
+    uint64_t next = insn_next_rip(cpu, insn);
     bool completed = run_handler(cpu, insn);
     if (cpu->flags.result != flags.result || cpu->flags.carries != flags.carries)
         cpu->jit.saved_flags = jit_pack_flags(cpu);

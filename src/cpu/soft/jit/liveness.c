@@ -27,13 +27,19 @@ static bool writes_memory(const struct insn *insn, const struct lowering *l) {
     }
 }
 
+/* 66h cuts a branch's target to 16 bits: nobody looks for it there. */
+static uint8_t kind_of(const struct insn *insn) {
+    bool branch = insn_row_of(insn)->properties & INSN_BRANCH;
+    return branch && insn->size == 2 ? LOWER_CALLOUT : lowering_of(insn)->kind;
+}
+
 static unsigned live_before(const struct translation *t, const struct insn *insn,
                             unsigned live_after) {
     const struct lowering *l = lowering_of(insn);
     /* Code that is written may read any. */
     if (t->code_may_change && writes_memory(insn, l))
         live_after = FLAGS_STATUS;
-    switch (l->kind) {
+    switch (kind_of(insn)) {
     case LOWER_NATIVE: return (live_after & ~(unsigned)l->flags_killed) | l->flags_read;
     case LOWER_NOP:
     case LOWER_LEA:
@@ -72,7 +78,7 @@ static unsigned look(struct translation *t, uint64_t rip, unsigned live, unsigne
     while (live != 0 && rip >> PAGE_SHIFT == t->pages_rip && *fuel > 0) {
         struct insn insn;
         unsigned offset = rip & (PAGE_SIZE - 1);
-        int length = insn_decode(&insn, page_bytes(t, rip), PAGE_SIZE - offset, rip, INSN_MODE_64,
+        int length = insn_decode(&insn, page_bytes(t, rip), PAGE_SIZE - offset, rip, t->mode,
                                  t->cpu->features);
         if (length <= 0)
             return live;
@@ -83,11 +89,12 @@ static unsigned look(struct translation *t, uint64_t rip, unsigned live, unsigne
         /* What was killed is dead unless it was read before: `read` bits count at once. */
         if (live_before(t, &insn, 0) & live)
             return live;
-        if (l->kind == LOWER_JMP || l->kind == LOWER_CALL)
+        uint8_t kind = kind_of(&insn);
+        if (kind == LOWER_JMP || kind == LOWER_CALL)
             rip += insn.imm;
-        else if (l->kind == LOWER_JCC)
+        else if (kind == LOWER_JCC)
             return look(t, rip + insn.imm, live, fuel) | look(t, rip, live, fuel);
-        else if (l->kind == LOWER_NATIVE)
+        else if (kind == LOWER_NATIVE)
             live &= ~(unsigned)l->flags_killed;
     }
     return live;
@@ -119,7 +126,7 @@ unsigned liveness_at(struct translation *t, uint64_t rip) {
 
 /* Before an instruction of the block, when `live` is read behind it. */
 static unsigned live_at_insn(struct translation *t, const struct insn *insn, unsigned live) {
-    uint8_t kind = lowering_of(insn)->kind;
+    uint8_t kind = kind_of(insn);
     uint64_t next = t->block->rip + insn->offset + insn->length;
     if (kind == LOWER_JMP || kind == LOWER_CALL)
         return liveness_at(t, next + insn->imm);

@@ -333,7 +333,7 @@ static bool holds_here(const struct translation *t, const struct inline_form *fo
         return false;
     if (insn->exec == sti)
         return has_shadowed_insn(t);
-    return insn->exec != mov_r_c || control_at(insn) >= 0;
+    return insn->exec != mov_r_c || (t->mode == INSN_MODE_64 && control_at(insn) >= 0);
 }
 
 void lower_system(struct translation *t) {

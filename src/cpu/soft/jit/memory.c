@@ -7,9 +7,14 @@
 
 /* ---- Addresses ---- */
 
+/*
+ * In 32-bit code STACK may have been moved beyond either end of the address
+ * space: RSP is what it says modulo 2^32. It matches the stack window only
+ * where the two are the same; whoever reads RSP wraps it (here, and stubs.c).
+ */
 void lower_load_rsp(struct translation *t, unsigned to) {
     emit_gs(&t->out, OP_MOV_LOAD, 8, to, CPU_AT(jit.stack_subtrahend));
-    emit_lea(&t->out, 8, to, (int)to, STACK, 0, 0);
+    emit_lea(&t->out, t->word, to, (int)to, STACK, 0, 0);
 }
 
 void lower_store_rsp(struct translation *t, unsigned from) {
@@ -56,10 +61,19 @@ void lower_address(struct translation *t, int32_t disp) {
         int index = address_part(t, insn->index, TEMP_B);
         emit_lea(&t->out, size, TEMP_A, base, index, insn->scale, disp);
     }
-    if (insn->seg == SEG_FS || insn->seg == SEG_GS)
+    if ((insn->seg == SEG_FS || insn->seg == SEG_GS) && t->mode == INSN_MODE_64)
         emit_gs(&t->out, OP_ADD_RM, 8, TEMP_A,
                 (int32_t)(offsetof(struct soft_cpu, seg) + insn->seg * sizeof(struct soft_segment) +
                           offsetof(struct soft_segment, read.base)));
+}
+
+uint64_t lower_constant(const struct insn *insn) {
+    return insn->address_size == 8 ? (uint64_t)insn->disp : (uint32_t)insn->disp;
+}
+
+/* An operand that only its displacement names. */
+static bool is_constant(const struct insn *insn) {
+    return insn->base == REG_ZERO && insn->index == REG_ZERO;
 }
 
 /* ---- Sites and slow paths ---- */
@@ -131,6 +145,21 @@ void emit_to_stub(struct emitter *e, uint32_t number, const uint8_t *stub) {
 
 /* ---- Checks ---- */
 
+/* 32-bit code: from the offset in TEMP_A to the address in FS or GS, which wraps. Beyond the last
+ * offset at which the access fits, to C; the segment's `mark` is in no address that the TLB has. */
+static void add_narrow_base(struct translation *t, unsigned size) {
+    const int32_t base =
+        CPU_AT(jit.narrow) + (int32_t)sizeof t->cpu->jit.narrow[0] * (t->insn->seg == SEG_GS);
+    uint32_t offset = (uint32_t)t->insn->disp;
+    if (!is_constant(t->insn) || offset + (uint64_t)size - 1 > UINT32_MAX) {
+        emit_group1(&t->out, 7, 4, TEMP_A, -(int32_t)size);
+        lower_slow_if(t, COND_A);
+    }
+    emit_gs(&t->out, OP_ADD_RM, 4, TEMP_A, base);
+    emit_gs(&t->out, OP_OR_RM, 8, TEMP_A,
+            base + (int32_t)offsetof(__typeof__(t->cpu->jit.narrow[0]), mark));
+}
+
 static unsigned tlb_index_of(const struct translation *t) {
     const struct soft_cpu *cpu = t->cpu;
     return (unsigned)((struct tlb_entry(*)[TLB_KINDS][TLB_ENTRIES])cpu->tlb - cpu->tlbs);
@@ -167,14 +196,14 @@ static void check_single(struct translation *t, const uint8_t *retry, enum tlb_k
 
 void lower_check_rbp(struct translation *t) {
     const uint8_t *retry = t->out.at;
-    emit_mov(&t->out, TEMP_A, RBP);
-    check_single(t, retry, TLB_READ, 8);
+    emit_rr(&t->out, OP_MOV_LOAD, t->word, TEMP_A, RBP);
+    check_single(t, retry, TLB_READ, t->word);
 }
 
 /* An address known now: its slot and page are, too. */
 static struct operand constant_operand(struct translation *t, enum tlb_kind kind, unsigned size) {
     struct emitter *e = &t->out;
-    uint64_t linear = (uint64_t)t->insn->disp, page = linear & ~(uint64_t)(PAGE_SIZE - 1);
+    uint64_t linear = lower_constant(t->insn), page = linear & ~(uint64_t)(PAGE_SIZE - 1);
     int32_t slot = (int32_t)(tlb_slot(linear) * sizeof(struct tlb_entry));
     int32_t tag = tlb_at(t, kind, offsetof(struct tlb_entry, tag)) + slot;
     int32_t host = tlb_at(t, kind, offsetof(struct tlb_entry, host)) + slot;
@@ -287,13 +316,15 @@ struct operand lower_operand(struct translation *t, enum tlb_kind kind, unsigned
         return operand;
     }
     flags_protect(t);
-    bool constant = insn->base == REG_ZERO && insn->index == REG_ZERO;
-    if (constant && insn->address_size == 8 && insn->seg != SEG_FS && insn->seg != SEG_GS &&
-        ((uint64_t)insn->disp & (PAGE_SIZE - 1)) + size <= PAGE_SIZE) {
+    bool based = insn->seg == SEG_FS || insn->seg == SEG_GS;
+    if (is_constant(insn) && !based && insn->address_size == t->word &&
+        (insn->disp & (PAGE_SIZE - 1)) + size <= PAGE_SIZE) {
         operand = constant_operand(t, kind, size);
     } else {
         const uint8_t *retry = t->out.at;
         lower_address(t, (int32_t)insn->disp);
+        if (based && t->mode != INSN_MODE_64)
+            add_narrow_base(t, size);
         check_single(t, retry, kind, size);
     }
     if (aligned > 1)
@@ -315,7 +346,7 @@ struct operand lower_stack(struct translation *t, enum tlb_kind kind, int32_t di
     flags_protect(t);
     const uint8_t *retry = t->out.at;
     emit_gs(&t->out, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.stack_subtrahend));
-    emit_lea(&t->out, 8, TEMP_A, TEMP_A, STACK, 0, disp);
-    check_single(t, retry, kind, 8);
+    emit_lea(&t->out, t->word, TEMP_A, TEMP_A, STACK, 0, disp);
+    check_single(t, retry, kind, t->word);
     return (struct operand){TEMP_A, 0};
 }

@@ -66,23 +66,26 @@ static bool native_calls_out(const struct insn *insn, const struct lowering *l) 
 
 static bool calls_out(const struct insn *insn, const struct lowering *l) {
     bool narrow_branch = (insn_row_of(insn)->properties & INSN_BRANCH) &&
-                         (insn->size != 8 || ((insn->flags & I_MEMORY) && insn->address_size == 2));
+                         (insn->size == 2 || ((insn->flags & I_MEMORY) && insn->address_size == 2));
+    /* Outside 64-bit mode; CS need not be readable, and is not to be written. */
+    bool in_code = (insn->flags & I_MEMORY) && insn->seg == SEG_CS;
     switch (l->kind) {
     case LOWER_CALLOUT:
     case LOWER_LIGHT: return true;
-    case LOWER_NATIVE: return native_calls_out(insn, l);
+    case LOWER_NATIVE: return in_code || native_calls_out(insn, l);
     case LOWER_SYSTEM:
     case LOWER_PUSHF:
     case LOWER_POPF: return lower_system_calls_out(insn);
+    case LOWER_NOP: return false;
     case LOWER_LEA: return insn->address_size == 2 || insn->size == 2;
     case LOWER_PUSH:
     case LOWER_POP:
-    case LOWER_LEAVE: return insn->size != 8;
+    case LOWER_LEAVE: return insn->size == 2;
     case LOWER_PUSH_MEMORY:
-        return insn->size != 8 || !(insn->flags & I_MEMORY) || insn->address_size == 2;
+        return insn->size == 2 || !(insn->flags & I_MEMORY) || in_code || insn->address_size == 2;
     case LOWER_DIV:
-    case LOWER_IDIV: return insn->size < 4 || insn->address_size == 2;
-    default: return narrow_branch;
+    case LOWER_IDIV: return insn->size < 4 || in_code || insn->address_size == 2;
+    default: return narrow_branch || in_code;
     }
 }
 
@@ -308,6 +311,22 @@ static void emit_absolute_move(struct translation *t, struct operand operand) {
     emit_rm(&t->out, opcode, insn->size == 2 ? 4 : insn->size, RAX, operand.base, operand.disp);
 }
 
+/* True: done. VZEROUPPER and VZEROALL of 32-bit code, which has eight vector registers. */
+static bool lower_clear_vectors(struct translation *t) {
+    const struct insn_row *row = insn_row_of(t->insn);
+    if (t->mode == INSN_MODE_64 || row->encoding != ENC_VEX || row->map != MAP_0F ||
+        row->opcode != 0x77)
+        return false;
+    bool all = t->insn->flags & I_VEX_L;
+    for (unsigned n = 0; n < 8; n++) { /* VXORPS n, n, n or VMOVAPS n, n: 16 bytes */
+        emit8(&t->out, 0xc5);
+        emit8(&t->out, (uint8_t)(all ? 0x80 | (~n & 15) << 3 : 0xf8));
+        emit8(&t->out, all ? 0x57 : 0x28);
+        emit8(&t->out, (uint8_t)(0xc0 | n << 3 | n));
+    }
+    return true;
+}
+
 void lower_native(struct translation *t, const struct lowering *l) {
     const struct insn *insn = t->insn;
     struct operand operand;
@@ -317,7 +336,7 @@ void lower_native(struct translation *t, const struct lowering *l) {
         unsigned bytes = lowering_memory_bytes(l, insn);
         operand = lower_operand(t, l->memory_written ? TLB_WRITE : TLB_READ, bytes,
                                 l->aligned ? bytes : 1);
-    } else if (lower_rsp_arithmetic(t, l) || lower_move_from_home(t)) {
+    } else if (lower_rsp_arithmetic(t, l) || lower_move_from_home(t) || lower_clear_vectors(t)) {
         return;
     }
     if (l->flags_read != 0 || (l->writes_flags && (t->live[t->index + 1] & ~l->flags_killed) != 0))
@@ -335,8 +354,8 @@ void lower_lea(struct translation *t) {
     bool near = (insn->base == REG_ZERO || !is_elsewhere(insn->base)) &&
                 (insn->index == REG_ZERO || !is_elsewhere(insn->index));
     flags_registers_change(t, 1u << insn->reg);
-    if (insn->reg == RSP && insn->base == RSP && insn->index == REG_ZERO && size == 8 &&
-        insn->address_size == 8) {
+    if (insn->reg == RSP && insn->base == RSP && insn->index == REG_ZERO && size == t->word &&
+        insn->address_size == t->word) {
         lower_move_rsp(t, (int32_t)insn->disp);
         return;
     }

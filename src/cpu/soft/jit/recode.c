@@ -22,11 +22,11 @@ static bool is_prefix(uint8_t byte) {
 }
 
 /* A REX prefix counts only right before the opcode. */
-static unsigned parse_prefixes(struct raw *raw) {
+static unsigned parse_prefixes(struct raw *raw, bool rex) {
     unsigned at = 0;
     for (;; at++) {
         uint8_t byte = raw->bytes[at];
-        if ((byte & 0xf0) == 0x40) {
+        if (rex && (byte & 0xf0) == 0x40) {
             raw->rex = byte;
             continue;
         }
@@ -72,12 +72,45 @@ static unsigned memory_bytes(const struct raw *raw, unsigned at) {
     return length;
 }
 
-void raw_parse(struct raw *raw, const uint8_t *bytes, const struct insn *insn, bool has_modrm) {
+/* C4 and C5 are LES and LDS outside 64-bit mode, unless the next byte would name a register. */
+static bool is_vex(const struct raw *raw, unsigned at, enum insn_mode mode) {
+    bool vex = raw->bytes[at] == VEX3 || raw->bytes[at] == VEX2;
+    return vex && (mode == INSN_MODE_64 || raw->bytes[at + 1] >= 0xc0);
+}
+
+/* What 32-bit mode ignores of VEX and of a register in an immediate. */
+static void clear_ignored(struct raw *raw, const struct insn *insn) {
+    const struct insn_row *row = insn_row_of(insn);
+    raw->vex[1] |= 0xe0; /* R, X, B and the top bit of vvvv, all inverted */
+    raw->vex[2] |= 0x40;
+    if (row->vw == VW_ANY)
+        raw->vex[2] &= 0x7f;
+    if (row->operand[3] == OPERAND_Lx)
+        raw->bytes[raw->length - 1] &= 0x7f;
+}
+
+/* INC and DEC in 40 to 4F become FF /0 and /1, 82 becomes 80. */
+static void make_modern(struct raw *raw) {
+    uint8_t *opcode = &raw->bytes[raw->opcode_at];
+    if (raw->opcode_length != 1 || raw->vex[0] != 0)
+        return;
+    if (*opcode == 0x82)
+        *opcode = 0x80;
+    if ((*opcode & 0xf0) != 0x40)
+        return;
+    opcode[1] = (uint8_t)(0xc0 | (*opcode & 15)); /* bit 3: DEC */
+    opcode[0] = 0xff;
+    raw->modrm_at = raw->opcode_at + 1;
+    raw->length = raw->tail_at = raw->opcode_at + 2;
+}
+
+void raw_parse(struct raw *raw, const uint8_t *bytes, const struct insn *insn, enum insn_mode mode,
+               bool has_modrm) {
     memset(raw, 0, sizeof *raw);
     memcpy(raw->bytes, bytes, insn->length);
     raw->length = insn->length;
-    unsigned at = parse_prefixes(raw);
-    if (raw->bytes[at] == VEX3 || raw->bytes[at] == VEX2) {
+    unsigned at = parse_prefixes(raw, mode == INSN_MODE_64);
+    if (is_vex(raw, at, mode)) {
         at = parse_vex(raw, at);
         raw->opcode_at = (uint8_t)at++;
     } else {
@@ -94,6 +127,11 @@ void raw_parse(struct raw *raw, const uint8_t *bytes, const struct insn *insn, b
         at += memory_bytes(raw, at);
     }
     raw->tail_at = (uint8_t)at;
+    if (mode == INSN_MODE_64)
+        return;
+    if (raw->vex[0] != 0)
+        clear_ignored(raw, insn);
+    make_modern(raw);
 }
 
 struct recode recode_of(const struct raw *raw) {

@@ -11,9 +11,9 @@
 #include "cpu/soft/insn.h"
 #include "cpu/soft/jit/emit.h"
 
-/* An instruction's bytes taken apart. 64-bit mode. */
+/* An instruction's bytes taken apart, as 64-bit mode has them. */
 struct raw {
-    uint8_t bytes[15];
+    uint8_t bytes[16]; /* one more than there can be: see make_modern */
     uint8_t length;
     bool operand_size; /* 66 */
     bool lock;         /* F0 */
@@ -25,7 +25,9 @@ struct raw {
     uint8_t tail_at;  /* immediates */
 };
 
-void raw_parse(struct raw *raw, const uint8_t *bytes, const struct insn *insn, bool has_modrm);
+/* Instructions of 32-bit code become those that 64-bit mode knows them by. */
+void raw_parse(struct raw *raw, const uint8_t *bytes, const struct insn *insn, enum insn_mode mode,
+               bool has_modrm);
 
 enum rm_kind {
     RM_REGISTER, /* rm is a register number */

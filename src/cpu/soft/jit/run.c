@@ -86,9 +86,9 @@ const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t number) {
         return jit->leave_now;
     }
     const struct insn *insn = &block->insns[site->insn];
-    uint64_t next = block->rip + insn->offset + insn->length;
     cpu->block = block;
     cpu->rip = block->rip;
+    uint64_t next = insn_next_rip(cpu, insn);
     if (cpu->budget < JIT_CALLOUT_BUDGET)
         cpu->budget = run_of(cpu)->granted = JIT_CALLOUT_BUDGET;
     if (site->recipe == RECIPE_NONE)

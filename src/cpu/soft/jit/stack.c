@@ -23,14 +23,15 @@ void lower_settle_rsp(struct translation *t) {
 }
 
 void lower_push_rip(struct translation *t, uint64_t rip) {
-    struct operand operand = lower_stack(t, TLB_WRITE, -8);
-    if ((int64_t)rip == (int32_t)rip) {
-        emit_store_imm(&t->out, operand.base, operand.disp, (int32_t)rip);
+    int32_t word = (int32_t)t->word;
+    struct operand operand = lower_stack(t, TLB_WRITE, -word);
+    if (word == 4 || (int64_t)rip == (int32_t)rip) {
+        emit_store_imm(&t->out, t->word, operand.base, operand.disp, (int32_t)rip);
     } else {
         emit_mov_address(t, TEMP_B, rip);
         emit_rm(&t->out, OP_MOV_STORE, 8, TEMP_B, operand.base, operand.disp);
     }
-    move_later(t, -8);
+    move_later(t, -word);
 }
 
 void lower_push(struct translation *t) {
@@ -38,18 +39,19 @@ void lower_push(struct translation *t) {
     unsigned reg = insn->rm;
     flags_registers_change(t, 1u << RSP);
     if (insn_row_of(insn)->operand[0] != OPERAND_Zv) {
-        struct operand to = lower_stack(t, TLB_WRITE, -8);
-        emit_store_imm(&t->out, to.base, to.disp, (int32_t)insn->imm);
-        move_later(t, -8);
+        struct operand to = lower_stack(t, TLB_WRITE, -(int32_t)t->word);
+        emit_store_imm(&t->out, t->word, to.base, to.disp, (int32_t)insn->imm);
+        move_later(t, -(int32_t)t->word);
         return;
     }
-    struct operand operand = lower_stack(t, TLB_WRITE, -8);
+    struct operand operand = lower_stack(t, TLB_WRITE, -(int32_t)t->word);
     if (reg == RSP)
         lower_load_rsp(t, TEMP_B);
     else if (is_homed(reg))
         load_home(t, TEMP_B, reg);
-    emit_rm(&t->out, OP_MOV_STORE, 8, is_elsewhere(reg) ? TEMP_B : reg, operand.base, operand.disp);
-    move_later(t, -8);
+    emit_rm(&t->out, OP_MOV_STORE, t->word, is_elsewhere(reg) ? TEMP_B : reg, operand.base,
+            operand.disp);
+    move_later(t, -(int32_t)t->word);
 }
 
 /* The value waits in the state: the check of the stack needs both temporary registers. */
@@ -57,25 +59,26 @@ void lower_push_memory(struct translation *t) {
     struct emitter *e = &t->out;
     flags_registers_change(t, 1u << RSP);
     lower_check_stack(t, true);
-    struct operand from = lower_operand(t, TLB_READ, 8, 1);
-    emit_rm(e, OP_MOV_LOAD, 8, TEMP_B, from.base, from.disp);
+    struct operand from = lower_operand(t, TLB_READ, t->word, 1);
+    emit_rm(e, OP_MOV_LOAD, t->word, TEMP_B, from.base, from.disp);
     emit_gs(e, OP_MOV_STORE, 8, TEMP_B, CPU_AT(jit.target));
-    struct operand to = lower_stack(t, TLB_WRITE, -8);
+    struct operand to = lower_stack(t, TLB_WRITE, -(int32_t)t->word);
     emit_gs(e, OP_MOV_LOAD, 8, TEMP_B, CPU_AT(jit.target));
-    emit_rm(e, OP_MOV_STORE, 8, TEMP_B, to.base, to.disp);
-    lower_move_rsp(t, -8); /* now: a call-out of the operand comes back behind it */
+    emit_rm(e, OP_MOV_STORE, t->word, TEMP_B, to.base, to.disp);
+    lower_move_rsp(t, -(int32_t)t->word); /* now: a call-out of the operand comes back behind it */
 }
 
 void lower_pop(struct translation *t) {
     unsigned reg = t->insn->rm;
     flags_registers_change(t, 1u << RSP | 1u << reg);
     struct operand operand = lower_stack(t, TLB_READ, 0);
-    emit_rm(&t->out, OP_MOV_LOAD, 8, is_elsewhere(reg) ? TEMP_B : reg, operand.base, operand.disp);
+    emit_rm(&t->out, OP_MOV_LOAD, t->word, is_elsewhere(reg) ? TEMP_B : reg, operand.base,
+            operand.disp);
     if (reg == RSP) {
         lower_store_rsp(t, TEMP_B);
         return;
     }
-    move_later(t, 8);
+    move_later(t, (int32_t)t->word);
     if (is_homed(reg))
         store_home(t, TEMP_B, reg);
 }
@@ -92,8 +95,8 @@ void lower_leave(struct translation *t) {
     flags_protect(t);
     lower_check_rbp(t);
     emit_gs(&t->out, OP_MOV_LOAD, 8, STACK, CPU_AT(jit.stack_addend));
-    emit_lea(&t->out, 8, STACK, STACK, RBP, 0, 8);
-    emit_rm(&t->out, OP_MOV_LOAD, 8, RBP, TEMP_A, 0);
+    emit_lea(&t->out, 8, STACK, STACK, RBP, 0, (int32_t)t->word);
+    emit_rm(&t->out, OP_MOV_LOAD, t->word, RBP, TEMP_A, 0);
 }
 
 /* ADD and SUB of a constant, and an AND that only clears bits within the page, work on the host
@@ -102,7 +105,7 @@ bool lower_rsp_arithmetic(struct translation *t, const struct lowering *l) {
     const struct insn *insn = t->insn;
     const struct insn_row *row = insn_row_of(insn);
     bool immediate = row->operand[1] == OPERAND_Iz || row->operand[1] == OPERAND_Ibs;
-    if (!l->gpr_rm || insn->rm != RSP || !immediate || insn->size != 8 ||
+    if (!l->gpr_rm || insn->rm != RSP || !immediate || insn->size != t->word ||
         t->live[t->index + 1] != 0)
         return false;
     int64_t imm = (int64_t)insn->imm;

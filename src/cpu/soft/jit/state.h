@@ -42,6 +42,12 @@ struct jit_state {
     uint64_t entered_epoch; /* what it was when translated code was entered */
     uint32_t saved_flags;   /* AH of LAHF in bits 15:8, OF in bit 0 */
     uint32_t host_mxcsr;
+    /* Outside 64-bit mode: FS and GS where they are data of 4 GiB; else `mark` is set. */
+    struct {
+        uint64_t base, mark;
+    } narrow[2];
+    bool flat;           /* segments are as translated code takes them to be (mmu.c) */
+    uint64_t word;       /* of the running code: what RET takes from the stack */
     uint32_t exit;       /* which exit was taken: an index into the exits, or JIT_EXIT_RIP */
     uint64_t context[2]; /* names address space, privilege and mode; unique in the vCPU's life: for
                             targets in the lower half, and in the upper, where pages are global */

@@ -38,6 +38,7 @@ static void emit_vzeroupper(struct emitter *e) {
 static void emit_store_gprs(struct emitter *e, unsigned temp) {
     emit_gs(e, OP_MOV_LOAD, 8, temp, CPU_AT(jit.stack_subtrahend));
     emit_lea(e, 8, temp, (int)temp, STACK, 0, 0);
+    emit_gs(e, OP_AND_RM, 8, temp, CPU_AT(stack_mask));
     emit_gs(e, OP_MOV_STORE, 8, temp, GPR_AT(RSP));
     for (unsigned n = 0; n < 16; n++)
         if (!is_elsewhere(n))
@@ -209,7 +210,7 @@ static void emit_return_elsewhere(struct emitter *e) {
     emit_aim(lower, e->at);
     emit_group1_gs(e, 7, 4, CPU_AT(request), 0);
     uint8_t *requested = emit_jcc(e, COND_NE);
-    emit_lea(e, 8, STACK, STACK, -1, 0, 8);
+    emit_gs(e, OP_ADD_RM, 8, STACK, CPU_AT(jit.word));
     emit_gs_scaled8(e, 0xff, 4, 4, TEMP_B, jumps + (int32_t)offsetof(struct jit_jump, code));
     emit_aim(stale, e->at);
     emit_aim(requested, e->at);

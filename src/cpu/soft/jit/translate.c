@@ -34,7 +34,7 @@ static bool lower_insn(struct translation *t) {
     case LOWER_CALL: lower_call(t); return true;
     case LOWER_CALL_INDIRECT: lower_call_indirect(t); return true;
     case LOWER_RET: lower_ret(t); return false;
-    case LOWER_JMP: lower_goto(t, lower_next_rip(t) + t->insn->imm); return false;
+    case LOWER_JMP: lower_goto(t, lower_target_rip(t, t->insn->imm)); return false;
     case LOWER_JMP_INDIRECT: lower_jmp_indirect(t); return false;
     case LOWER_JCC: lower_jcc(t); return true;
     default: return !branch;
@@ -131,7 +131,8 @@ static bool lower_next(struct translation *t) {
     t->site = SITES_MAX;
     if (!lower_leaves_rsp_pending(t))
         lower_settle_rsp(t);
-    raw_parse(&t->raw, t->code + t->insn->offset, t->insn, lowering_of(t->insn)->has_modrm);
+    raw_parse(&t->raw, t->code + t->insn->offset, t->insn, t->mode,
+              lowering_of(t->insn)->has_modrm);
     bool goes_on = lower_insn(t);
     if (goes_on)
         lower_end_shadow(t);
@@ -184,7 +185,7 @@ static bool copy_code(struct translation *t) {
         const struct insn *was = &block->insns[i];
         struct insn now;
         int length = insn_decode(&now, t->code + was->offset, block->length - was->offset,
-                                 block->rip + was->offset, INSN_MODE_64, t->cpu->features);
+                                 block->rip + was->offset, t->mode, t->cpu->features);
         if (length != was->length || now.row != was->row || now.imm != was->imm ||
             now.disp != was->disp || now.exec != was->exec)
             return false;
@@ -218,6 +219,8 @@ struct block *jit_translate(struct soft_cpu *cpu, struct block *block) {
         .out = {.at = memory->writable + memory->used, .end = memory->writable + memory->size},
         .cpu = cpu,
         .jit = jit,
+        .mode = (enum insn_mode)(block->key & KEY_MODE),
+        .word = (block->key & KEY_MODE) == INSN_MODE_64 ? 8 : 4,
         .pages_rip = block->rip >> PAGE_SHIFT,
         .made = &jit->blocks[jit->block_count],
     };
@@ -252,7 +255,6 @@ bool jit_goes_on_behind(const struct insn *insn) {
     uint8_t kind = lowering_of(insn)->kind;
     if (lower_system_goes_on_behind(insn))
         return true;
-    return insn->size == 8 &&
-           (kind == LOWER_JCC || kind == LOWER_CALL || kind == LOWER_CALL_INDIRECT) &&
+    return (kind == LOWER_JCC || kind == LOWER_CALL || kind == LOWER_CALL_INDIRECT) &&
            lower_kind(insn, lowering_of(insn)) != LOWER_CALLOUT;
 }

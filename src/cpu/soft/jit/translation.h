@@ -177,6 +177,8 @@ struct translation {
     struct soft_cpu *cpu;
     struct jit *jit;
     struct block *block;
+    enum insn_mode mode;
+    unsigned word; /* bytes of an address, and of what PUSH and CALL push: 8, or 4 */
     uint8_t code[BLOCK_INSNS_MAX * 15]; /* a copy: guest memory may change meanwhile */
     const struct insn *insn;
     struct raw raw;
@@ -261,10 +263,12 @@ void lower_address(struct translation *t, int32_t more);
 /* The memory operand, checked for an access of `size` bytes; aligned: to so many as well. */
 struct operand lower_operand(struct translation *t, enum tlb_kind kind, unsigned size,
                              unsigned aligned);
-/* 8 bytes at RSP + disp; RSP moves by what groups.c noted only when the caller moves it. */
+/* A word at RSP + disp; RSP moves by what groups.c noted only when the caller moves it. */
 struct operand lower_stack(struct translation *t, enum tlb_kind kind, int32_t disp);
-/* 8 bytes at RBP, read: their host address in TEMP_A. Flags must be protected. */
+/* A word at RBP, read: their host address in TEMP_A. Flags must be protected. */
 void lower_check_rbp(struct translation *t);
+/* The address of an operand that only its displacement names, FS and GS aside. */
+uint64_t lower_constant(const struct insn *insn);
 /* The present instruction's site for call-outs; made on first use with the flags' present place. */
 uint32_t lower_site(struct translation *t);
 /* The present instruction is called out when `condition` holds. */
@@ -311,6 +315,8 @@ bool lower_rsp_arithmetic(struct translation *t, const struct lowering *l);
 /* ---- branch.c ---- */
 
 uint64_t lower_next_rip(const struct translation *t);
+/* `offset` from there, wrapped as the mode has it. */
+uint64_t lower_target_rip(const struct translation *t, uint64_t offset);
 void lower_goto(struct translation *t, uint64_t rip);
 void lower_jmp_indirect(struct translation *t);
 void lower_ret(struct translation *t);
