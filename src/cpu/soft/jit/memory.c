@@ -67,10 +67,6 @@ void lower_address(struct translation *t, int32_t disp) {
                           offsetof(struct soft_segment, read.base)));
 }
 
-uint64_t lower_constant(const struct insn *insn) {
-    return insn->address_size == 8 ? (uint64_t)insn->disp : (uint32_t)insn->disp;
-}
-
 /* An operand that only its displacement names. */
 static bool is_constant(const struct insn *insn) {
     return insn->base == REG_ZERO && insn->index == REG_ZERO;

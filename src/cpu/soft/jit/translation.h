@@ -267,8 +267,6 @@ struct operand lower_operand(struct translation *t, enum tlb_kind kind, unsigned
 struct operand lower_stack(struct translation *t, enum tlb_kind kind, int32_t disp);
 /* A word at RBP, read: their host address in TEMP_A. Flags must be protected. */
 void lower_check_rbp(struct translation *t);
-/* The address of an operand that only its displacement names, FS and GS aside. */
-uint64_t lower_constant(const struct insn *insn);
 /* The present instruction's site for call-outs; made on first use with the flags' present place. */
 uint32_t lower_site(struct translation *t);
 /* The present instruction is called out when `condition` holds. */
@@ -374,6 +372,11 @@ insn_exec jit_callout_done;
 enum { JIT_CALLOUT_BUDGET = 4000 };
 
 const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t site);
+
+/* The address of an operand that only its displacement names, FS and GS aside. */
+static inline uint64_t lower_constant(const struct insn *insn) {
+    return insn->address_size == 8 ? (uint64_t)insn->disp : (uint32_t)insn->disp;
+}
 
 static inline bool is_homed(unsigned reg) {
     return reg == R12 || reg == R14 || reg == R15;
