@@ -13,8 +13,9 @@ _Static_assert(sizeof(union x86_vector) == 64, "the registers' distance below");
 
 #define EACH_REGISTER(X)                                                                           \
     X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
-#define STORE(n) "vmovdqu %%ymm" #n ", 64*" #n "(%0)\n\t"
-#define LOAD(n)  "vmovdqu 64*" #n "(%0), %%ymm" #n "\n\t"
+#define STORE(n)      "vmovdqu %%ymm" #n ", 64*" #n "(%0)\n\t"
+#define LOAD(n)       "vmovdqu 64*" #n "(%0), %%ymm" #n "\n\t"
+#define LOAD_LOWER(n) "vmovdqu 64*" #n "(%0), %%xmm" #n "\n\t"
 
 void jit_spill_now(struct soft_cpu *cpu) {
     cpu->jit.light = false;
@@ -23,9 +24,16 @@ void jit_spill_now(struct soft_cpu *cpu) {
                      : "memory");
 }
 
+/* As in stubs.c: upper halves that are zero must not be loaded. */
 void light_reload(struct soft_cpu *cpu) {
-    __asm__ volatile("ldmxcsr %1\n\t" EACH_REGISTER(LOAD)::"r"(cpu->vec), "m"(cpu->mxcsr)
-                     : "memory");
+    uint64_t upper = 0;
+    for (unsigned n = 0; n < 16; n++)
+        upper |= cpu->vec[n].q[2] | cpu->vec[n].q[3];
+    if (upper != 0)
+        __asm__ volatile(EACH_REGISTER(LOAD)::"r"(cpu->vec) : "memory");
+    else
+        __asm__ volatile("vzeroupper\n\t" EACH_REGISTER(LOAD_LOWER)::"r"(cpu->vec) : "memory");
+    __asm__ volatile("ldmxcsr %0" ::"m"(cpu->mxcsr) : "memory");
 }
 
 /* ---- Call-outs ---- */

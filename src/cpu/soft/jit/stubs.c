@@ -14,15 +14,24 @@ static void emit_push_pop(struct emitter *e, unsigned opcode, unsigned reg) {
     emit8(e, (uint8_t)(opcode | (reg & 7)));
 }
 
-/* VMOVDQU between YMMn and the vCPU's vector register n. load 6F, store 7F. */
-static void emit_vector(struct emitter *e, uint8_t opcode, unsigned n) {
+/* VEX.op of YMMn, or XMMn, with 16 bytes or all of the vCPU's vector register `of`, from `at` on;
+ * pp: 1 stands for 66, 2 for F3. first: the other source, or 0. */
+static void emit_vector(struct emitter *e, uint8_t opcode, bool ymm, unsigned pp, unsigned n,
+                        unsigned first, unsigned of, unsigned at) {
     emit8(e, 0x65);
     emit8(e, 0xc5);
-    emit8(e, (uint8_t)((n < 8 ? 0x80 : 0) | 0x7e));
+    emit8(e, (uint8_t)((n < 8 ? 0x80 : 0) | (~first & 15) << 3 | (ymm ? 4 : 0) | pp));
     emit8(e, opcode);
     emit8(e, (uint8_t)((n & 7) << 3 | 4));
     emit8(e, 0x25);
-    emit32(e, (uint32_t)(offsetof(struct soft_cpu, vec) + n * sizeof(union x86_vector)));
+    emit32(e, (uint32_t)(offsetof(struct soft_cpu, vec) + of * sizeof(union x86_vector) + at));
+}
+
+enum { VMOVDQU_LOAD = 0x6f, VMOVDQU_STORE = 0x7f, VPOR = 0xeb, PP_66 = 1, PP_F3 = 2 };
+
+static void emit_store_vectors(struct emitter *e) {
+    for (unsigned n = 0; n < 16; n++)
+        emit_vector(e, VMOVDQU_STORE, true, PP_F3, n, 0, n, 0);
 }
 
 /* LDMXCSR (2) or STMXCSR (3) gs:[at]. */
@@ -33,6 +42,29 @@ static void emit_mxcsr(struct emitter *e, unsigned which, int32_t at) {
 static void emit_vzeroupper(struct emitter *e) {
     static const uint8_t bytes[] = {0xc5, 0xf8, 0x77};
     emit_bytes(e, bytes, sizeof bytes);
+}
+
+/*
+ * Upper halves that are zero must also be so in the host's eyes, as they are
+ * after VZEROUPPER: once all of a YMM register has been loaded, each SSE
+ * instruction that writes a register waits for the register's old value, to
+ * keep its upper half.
+ */
+static void emit_load_vectors(struct emitter *e) {
+    static const uint8_t vptest_0_0[] = {0xc4, 0xe2, 0x79, 0x17, 0xc0};
+    emit_vector(e, VMOVDQU_LOAD, false, PP_F3, 0, 0, 0, 16);
+    for (unsigned n = 1; n < 16; n++)
+        emit_vector(e, VPOR, false, PP_66, 0, 0, n, 16);
+    emit_bytes(e, vptest_0_0, sizeof vptest_0_0);
+    uint8_t *in_use = emit_jcc(e, COND_NE);
+    emit_vzeroupper(e);
+    for (unsigned n = 0; n < 16; n++)
+        emit_vector(e, VMOVDQU_LOAD, false, PP_F3, n, 0, n, 0);
+    uint8_t *loaded = emit_jmp(e);
+    emit_aim(in_use, e->at);
+    for (unsigned n = 0; n < 16; n++)
+        emit_vector(e, VMOVDQU_LOAD, true, PP_F3, n, 0, n, 0);
+    emit_aim(loaded, e->at);
 }
 
 static void emit_store_gprs(struct emitter *e, unsigned temp) {
@@ -66,8 +98,7 @@ static void emit_to_host_stack(struct emitter *e) {
  * Leaves TEMP_B alone. */
 static void emit_store_guest(struct emitter *e) {
     emit_store_gprs(e, TEMP_A);
-    for (unsigned n = 0; n < 16; n++)
-        emit_vector(e, 0x7f, n);
+    emit_store_vectors(e);
     emit_mxcsr(e, 3, CPU_AT(mxcsr));
     emit_mxcsr(e, 2, CPU_AT(jit.host_mxcsr));
     emit_vzeroupper(e);
@@ -77,8 +108,7 @@ static void emit_store_guest(struct emitter *e) {
 /* The reverse; flags come from saved_flags; goes on at jit.resume. */
 static void emit_load_guest(struct emitter *e) {
     emit_mxcsr(e, 2, CPU_AT(mxcsr));
-    for (unsigned n = 0; n < 16; n++)
-        emit_vector(e, 0x6f, n);
+    emit_load_vectors(e);
     emit_load_stack(e);
     emit_restore_flags(e);
     emit_load_gprs(e);
