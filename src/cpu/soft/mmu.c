@@ -352,7 +352,7 @@ void mmu_mode_changed(struct soft_cpu *cpu) {
                            : cpu->cr4 & CR4_SMAP && !(cpu->rflags & FLAG_AC) ? TLB_SUPERVISOR_SMAP
                                                                              : TLB_SUPERVISOR;
     cpu->tlb = cpu->tlbs[index];
-    jit_drop_window(cpu);
+    jit_mode_changed(cpu);
     segments_changed(cpu);
     flatness_changed(cpu);
 }

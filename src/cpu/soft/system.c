@@ -431,8 +431,8 @@ static void set_ac(struct soft_cpu *cpu, const struct insn *insn, bool on) {
     if (cpu->cpl != 0)
         raise_exception(cpu, EXC_UD);
     cpu->rflags = on ? cpu->rflags | FLAG_AC : cpu->rflags & ~(uint64_t)FLAG_AC;
-    jit_drop_window(cpu);
     cpu->tlb = cpu->tlbs[cpu->cr4 & CR4_SMAP && !on ? TLB_SUPERVISOR_SMAP : TLB_SUPERVISOR];
+    jit_mode_changed(cpu);
 }
 
 void clac(struct soft_cpu *cpu, const struct insn *insn) {

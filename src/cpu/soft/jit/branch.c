@@ -34,7 +34,12 @@ static void new_exit(struct translation *t, uint64_t rip, uint8_t *field) {
         return;
     }
     jit->exits[jit->exit_count] = (struct jit_exit){
-        .rip = rip, .from = t->block, .field = field, .flags_saved = t->flags & FLAGS_SAVED};
+        .rip = rip,
+        .key = t->block->key & ~(uint64_t)KEY_PLAIN,
+        .from = t->block,
+        .field = field,
+        .flags_saved = t->flags & FLAGS_SAVED,
+    };
     t->leaving[t->leaving_count++] = jit->exit_count++;
 }
 
@@ -103,7 +108,8 @@ static void lower_find(struct translation *t, const uint8_t *retry) {
     emit_gs_scaled8(e, OP_CMP_RM, 8, TEMP_A, TEMP_B,
                     jumps + (int32_t)offsetof(struct jit_jump, rip));
     lower_stub_if(t, COND_NE, t->jit->find, site);
-    emit_gs(e, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.context) + 8 * (int32_t)half);
+    emit_gs(e, OP_MOV_LOAD, 8, TEMP_A,
+            CPU_AT(jit.context[0]) + (int32_t)(16 * side_of_block(t->block) + 8 * half));
     emit_gs_scaled8(e, OP_CMP_RM, 8, TEMP_A, TEMP_B,
                     jumps + (int32_t)offsetof(struct jit_jump, context));
     lower_stub_if(t, COND_NE, t->jit->find_slot, site);
@@ -163,7 +169,7 @@ static void lower_return_point(struct translation *t) {
         t->constants[t->constant_count].field = field;
         t->constants[t->constant_count++].value = rip;
     }
-    emit_aim(emit_jcc(e, COND_NE), t->jit->returned);
+    emit_aim(emit_jcc(e, COND_NE), t->jit->returned[side_of_block(t->block)]);
     lower_move_rsp(t, (int32_t)t->word);
 }
 

@@ -100,7 +100,7 @@ void jit_note_jump(struct soft_cpu *cpu, const struct block *block) {
         jit_set_context(cpu);
     }
     jump->rip = block->rip;
-    jump->context = cpu->jit.context[half];
+    jump->context = cpu->jit.context[jit_side_of(cpu->jit.key)][half];
     jump->code = code_executable(&cpu->jit.jit->memory, block->code->entry_saved);
     jit_note_fetch(&cpu->jit, block->rip);
 }
@@ -108,10 +108,24 @@ void jit_note_jump(struct soft_cpu *cpu, const struct block *block) {
 void jit_set_context(struct soft_cpu *cpu) {
     enum { ALL_SPACES = 0xfff };
     struct jit_state *state = &cpu->jit;
-    uint64_t rest = (state->key & 0xfffff) << 12 | state->generation << 32;
     state->word = (state->key & KEY_MODE) == INSN_MODE_64 ? 8 : 4;
-    state->context[0] = cpu->tlb_context | rest;
-    state->context[1] = (state->upper_is_local ? cpu->tlb_context : ALL_SPACES) | rest;
+    uint64_t upper = state->upper_is_local ? cpu->tlb_context : ALL_SPACES;
+    for (unsigned side = 0; side < JIT_SIDES; side++) {
+        uint64_t rest = (state->key_of[side] & 0xfffff) << 12 | state->generation << 32;
+        state->context[side][0] = cpu->tlb_context | rest;
+        state->context[side][1] = upper | rest;
+    }
+}
+
+void jit_set_key(struct soft_cpu *cpu, uint64_t key) {
+    struct jit_state *state = &cpu->jit;
+    unsigned side = jit_side_of(key);
+    state->shadow_of[jit_side_of(state->key)] = state->shadow_rsp;
+    if (state->key_of[side] != key)
+        state->shadow_of[side] = state->shadow_top[side];
+    state->key_of[side] = state->key = key;
+    state->shadow_rsp = state->shadow_of[side];
+    jit_set_context(cpu);
 }
 
 /* The translated block at cpu->rip in the present mapping, or NULL. plain: KEY_PLAIN or 0. */
@@ -221,10 +235,24 @@ const uint8_t *jit_fast_constant_miss(struct soft_cpu *cpu, uint64_t unused, uin
 
 /* ---- The stack window ---- */
 
-static void set_window(struct soft_cpu *cpu, uint64_t host, uint64_t addend) {
-    cpu->jit.stack_host = host;
-    cpu->jit.stack_addend = addend;
-    cpu->jit.stack_subtrahend = -addend;
+static unsigned present_side(const struct soft_cpu *cpu) {
+    return block_tlb_index(cpu);
+}
+
+/* RSP is in a register as what the present side's window makes of it. */
+static void use_window(struct soft_cpu *cpu) {
+    cpu->jit.stack_addend = cpu->jit.addend_of[present_side(cpu)];
+    cpu->jit.stack_subtrahend = -cpu->jit.stack_addend;
+}
+
+static void mark_dirty(_Atomic(uint8_t) *flags) {
+    if (flags != NULL)
+        atomic_fetch_or_explicit(flags, MEM_PAGE_DIRTY, memory_order_relaxed);
+}
+
+void jit_mode_changed(struct soft_cpu *cpu) {
+    cpu->jit.epoch++;
+    use_window(cpu);
 }
 
 void jit_drop_window(struct soft_cpu *cpu) {
@@ -237,10 +265,13 @@ void jit_drop_window(struct soft_cpu *cpu) {
     x ^= x >> 7;
     x ^= x << 17;
     cpu->jit.jit->random = x;
-    if (cpu->jit.stack_flags != NULL)
-        atomic_fetch_or_explicit(cpu->jit.stack_flags, MEM_PAGE_DIRTY, memory_order_relaxed);
-    cpu->jit.stack_flags = NULL;
-    set_window(cpu, x, 0);
+    for (unsigned side = 0; side < JIT_SIDES; side++) {
+        mark_dirty(cpu->jit.stack_flags[side]);
+        cpu->jit.stack_flags[side] = NULL;
+        cpu->jit.stack_host[side] = x;
+        cpu->jit.addend_of[side] = 0;
+    }
+    use_window(cpu);
 }
 
 const uint8_t *jit_fast_stack_miss(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
@@ -256,7 +287,11 @@ const uint8_t *jit_fast_stack_miss(struct soft_cpu *cpu, uint64_t unused, uint32
         return earlier_checks_fail(cpu) ? NULL : plain_code(cpu, site);
     if (earlier_checks_fail(cpu))
         return NULL;
-    cpu->jit.stack_flags = mmu_write_flags(cpu, linear);
-    set_window(cpu, entry->host, entry->host - page);
+    unsigned side = present_side(cpu);
+    mark_dirty(cpu->jit.stack_flags[side]);
+    cpu->jit.stack_flags[side] = mmu_write_flags(cpu, linear);
+    cpu->jit.stack_host[side] = entry->host;
+    cpu->jit.addend_of[side] = entry->host - page;
+    use_window(cpu);
     return code_at(cpu, site->retry);
 }

@@ -28,8 +28,11 @@ const uint8_t *jit_fast_constant_miss(struct soft_cpu *cpu, uint64_t unused, uin
 /* The check again, now that the stack window is at RSP. */
 const uint8_t *jit_fast_stack_miss(struct soft_cpu *cpu, uint64_t unused, uint32_t site);
 
-/* Names the present address space and mode for the jump table, by state.key. */
+/* Names the present address space and modes for the jump table, by state.key_of. */
 void jit_set_context(struct soft_cpu *cpu);
+
+/* Code of this key runs from here on: its side's shadow stack and context. */
+void jit_set_key(struct soft_cpu *cpu, uint64_t key);
 
 /*
  * Enters the page of a linear address for fast accesses of this kind (enum

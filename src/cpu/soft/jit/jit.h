@@ -54,9 +54,13 @@ void jit_move_place(struct soft_cpu *cpu, struct block_place *place, uint64_t de
 /* A place has no blocks left. */
 void jit_leave_place(struct soft_cpu *cpu, struct block_place *place);
 
-/* What level 1 of the TLB holds for writing changes, or the mode: the stack window, and all checks
- * that translated code has made so far, hold no more. */
+/* What level 1 of the TLB holds for writing changes: the stack windows, and all checks that
+ * translated code has made so far, hold no more. */
 void jit_drop_window(struct soft_cpu *cpu);
+
+/* Privilege, mode or the choice of the TLB have changed (cpu->tlb): what translated code has
+ * checked so far holds no more. */
+void jit_mode_changed(struct soft_cpu *cpu);
 
 /* Between blocks: empties code memory when it is full. */
 void jit_safe_point(struct soft_cpu *cpu);

@@ -55,11 +55,8 @@ static bool alarm_is_right(const struct soft_cpu *cpu) {
 
 /* As if translated code were entered anew. */
 static void enter_anew(struct soft_cpu *cpu, uint64_t key) {
-    struct jit_state *state = &cpu->jit;
-    state->key = key;
-    state->shadow_rsp = state->shadow_top;
-    state->entered_epoch = state->epoch;
-    jit_set_context(cpu);
+    jit_set_key(cpu, key);
+    cpu->jit.entered_epoch = cpu->jit.epoch;
 }
 
 /* Translated code for cpu->rip in the present state, or NULL: the run loop must look. */

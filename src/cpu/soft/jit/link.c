@@ -41,7 +41,7 @@ static void aim(uint8_t *field, const uint8_t *target) {
 uint32_t jit_mapping_of(struct jit *jit, const struct block *block, unsigned page) {
     struct jit_mapping mapping = {.linear = (block->rip >> PAGE_SHIFT) + page,
                                   .gpa = block->gpa[page] >> PAGE_SHIFT,
-                                  .key = block->key & ~(uint64_t)KEY_PLAIN};
+                                  .key = block->key & ~(uint64_t)(KEY_PLAIN | KEY_TLB)};
     struct jit_mapping *entry = mapping_entry(jit, &mapping);
     if (entry == NULL || jit->last_number == UINT32_MAX - 1) {
         jit->full = true;
@@ -56,7 +56,7 @@ uint32_t jit_mapping_of(struct jit *jit, const struct block *block, unsigned pag
 
 void jit_retire_mapping(struct soft_cpu *cpu, uint64_t linear, uint64_t gpa, uint64_t key) {
     struct jit_mapping wanted = {
-        .linear = linear >> PAGE_SHIFT, .gpa = gpa >> PAGE_SHIFT, .key = key};
+        .linear = linear >> PAGE_SHIFT, .gpa = gpa >> PAGE_SHIFT, .key = key & ~(uint64_t)KEY_TLB};
     struct jit_mapping *entry = mapping_entry(cpu->jit.jit, &wanted);
     if (entry != NULL && entry->number != NONE)
         *entry = (struct jit_mapping){.removed = true};
@@ -92,7 +92,7 @@ const uint8_t *jit_entry(struct soft_cpu *cpu, const struct block *block) {
 
 void jit_link(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *to) {
     if (exit->polls || exit->from->dead || to->dead || to->code == NULL || exit->rip != to->rip ||
-        (exit->from->key & ~(uint64_t)KEY_PLAIN) != to->key)
+        exit->key != to->key)
         return;
     if (exit->guard_field != NULL)
         link_guarded(cpu, exit, to);

@@ -238,7 +238,7 @@ static void check_stack(struct translation *t, struct group *group, bool write) 
     t->jit->sites[number].writes_now = write;
     t->temp_group = NO_GROUP;
     emit_lea(e, 8, TEMP_A, STACK, -1, 0, disp);
-    emit_gs(e, OP_SUB_RM, 8, TEMP_A, CPU_AT(jit.stack_host));
+    emit_gs(e, OP_SUB_RM, 8, TEMP_A, CPU_AT(jit.stack_host) + 8 * (int32_t)side_of_block(t->block));
     emit_group1(e, 7, 8, TEMP_A, PAGE_SIZE - (int32_t)span);
     lower_stub_if(t, COND_A, t->jit->stack_miss, number);
     group->checked = true;

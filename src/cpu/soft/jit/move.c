@@ -143,5 +143,5 @@ void jit_move_place(struct soft_cpu *cpu, struct block_place *place, uint64_t de
         move_code(cpu, made, delta);
     jit_retire_mapping(cpu, place->linear, place->gpa, place->key);
     /* Return points in it compare with addresses that are others now. */
-    cpu->jit.shadow_rsp = cpu->jit.shadow_top;
+    jit_empty_shadows(&cpu->jit);
 }

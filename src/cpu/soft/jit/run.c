@@ -226,8 +226,7 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
     struct jit_state *state = &cpu->jit;
     void (*enter)(struct soft_cpu *, const uint8_t *) =
         (void (*)(struct soft_cpu *, const uint8_t *))(uintptr_t)jit->enter;
-    state->key = block->key & ~(uint64_t)KEY_PLAIN;
-    jit_set_context(cpu);
+    jit_set_key(cpu, block->key & ~(uint64_t)KEY_PLAIN);
     if (state->exit != JIT_EXIT_RIP) {
         jit_link(cpu, &jit->exits[state->exit], block);
         state->exit = JIT_EXIT_RIP;
@@ -268,6 +267,7 @@ static void flush(struct soft_cpu *cpu) {
     jit->last_number = 0;
     memset(cpu->jit.code_map, 0, sizeof cpu->jit.code_map);
     cpu->jit.exit = JIT_EXIT_RIP;
+    jit_empty_shadows(&cpu->jit);
     jit->full = false;
     cpu->count.flushes++;
     jit_map_clear(cpu);
@@ -301,7 +301,7 @@ void jit_forget(struct soft_cpu *cpu, struct block *block) {
     made->block = NULL;
     block->code = NULL;
     /* Its return points must not be met any more: behind them is the rest of the dead block. */
-    cpu->jit.shadow_rsp = cpu->jit.shadow_top;
+    jit_empty_shadows(&cpu->jit);
 }
 
 static void *reserve_array(size_t bytes) {

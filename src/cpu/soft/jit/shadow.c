@@ -9,7 +9,9 @@
 
 #include "cpu/soft/jit/translation.h"
 
-enum { GUARD = 1 << 16, SHADOW = 1 << 16, ABOVE = 64 };
+/* One for each side: the guard, then the stack. */
+enum { GUARD = 1 << 16, SHADOW = 1 << 16, ONE = GUARD + SHADOW, ABOVE = 64 };
+enum { ALL = JIT_SIDES * ONE };
 
 /* The vCPU that this thread runs. Read by the signal handler. */
 static _Thread_local struct soft_cpu *cpu_here;
@@ -30,11 +32,13 @@ static void on_fault(int number, siginfo_t *info, void *context) {
     const struct soft_cpu *cpu = cpu_here;
     uintptr_t address = (uintptr_t)info->si_addr;
     ucontext_t *user = context;
-    if (cpu == NULL || cpu->jit.jit == NULL || address - (uintptr_t)cpu->jit.jit->shadow >= GUARD) {
+    bool ours = cpu != NULL && cpu->jit.jit != NULL;
+    uintptr_t offset = ours ? address - (uintptr_t)cpu->jit.jit->shadow : ALL;
+    if (offset >= ALL || offset % ONE >= GUARD) {
         pass_on(number, info, context);
         return;
     }
-    user->uc_mcontext.gregs[REG_RSP] = (greg_t)cpu->jit.shadow_top;
+    user->uc_mcontext.gregs[REG_RSP] = (greg_t)cpu->jit.shadow_top[offset / ONE];
 }
 
 static void install(void) {
@@ -45,18 +49,20 @@ static void install(void) {
 
 bool shadow_create(struct soft_cpu *cpu) {
     struct jit *jit = cpu->jit.jit;
-    void *memory = mmap(NULL, GUARD + SHADOW, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *memory = mmap(NULL, ALL, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED)
         return false;
     jit->shadow = memory;
-    return mprotect(jit->shadow + GUARD, SHADOW, PROT_READ | PROT_WRITE) == 0 &&
-           getrandom(&jit->random, sizeof jit->random, 0) == sizeof jit->random;
+    for (unsigned side = 0; side < JIT_SIDES; side++)
+        if (mprotect(jit->shadow + side * ONE + GUARD, SHADOW, PROT_READ | PROT_WRITE) < 0)
+            return false;
+    return getrandom(&jit->random, sizeof jit->random, 0) == sizeof jit->random;
 }
 
 void shadow_destroy(struct soft_cpu *cpu) {
     struct jit *jit = cpu->jit.jit;
     if (jit->shadow != NULL)
-        munmap(jit->shadow, GUARD + SHADOW);
+        munmap(jit->shadow, ALL);
     jit->shadow = NULL;
     if (cpu_here == cpu)
         cpu_here = NULL;
@@ -64,9 +70,12 @@ void shadow_destroy(struct soft_cpu *cpu) {
 
 void shadow_prepare(struct soft_cpu *cpu) {
     struct jit *jit = cpu->jit.jit;
-    uint8_t *top = jit->shadow + GUARD + SHADOW - ABOVE;
-    memcpy(top, &jit->shadow_bottom, sizeof jit->shadow_bottom);
-    cpu->jit.shadow_top = (uintptr_t)top;
+    for (unsigned side = 0; side < JIT_SIDES; side++) {
+        uint8_t *top = jit->shadow + (side + 1) * ONE - ABOVE;
+        memcpy(top, &jit->shadow_bottom[side], sizeof jit->shadow_bottom[side]);
+        cpu->jit.shadow_top[side] = (uintptr_t)top;
+    }
+    jit_empty_shadows(&cpu->jit);
     jit->random |= 1;
     jit_drop_window(cpu);
 }

@@ -10,6 +10,7 @@
 #include <time.h>
 
 enum { JIT_JUMP_BITS = 16, JIT_JUMPS = 1 << JIT_JUMP_BITS, JIT_JUMP_FOLD = 13 };
+enum { JIT_SIDES = 3 };
 
 /* Where an indirect jump, a return or a jump to another page goes on. */
 struct jit_jump {
@@ -24,19 +25,27 @@ struct jit;
 struct jit_state {
     uint64_t host_rsp;   /* the thread's own stack while translated code runs */
     uint64_t shadow_rsp; /* the shadow stack while C runs */
-    uint64_t shadow_top; /* where it begins */
     uint64_t resume;     /* code address to go on at */
     uint64_t target;     /* scratch: the code address of an indirect call */
     uint64_t argument;   /* scratch of the stubs that call fast.c */
     /*
-     * The stack window: a page that may be written, at host address stack_host, where the guest's
-     * RSP + stack_addend is a host address. While there is none stack_host is a random address that
-     * no guest can know, and stack_addend is 0.
+     * What each *side* has of its own: code of another privilege, or of another choice of the TLB
+     * (enum tlb_index, KEY_TLB of the key). The present side is jit_side(). Context names address
+     * space, privilege and mode; unique in the vCPU's life: for targets in the lower half, and in
+     * the upper, where pages are global. key_of is the key of the code on the shadow stack.
      */
-    uint64_t stack_host;
-    uint64_t stack_addend, stack_subtrahend; /* one is the other's negative */
-    _Atomic(uint8_t) *stack_flags;           /* of the window's page; NULL: there is none */
-    uint64_t group_host[32];                 /* where groups of accesses are (translation.h) */
+    uint64_t key_of[JIT_SIDES];
+    uint64_t shadow_top[JIT_SIDES], shadow_of[JIT_SIDES]; /* where it begins; while others run */
+    uint64_t context[JIT_SIDES][2];
+    /*
+     * The stack window: a page that may be written, at host address stack_host, where the guest's
+     * RSP + addend_of is a host address. While there is none stack_host is a random address that
+     * no guest can know, and addend_of is 0.
+     */
+    uint64_t stack_host[JIT_SIDES], addend_of[JIT_SIDES];
+    _Atomic(uint8_t) *stack_flags[JIT_SIDES]; /* of the window's page; NULL: there is none */
+    uint64_t stack_addend, stack_subtrahend;  /* the present side's, and its negative */
+    uint64_t group_host[32];                  /* where groups of accesses are (translation.h) */
     /* Changes whenever something cached by level 1 of the TLB, or the mode, may hold no more. */
     uint64_t epoch;
     uint64_t entered_epoch; /* what it was when translated code was entered */
@@ -46,13 +55,12 @@ struct jit_state {
     struct {
         uint64_t base, mark;
     } narrow[2];
-    bool flat;           /* segments are as translated code takes them to be (mmu.c) */
-    uint64_t word;       /* of the running code: what RET takes from the stack */
-    uint32_t exit;       /* which exit was taken: an index into the exits, or JIT_EXIT_RIP */
-    uint64_t context[2]; /* names address space, privilege and mode; unique in the vCPU's life: for
-                            targets in the lower half, and in the upper, where pages are global */
-    bool upper_is_local; /* some code there is not */
-    uint32_t plain;      /* KEY_PLAIN: the next block is to be run without groups */
+    bool flat;                /* segments are as translated code takes them to be (mmu.c) */
+    uint64_t word;            /* of the running code: what RET takes from the stack */
+    uint32_t exit;            /* which exit was taken: an index into the exits, or JIT_EXIT_RIP */
+    bool upper_is_local;      /* some code in the upper half is not global */
+    bool lower_is_privileged; /* some privileged code was in the lower half */
+    uint32_t plain;           /* KEY_PLAIN: the next block is to be run without groups */
     /* Which mapping (jit.mappings) a page of code has now, by half and page number. */
     uint32_t code_map[2][256];
     uint64_t key;         /* the running blocks' block.key */
@@ -80,7 +88,24 @@ static inline void jit_note_fetch(struct jit_state *state, uint64_t linear) {
     state->fetched[page / 64 % 64] |= UINT64_C(1) << (page % 64);
 }
 
+static inline unsigned jit_side_of(uint64_t key) {
+    return key >> 7 & 3; /* KEY_TLB */
+}
+
+/* Returns to what is on a side's shadow stack must not happen any more. */
+static inline void jit_empty_shadow(struct jit_state *state, unsigned side) {
+    state->shadow_of[side] = state->shadow_top[side];
+    if (jit_side_of(state->key) == side)
+        state->shadow_rsp = state->shadow_top[side];
+}
+
+static inline void jit_empty_shadows(struct jit_state *state) {
+    for (unsigned side = 0; side < JIT_SIDES; side++)
+        jit_empty_shadow(state, side);
+}
+
 static inline void jit_forget_jumps(struct jit_state *state) {
+    jit_empty_shadows(state);
     state->generation++;
     state->epoch++;
     for (unsigned i = 0; i < 64; i++)
@@ -93,6 +118,10 @@ static inline void jit_forget_jumps(struct jit_state *state) {
 /* Another address space: its code is mapped differently. */
 static inline void jit_change_space(struct jit_state *state) {
     state->epoch++;
+    if (state->upper_is_local || state->lower_is_privileged)
+        jit_empty_shadows(state);
+    else
+        jit_empty_shadow(state, 0); /* TLB_USER */
     for (unsigned half = 0; half <= (unsigned)state->upper_is_local; half++)
         for (unsigned i = 0; i < 256; i++)
             state->code_map[half][i] = 0;

@@ -123,8 +123,6 @@ static const uint8_t *make_enter(struct jit *jit, struct emitter *e) {
     emit_group1(e, 5, 8, RSP, 8); /* 16-byte alignment for the calls of call-outs */
     emit_gs(e, OP_MOV_STORE, 8, RSP, CPU_AT(jit.host_rsp));
     emit_gs(e, OP_MOV_STORE, 8, RSI, CPU_AT(jit.resume));
-    emit_gs(e, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.shadow_top));
-    emit_gs(e, OP_MOV_STORE, 8, TEMP_A, CPU_AT(jit.shadow_rsp));
     emit_load_guest(e);
     return code_executable(&jit->memory, start);
 }
@@ -222,7 +220,7 @@ static void make_misses(struct jit *jit, struct emitter *e, struct soft_cpu *cpu
 
 /* The present mapping's code for TEMP_A's rip: jumps there with RSP moved, or falls through with
  * TEMP_A as it was. The RET's site is in jit.argument. */
-static void emit_return_elsewhere(struct emitter *e) {
+static void emit_return_elsewhere(struct emitter *e, unsigned side) {
     const int32_t jumps = CPU_AT(jit.jumps);
     const int32_t rip = jumps + (int32_t)offsetof(struct jit_jump, rip);
     const int32_t context = jumps + (int32_t)offsetof(struct jit_jump, context);
@@ -231,10 +229,10 @@ static void emit_return_elsewhere(struct emitter *e) {
     emit_group1(e, 4, 4, TEMP_B, (JIT_JUMPS - 1) << 2);
     emit_gs_scaled8(e, OP_CMP_RM, 8, TEMP_A, TEMP_B, rip);
     uint8_t *other = emit_jcc(e, COND_NE);
-    emit_gs(e, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.context));
+    emit_gs(e, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.context[0]) + 16 * (int32_t)side);
     emit_gs_scaled8(e, OP_CMP_RM, 8, TEMP_A, TEMP_B, context);
     uint8_t *lower = emit_jcc(e, COND_E);
-    emit_gs(e, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.context) + 8);
+    emit_gs(e, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.context[0]) + 16 * (int32_t)side + 8);
     emit_gs_scaled8(e, OP_CMP_RM, 8, TEMP_A, TEMP_B, context);
     uint8_t *stale = emit_jcc(e, COND_NE);
     emit_aim(lower, e->at);
@@ -254,14 +252,16 @@ static void make_finds(struct jit *jit, struct emitter *e, struct soft_cpu *cpu)
     emit_gs_scaled8(e, OP_MOV_LOAD, 8, TEMP_A, TEMP_B,
                     CPU_AT(jit.jumps) + (int32_t)offsetof(struct jit_jump, rip));
     emit_aim(emit_jmp(e), jit->find);
-    /* A RET that found nothing on the shadow stack: what is below everything stays there. */
-    jit->shadow_bottom = code_executable(&jit->memory, e->at);
-    emit_lea(e, 8, RSP, RSP, -1, 0, -8);
-    jit->returned = e->at;
-    emit_gs(e, OP_MOV_STORE, 8, TEMP_B, CPU_AT(jit.argument));
-    emit_return_elsewhere(e);
-    emit_gs(e, 0xff, 4, 6, CPU_AT(jit.argument)); /* PUSH */
-    emit_aim(emit_jmp(e), jit->find);
+    for (unsigned side = 0; side < JIT_SIDES; side++) {
+        /* A RET that found nothing on the shadow stack: what is below everything stays there. */
+        jit->shadow_bottom[side] = code_executable(&jit->memory, e->at);
+        emit_lea(e, 8, RSP, RSP, -1, 0, -8);
+        jit->returned[side] = e->at;
+        emit_gs(e, OP_MOV_STORE, 8, TEMP_B, CPU_AT(jit.argument));
+        emit_return_elsewhere(e, side);
+        emit_gs(e, 0xff, 4, 6, CPU_AT(jit.argument)); /* PUSH */
+        emit_aim(emit_jmp(e), jit->find);
+    }
     jit->exit = make_light(e, cpu, jit_fast_exit, jit->leave_saved);
 }
 

@@ -4,7 +4,7 @@
  *
  * Registers of translated code: every guest register lives in the host
  * register of the same number, except
- *   RSP          in R12, as a host address: guest RSP + jit_state.stack_addend
+ *   RSP          in R12, as a host address: guest RSP + jit_state.stack_addend (by side: state.h)
  *   R12 R14 R15  in the vCPU's state ("homed"): R14 and R15 are temporary, R12 see above
  * The host's RSP points into the shadow stack, which holds the return points
  * of guest calls. GS points to the vCPU. C is entered only through the stubs,
@@ -69,7 +69,7 @@ struct jit_site {
 
 /* A place where translated code leaves for a known rip. */
 struct jit_exit {
-    uint64_t rip;
+    uint64_t rip, key; /* of the block that it leads to */
     struct block *from;
     uint8_t *field; /* the jump or call to patch */
     /* To another page: the number in a check of the mapping, and the jump behind it, to patch. */
@@ -129,10 +129,11 @@ struct jit {
     uint8_t *find;      /* TEMP_A: rip */
     uint8_t *find_slot; /* TEMP_B: the jump table's slot that has the rip */
     uint8_t *exit;      /* an exit that is not linked, flags saved */
-    uint8_t *returned;  /* TEMP_A: rip, TEMP_B: site of the RET: it met another's return point */
-    const uint8_t *shadow_bottom; /* executable: where a RET without CALL goes on */
-    const uint8_t *leave_here;    /* executable; cpu->rip is set, flags saved: for light calls */
-    const uint8_t *leave_now; /* executable; cpu->rip is set, everything stored: for call-outs */
+    /* By side. TEMP_A: rip, TEMP_B: site of the RET: it met another's return point */
+    uint8_t *returned[JIT_SIDES];
+    const uint8_t *shadow_bottom[JIT_SIDES]; /* executable: where a RET without CALL goes on */
+    const uint8_t *leave_here; /* executable; cpu->rip is set, flags saved: for light calls */
+    const uint8_t *leave_now;  /* executable; cpu->rip is set, everything stored: for call-outs */
     struct jit_site *sites;
     struct jit_exit *exits;
     struct jit_block *blocks;
@@ -140,7 +141,7 @@ struct jit {
     uint16_t *relocations;
     uint32_t site_count, exit_count, block_count, relocation_count;
     uint32_t last_number;   /* of a mapping; 0 is none */
-    uint8_t *shadow;        /* the shadow stack, a guard below it */
+    uint8_t *shadow;        /* the shadow stacks, a guard below each */
     pid_t alarm_thread;     /* that the alarm goes to; 0: there is none yet */
     bool exact;             /* keep flags that only a fault could show */
     bool full;              /* flush at the next chance */
@@ -165,6 +166,11 @@ struct group {
     uint16_t count;
     int32_t aligned_at;
 };
+
+/* The side (state.h) that the block's code is on. */
+static inline unsigned side_of_block(const struct block *block) {
+    return jit_side_of(block->key);
+}
 
 /* Where a memory operand is in this process. */
 struct operand {
