@@ -30,6 +30,7 @@ struct block_store {
     struct block *blocks; /* BLOCKS_KEPT of them, the first `made` used before */
     unsigned made;
     struct block *unused, **unused_end; /* dropped ones, the oldest first, by hash_next */
+    unsigned unused_count;
     uint8_t *arena;
     size_t segment_size;
     unsigned current; /* the segment that is being filled */
@@ -209,6 +210,7 @@ void block_drop(struct soft_cpu *cpu, struct block *block) {
     block->hash_next = NULL;
     *cache->store->unused_end = block;
     cache->store->unused_end = &block->hash_next;
+    cache->store->unused_count++;
 }
 
 /* The instruction that runs now completes; all others of its block leave it. */
@@ -361,8 +363,9 @@ static void commit_chunk(struct block_store *store, struct block *block) {
 
 /* The oldest of those that were dropped last: whoever still runs one has left it long since. */
 static struct block *reserve_block(struct soft_cpu *cpu) {
+    enum { WAITING = 1024 };
     struct block_store *store = cpu->blocks->store;
-    if (store->made < BLOCKS_KEPT)
+    if (store->made < BLOCKS_KEPT && store->unused_count < WAITING)
         return &store->blocks[store->made];
     if (store->unused == NULL) {
         cpu->block = NULL;
@@ -371,12 +374,19 @@ static struct block *reserve_block(struct soft_cpu *cpu) {
     return store->unused;
 }
 
+size_t block_memory(const struct soft_cpu *cpu) {
+    const struct block_store *store = cpu->blocks->store;
+    return sizeof *cpu->blocks + sizeof *store + SEGMENTS * store->segment_size +
+           store->made * sizeof *store->blocks + block_places_memory(cpu->blocks);
+}
+
 static void commit(struct soft_cpu *cpu, struct block *block) {
     struct block_store *store = cpu->blocks->store;
     if (block == &store->blocks[store->made]) {
         store->made++;
     } else {
         store->unused = block->hash_next;
+        store->unused_count--;
         if (store->unused == NULL)
             store->unused_end = &store->unused;
     }

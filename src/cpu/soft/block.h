@@ -149,9 +149,11 @@ struct block *block_on_page(struct soft_cpu *cpu, uint64_t key, const struct cod
 
 /* ---- block_place.c ---- */
 
-enum { BLOCKS_KEPT = 160 << 10 };
+enum { BLOCKS_KEPT = 96 << 10 };
 
 int block_places_create(struct block_cache *cache, struct error *err);
+/* Bytes that they take. */
+size_t block_places_memory(const struct block_cache *cache);
 void block_places_destroy(struct block_cache *cache);
 /* A new block, and one that is dropped. */
 void block_place_join(struct soft_cpu *cpu, struct block *block);
@@ -184,6 +186,9 @@ bool block_decode(struct soft_cpu *cpu, struct block *block);
 /* Whether a block of the page has written code that it rests on itself (or one of a page that
  * shares the mark has). */
 bool block_page_changes_itself(const struct soft_cpu *cpu, uint64_t gpa);
+
+/* Bytes that decoded blocks take, and the tables that find them. */
+size_t block_memory(const struct soft_cpu *cpu);
 
 /* Drops a block: nothing finds it any more. Between blocks. */
 void block_drop(struct soft_cpu *cpu, struct block *block);

@@ -154,6 +154,10 @@ int block_places_create(struct block_cache *cache, struct error *err) {
     return 0;
 }
 
+size_t block_places_memory(const struct block_cache *cache) {
+    return sizeof *cache->places + cache->places->made * sizeof *cache->places->all;
+}
+
 void block_places_destroy(struct block_cache *cache) {
     if (cache->places == NULL)
         return;

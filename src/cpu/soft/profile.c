@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "cpu/soft/jit/jit.h"
 
 static int profile_signal(void) {
     return SIGRTMIN + 4;
@@ -156,4 +157,7 @@ void soft_each_counter(struct vcpu *vcpu, vcpu_counter_handler *handler, void *c
     SOFT_COUNTERS(COUNTER)
 #undef COUNTER
     each_callout(count, handler, context);
+    struct jit_memory memory = jit_memory(soft_cpu_of(vcpu));
+    handler(context, "memory.code", memory.code);
+    handler(context, "memory.metadata", memory.metadata);
 }

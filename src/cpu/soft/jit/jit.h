@@ -16,6 +16,18 @@ struct block;
 enum { JIT_CODE_SIZE = 32 << 20 };
 
 /*
+ * What translated code, all that is kept about it, and decoded blocks may take
+ * together, of all vCPUs: with more all translations are dropped and made
+ * anew. (With many vCPUs each has room for some megabytes of them still.)
+ */
+enum { JIT_BUDGET = 58 << 20 };
+/* What they take. May be asked from other threads; then it is roughly right. */
+struct jit_memory {
+    size_t code, metadata;
+};
+struct jit_memory jit_memory(const struct soft_cpu *cpu);
+
+/*
  * Blocks are translated when they have run `heat` times. exact: a fault shows
  * even flags that no instruction would have read. -ENOTSUP when the
  * host's processor lacks what translated code uses (AVX2, BMI2).

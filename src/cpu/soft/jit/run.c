@@ -247,6 +247,33 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
 
 /* ---- Life ---- */
 
+struct jit_memory jit_memory(const struct soft_cpu *cpu) {
+    const struct jit *jit = cpu->jit.jit;
+    struct jit_memory memory = {.metadata = block_memory(cpu)};
+    if (jit == NULL)
+        return memory;
+    memory.code = jit->memory.used;
+    memory.metadata += jit->site_count * sizeof *jit->sites + jit->exit_count * sizeof *jit->exits +
+                       jit->block_count * sizeof *jit->blocks +
+                       jit->relocation_count * sizeof *jit->relocations +
+                       jit->map.count * sizeof *jit->map.entries +
+                       JIT_MAPPINGS * sizeof *jit->mappings + sizeof cpu->jit;
+    return memory;
+}
+
+/* Gives the pages of an array back; it reads as zeros. */
+static void empty_array(void *array, size_t bytes) {
+    madvise(array, bytes, MADV_DONTNEED);
+}
+
+static void empty_arrays(struct jit *jit) {
+    empty_array(jit->sites, SITES_MAX * sizeof *jit->sites);
+    empty_array(jit->exits, EXITS_MAX * sizeof *jit->exits);
+    empty_array(jit->blocks, BLOCKS_MAX * sizeof *jit->blocks);
+    empty_array(jit->relocations, RELOCATIONS_MAX * sizeof *jit->relocations);
+    empty_array(jit->map.entries, JIT_MAP_MAX * sizeof *jit->map.entries);
+}
+
 static void flush(struct soft_cpu *cpu) {
     struct jit *jit = cpu->jit.jit;
     relocations_clear(jit);
@@ -269,6 +296,7 @@ static void flush(struct soft_cpu *cpu) {
     cpu->jit.exit = JIT_EXIT_RIP;
     jit_empty_shadows(&cpu->jit);
     jit->full = false;
+    empty_arrays(jit);
     cpu->count.flushes++;
     jit_map_clear(cpu);
 }
@@ -314,6 +342,12 @@ static bool host_is_able(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
 }
 
+static size_t budget_of(const struct soft_cpu *cpu) {
+    const struct engine *engine = cpu->vcpu.engine;
+    unsigned vcpus = engine != NULL && engine->config.vcpus != 0 ? engine->config.vcpus : 1;
+    return JIT_BUDGET / vcpus;
+}
+
 int jit_create(struct soft_cpu *cpu, uint32_t heat, bool exact, struct error *err) {
     if (!host_is_able())
         return error_set(err, -ENOTSUP, "the translator needs a processor with AVX2 and BMI2");
@@ -342,6 +376,7 @@ int jit_create(struct soft_cpu *cpu, uint32_t heat, bool exact, struct error *er
     cpu->jit.alarm_ns = UINT64_MAX;
     cpu->heat_limit = heat;
     jit->exact = exact;
+    jit->budget = budget_of(cpu);
     cpu->jit.host_mxcsr = 0x1f80;
     return 0;
 }

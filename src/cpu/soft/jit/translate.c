@@ -209,6 +209,13 @@ static bool can_translate(const struct jit *jit, const struct block *block) {
            (block->key & (KEY_STEP | KEY_NO_BREAK)) == 0 && !must_ask(block);
 }
 
+static bool is_over_budget(const struct soft_cpu *cpu) {
+    enum { LEAST = 12 << 20 }; /* for translations, whatever decoded blocks take */
+    struct jit_memory memory = jit_memory(cpu);
+    size_t all = memory.code + memory.metadata;
+    return all > cpu->jit.jit->budget && all - block_memory(cpu) > LEAST;
+}
+
 struct block *jit_translate(struct soft_cpu *cpu, struct block *block) {
     struct jit *jit = cpu->jit.jit;
     if (!can_translate(jit, block))
@@ -236,7 +243,7 @@ struct block *jit_translate(struct soft_cpu *cpu, struct block *block) {
     block->watch_start = PAGE_SIZE - 1;
     relocations_begin(&t);
     lower_block(&t);
-    if (t.out.full || jit->block_count >= BLOCKS_MAX - 1) {
+    if (t.out.full || jit->block_count >= BLOCKS_MAX - 1 || is_over_budget(cpu)) {
         jit->full = true;
         jit->site_count = sites;
         jit->exit_count = exits;

@@ -143,6 +143,7 @@ struct jit {
     uint32_t last_number;   /* of a mapping; 0 is none */
     uint8_t *shadow;        /* the shadow stacks, a guard below each */
     pid_t alarm_thread;     /* that the alarm goes to; 0: there is none yet */
+    size_t budget;          /* bytes of jit_memory, at which all is dropped */
     bool exact;             /* keep flags that only a fault could show */
     bool full;              /* flush at the next chance */
     uint64_t random;        /* for stack windows that hold nothing */
