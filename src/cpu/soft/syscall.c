@@ -9,6 +9,15 @@ enum {
     DATA = SEG_P | SEG_S | TYPE_READ_WRITE | TYPE_ACCESSED | SEG_G | SEG_DB,
 };
 
+void syscall_segments(const struct soft_cpu *cpu, unsigned cpl, struct x86_segment *cs,
+                      struct x86_segment *ss) {
+    uint16_t base = cpl == 0 ? cpu->star >> 32 & 0xfffc : cpu->star >> 48 & 0xffff;
+    uint16_t code = cpl == 0 ? base : (uint16_t)(base + 16) | 3;
+    uint16_t data = cpl == 0 ? (uint16_t)(base + 8) : (uint16_t)(base + 8) | 3;
+    *cs = segment_flat_of(code, CODE | SEG_L | cpl << 5);
+    *ss = segment_flat_of(data, DATA | cpl << 5);
+}
+
 static void set_segments(struct soft_cpu *cpu, uint16_t cs, unsigned code, uint16_t ss,
                          unsigned cpl) {
     cpu->segment[SEG_CS] = segment_flat_of(cs, code | cpl << 5);

@@ -92,6 +92,10 @@ bool stack_segment_check(struct soft_cpu *cpu, uint16_t selector, unsigned cpl,
 /* A segment of flat 4 GiB, as SYSCALL and its like load it without looking at descriptors. */
 struct x86_segment segment_flat_of(uint16_t selector, unsigned attributes);
 
+/* What SYSCALL (cpl 0) and SYSRET (cpl 3) load in 64-bit mode. syscall.c. */
+void syscall_segments(const struct soft_cpu *cpu, unsigned cpl, struct x86_segment *cs,
+                      struct x86_segment *ss);
+
 /*
  * The stack pointer of an inner level from the TSS; ss stays alone in long
  * mode. False: #TS or a page fault.

@@ -43,6 +43,12 @@ static void new_exit(struct translation *t, uint64_t rip, uint8_t *field) {
     t->leaving[t->leaving_count++] = jit->exit_count++;
 }
 
+void lower_goto_key(struct translation *t, uint64_t rip, uint64_t key) {
+    new_exit(t, rip, emit_jmp(&t->out));
+    if (!t->out.full)
+        t->jit->exits[t->jit->exit_count - 1].key = key;
+}
+
 /* Flags where the exit needs them. A loop's end looks at requests: to C when there are some. */
 static void prepare_exit(struct translation *t, uint64_t rip) {
     if (is_same_page(t, rip) && liveness_at(t, rip) == 0)

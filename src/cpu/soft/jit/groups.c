@@ -57,7 +57,8 @@ static struct use use_of(const struct insn *insn, const struct lowering *l, uint
 static bool rsp_movement(const struct insn *insn, uint8_t kind, unsigned word, int64_t *by) {
     const struct insn_row *row = insn_row_of(insn);
     *by = 0;
-    if (kind == LOWER_CALLOUT || kind == LOWER_CALL || kind == LOWER_CALL_INDIRECT)
+    if (kind == LOWER_CALLOUT || kind == LOWER_CALL || kind == LOWER_CALL_INDIRECT ||
+        (kind >= LOWER_SYSCALL && kind <= LOWER_SET_AC))
         return false;
     if (kind == LOWER_PUSHF || kind == LOWER_POPF) {
         *by = kind == LOWER_POPF ? 8 : -8;

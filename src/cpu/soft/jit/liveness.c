@@ -49,7 +49,9 @@ static unsigned live_before(const struct translation *t, const struct insn *insn
     case LOWER_LEAVE:
     case LOWER_CALL:
     case LOWER_JMP:
-    case LOWER_SYSTEM: return live_after;
+    case LOWER_SYSTEM:
+    case LOWER_SET_AC: return live_after;
+    case LOWER_SYSRET:
     case LOWER_POPF: return 0;
     case LOWER_MOVS:
     case LOWER_STOS: return live_after;

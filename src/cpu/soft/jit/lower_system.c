@@ -9,7 +9,7 @@
 #include "cpu/soft/int.h"
 #include "cpu/soft/system.h"
 
-enum { OP_GROUP3 = 0xf7, OP_SHIFT = 0xc1, SHIFT_LEFT = 4, SHIFT_RIGHT = 5, SHIFT_SIGNED = 7 };
+enum { OP_GROUP3 = 0xf7, OP_SHIFT = 0xc1 };
 
 /* ---- Light calls ---- */
 
@@ -24,7 +24,7 @@ static bool has_own_handler(const struct insn *insn) {
 
 bool is_light(const struct insn *insn) {
     uint8_t kind = lowering_of(insn)->kind;
-    bool system = kind == LOWER_LIGHT || (kind >= LOWER_SYSTEM && kind <= LOWER_POPF);
+    bool system = kind == LOWER_LIGHT || (kind >= LOWER_SYSTEM && kind <= LOWER_SET_AC);
     return system && has_own_handler(insn);
 }
 
@@ -44,37 +44,32 @@ void lower_light(struct translation *t) {
 }
 
 /* Instructions that clobber EFLAGS follow, and checks that go to a light call. */
-static void begin_inline(struct translation *t) {
+void system_begin(struct translation *t) {
     settle_flags(t);
     t->flags &= ~(unsigned)FLAGS_HOST;
     t->temp_group = NO_GROUP;
 }
 
-static void light_if(struct translation *t, unsigned condition) {
+void system_light_if(struct translation *t, unsigned condition) {
     lower_stub_if(t, condition, t->jit->light, lower_site(t));
 }
 
 /* ---- Emitting ---- */
 
-static void emit_shift(struct emitter *e, unsigned which, unsigned size, unsigned reg,
-                       unsigned count) {
+void emit_shift(struct emitter *e, unsigned which, unsigned size, unsigned reg, unsigned count) {
     emit_rr(e, OP_SHIFT, size, which, reg);
     emit8(e, (uint8_t)count);
 }
 
 /* TEST reg, imm32 sign-extended. */
-static void emit_test_imm(struct emitter *e, unsigned size, unsigned reg, int32_t imm) {
+void emit_test_imm(struct emitter *e, unsigned size, unsigned reg, int32_t imm) {
     emit_rr(e, OP_GROUP3, size, 0, reg);
     emit32(e, (uint32_t)imm);
 }
 
-static void emit_test_gs(struct emitter *e, int32_t disp, uint32_t imm) {
+void emit_test_gs(struct emitter *e, int32_t disp, uint32_t imm) {
     emit_gs(e, OP_GROUP3, 4, 0, disp);
     emit32(e, imm);
-}
-
-static unsigned cpl_of(const struct translation *t) {
-    return t->block->key >> 2 & 3;
 }
 
 static void store_gpr(struct translation *t, unsigned gpr, unsigned from) {
@@ -98,7 +93,7 @@ static void load_gpr(struct translation *t, unsigned to, unsigned gpr) {
 /* ---- Interrupts ---- */
 
 /* To a light call when the local APIC has something. Clobbers TEMP_B. */
-static void check_attention(struct translation *t) {
+void system_check_attention(struct translation *t) {
     if (t->cpu->lapic == NULL)
         return;
     struct emitter *e = &t->out;
@@ -108,17 +103,17 @@ static void check_attention(struct translation *t) {
     emit8(e, 0xf6);
     emit8(e, TEMP_B & 7);
     emit8(e, look.mask);
-    light_if(t, COND_NE);
+    system_light_if(t, COND_NE);
     emit_mov_imm(e, TEMP_B, (uintptr_t)look.ready);
     emit8(e, 0x41); /* CMP byte [TEMP_B], 0 */
     emit8(e, 0x80);
     emit8(e, 0x38 | (TEMP_B & 7));
     emit8(e, 0);
-    light_if(t, COND_NE);
+    system_light_if(t, COND_NE);
 }
 
 static void lower_cli(struct translation *t) {
-    begin_inline(t);
+    system_begin(t);
     emit_group1_gs(&t->out, 4, 4, CPU_AT(rflags), ~FLAG_IF);
 }
 
@@ -133,10 +128,10 @@ static void emit_shadow(struct translation *t, bool on) {
  */
 static void lower_sti(struct translation *t) {
     struct emitter *e = &t->out;
-    begin_inline(t);
+    system_begin(t);
     emit_test_gs(e, CPU_AT(rflags), FLAG_IF);
     uint8_t *was_set = emit_jcc(e, COND_NE);
-    check_attention(t);
+    system_check_attention(t);
     emit_group1_gs(e, 1, 4, CPU_AT(rflags), FLAG_IF);
     emit_shadow(t, true);
     emit_aim(was_set, e->at);
@@ -177,9 +172,9 @@ static void lower_swapgs(struct translation *t) {
 }
 
 static void check_fsgsbase(struct translation *t) {
-    begin_inline(t);
+    system_begin(t);
     emit_test_gs(&t->out, CPU_AT(cr4), CR4_FSGSBASE);
-    light_if(t, COND_E);
+    system_light_if(t, COND_E);
 }
 
 static void lower_read_base(struct translation *t) {
@@ -202,7 +197,7 @@ static void lower_write_base(struct translation *t) {
         emit_shift(e, SHIFT_LEFT, 8, TEMP_B, 16);
         emit_shift(e, SHIFT_SIGNED, 8, TEMP_B, 16);
         emit_rr(e, OP_CMP_RM, 8, TEMP_B, TEMP_A);
-        light_if(t, COND_NE);
+        system_light_if(t, COND_NE);
     }
     store_base(t, insn->exec == wrfsbase ? SEG_FS : SEG_GS, TEMP_A);
 }
@@ -235,18 +230,23 @@ static void lower_mfence(struct translation *t) {
 
 /* ---- RFLAGS on the stack ---- */
 
+void system_load_rflags(struct translation *t, unsigned to, unsigned temp) {
+    struct emitter *e = &t->out;
+    emit_gs(e, OP_MOV_LOAD, 4, to, CPU_AT(jit.saved_flags));
+    emit_rr(e, OP_MOV_LOAD, 4, temp, to);
+    emit_group1(e, 4, 4, temp, 1);
+    emit_shift(e, SHIFT_LEFT, 4, temp, 11);
+    emit_shift(e, SHIFT_RIGHT, 4, to, 8);
+    emit_group1(e, 4, 4, to, FLAGS_STATUS & 0xff);
+    emit_rr(e, OP_OR_RM, 4, to, temp);
+    emit_gs(e, OP_OR_RM, 8, to, CPU_AT(rflags));
+}
+
 void lower_pushf(struct translation *t) {
     struct emitter *e = &t->out;
-    begin_inline(t);
+    system_begin(t);
     flags_registers_change(t, 1u << RSP);
-    emit_gs(e, OP_MOV_LOAD, 4, TEMP_B, CPU_AT(jit.saved_flags));
-    emit_mov(e, TEMP_A, TEMP_B);
-    emit_group1(e, 4, 4, TEMP_A, 1);
-    emit_shift(e, SHIFT_LEFT, 4, TEMP_A, 11);
-    emit_shift(e, SHIFT_RIGHT, 4, TEMP_B, 8);
-    emit_group1(e, 4, 4, TEMP_B, FLAGS_STATUS & 0xff);
-    emit_rr(e, OP_OR_RM, 4, TEMP_B, TEMP_A);
-    emit_gs(e, OP_OR_RM, 8, TEMP_B, CPU_AT(rflags));
+    system_load_rflags(t, TEMP_B, TEMP_A);
     emit_group1(e, 4, 8, TEMP_B, ~(FLAG_RF | FLAG_VM));
     emit_gs(e, OP_MOV_STORE, 8, TEMP_B, CPU_AT(jit.target));
     struct operand to = lower_stack(t, TLB_WRITE, -8);
@@ -255,10 +255,8 @@ void lower_pushf(struct translation *t) {
     lower_move_rsp(t, -8);
 }
 
-/* Status flags from the image at `from`. */
-static void load_status(struct translation *t, struct operand from) {
+void system_save_status(struct translation *t) {
     struct emitter *e = &t->out;
-    emit_rm(e, OP_MOV_LOAD, 4, TEMP_B, from.base, from.disp);
     emit_rr(e, OP_MOV_LOAD, 4, TEMP_A, TEMP_B);
     emit_shift(e, SHIFT_LEFT, 4, TEMP_B, 8);
     emit_shift(e, SHIFT_RIGHT, 4, TEMP_A, 11);
@@ -273,22 +271,24 @@ void lower_popf(struct translation *t) {
     struct emitter *e = &t->out;
     bool privileged = cpl_of(t) == 0;
     uint32_t may_change = FLAGS_STATUS | (privileged ? FLAG_IF : 0);
-    begin_inline(t);
+    system_begin(t);
     flags_registers_change(t, 1u << RSP);
     struct operand from = lower_stack(t, TLB_READ, 0);
     emit_rm(e, OP_MOV_LOAD, 8, TEMP_B, from.base, from.disp);
     emit_gs(e, OP_XOR_RM, 8, TEMP_B, CPU_AT(rflags));
     emit_test_imm(e, 8, TEMP_B, (int32_t)~may_change);
-    light_if(t, COND_NE);
+    system_light_if(t, COND_NE);
     if (privileged) {
         emit_test_imm(e, 4, TEMP_B, FLAG_IF);
         uint8_t *same = emit_jcc(e, COND_E);
-        check_attention(t);
+        system_check_attention(t);
         emit_group1_gs(e, 6, 4, CPU_AT(rflags), FLAG_IF);
         emit_aim(same, e->at);
     }
-    if (t->live[t->index + 1] != 0)
-        load_status(t, from);
+    if (t->live[t->index + 1] != 0) {
+        emit_rm(e, OP_MOV_LOAD, 4, TEMP_B, from.base, from.disp);
+        system_save_status(t);
+    }
     lower_move_rsp(t, 8);
     t->flags = FLAGS_SAVED | (t->live[t->index + 1] != 0 ? 0 : FLAGS_STALE);
 }
@@ -354,7 +354,8 @@ uint32_t lower_system_changes(const struct insn *insn) {
 }
 
 bool lower_system_calls_out(const struct insn *insn) {
-    bool narrow = lowering_of(insn)->kind != LOWER_SYSTEM && insn->size != 8;
+    uint8_t kind = lowering_of(insn)->kind;
+    bool narrow = (kind == LOWER_PUSHF || kind == LOWER_POPF) && insn->size != 8;
     return narrow || !has_own_handler(insn);
 }
 

@@ -75,7 +75,10 @@ static bool calls_out(const struct insn *insn, const struct lowering *l) {
     case LOWER_NATIVE: return in_code || native_calls_out(insn, l);
     case LOWER_SYSTEM:
     case LOWER_PUSHF:
-    case LOWER_POPF: return lower_system_calls_out(insn);
+    case LOWER_POPF:
+    case LOWER_SYSCALL:
+    case LOWER_SYSRET:
+    case LOWER_SET_AC: return lower_system_calls_out(insn);
     case LOWER_NOP: return false;
     case LOWER_LEA: return insn->address_size == 2 || insn->size == 2;
     case LOWER_PUSH:
@@ -127,6 +130,9 @@ uint32_t lower_changes(const struct insn *insn, const struct lowering *l, uint8_
     case LOWER_POPF:
     case LOWER_PUSH_MEMORY: return 1u << RSP;
     case LOWER_SYSTEM: return lower_system_changes(insn);
+    case LOWER_SYSCALL:
+    case LOWER_SYSRET:
+    case LOWER_SET_AC: return UINT32_MAX;
     case LOWER_POP: return 1u << RSP | 1u << insn->rm;
     case LOWER_LEAVE: return 1u << RSP | 1u << RBP;
     case LOWER_DIV:

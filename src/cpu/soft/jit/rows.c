@@ -172,6 +172,12 @@ static uint8_t system_kind(const struct insn_row *row) {
         return LOWER_SYSTEM;
     if (strcmp(row->name, "pushf") == 0)
         return LOWER_PUSHF;
+    if (strcmp(row->name, "syscall") == 0)
+        return LOWER_SYSCALL;
+    if (strcmp(row->name, "sysret") == 0)
+        return LOWER_SYSRET;
+    if (strcmp(row->name, "stac") == 0 || strcmp(row->name, "clac") == 0)
+        return LOWER_SET_AC;
     return strcmp(row->name, "popf") == 0 ? LOWER_POPF : LOWER_LIGHT;
 }
 

@@ -31,6 +31,9 @@ enum lower_kind {
     LOWER_SYSTEM, /* of the system, with inline forms (lower_system.c) */
     LOWER_PUSHF,
     LOWER_POPF,
+    LOWER_SYSCALL,
+    LOWER_SYSRET,
+    LOWER_SET_AC, /* STAC, CLAC */
 };
 
 /* How much a memory operand covers. */

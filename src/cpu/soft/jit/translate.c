@@ -21,6 +21,9 @@ static bool lower_insn(struct translation *t) {
     case LOWER_NOP: return true;
     case LOWER_LEA: lower_lea(t); return true;
     case LOWER_SYSTEM: lower_system(t); return !branch;
+    case LOWER_SYSCALL: return lower_syscall(t);
+    case LOWER_SYSRET: return lower_sysret(t);
+    case LOWER_SET_AC: return lower_set_ac(t);
     case LOWER_PUSHF: lower_pushf(t); return true;
     case LOWER_POPF: lower_popf(t); return true;
     case LOWER_DIV: lower_divide(t, false); return true;

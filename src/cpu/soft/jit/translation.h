@@ -323,6 +323,8 @@ uint64_t lower_next_rip(const struct translation *t);
 /* `offset` from there, wrapped as the mode has it. */
 uint64_t lower_target_rip(const struct translation *t, uint64_t offset);
 void lower_goto(struct translation *t, uint64_t rip);
+/* To code of another key; flags are saved. */
+void lower_goto_key(struct translation *t, uint64_t rip, uint64_t key);
 void lower_jmp_indirect(struct translation *t);
 void lower_ret(struct translation *t);
 void lower_call(struct translation *t);
