@@ -159,6 +159,13 @@ const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t number
     return code_at(cpu, site->retry);
 }
 
+const uint8_t *jit_fast_enter(struct soft_cpu *cpu, uint64_t rip, uint32_t unused) {
+    cpu->rip = rip;
+    /* Without numbers for mappings it would come here again. */
+    const struct block *block = cpu->jit.jit->full ? NULL : find_translated(cpu, 0);
+    return block == NULL ? NULL : jit_entry(cpu, block);
+}
+
 const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
     struct jit_exit *exit = &cpu->jit.jit->exits[number];
     cpu->rip = exit->rip;

@@ -263,6 +263,8 @@ static void make_finds(struct jit *jit, struct emitter *e, struct soft_cpu *cpu)
         emit_aim(emit_jmp(e), jit->find);
     }
     jit->exit = make_light(e, cpu, jit_fast_exit, jit->leave_saved);
+    jit->again = make_light(e, cpu, jit_fast_enter,
+                            jit->memory.writable + (jit->leave_here - jit->memory.executable));
 }
 
 void stubs_make(struct jit *jit, struct soft_cpu *cpu) {

@@ -82,7 +82,7 @@ static void lower_dead_entries(struct translation *t) {
     if (t->second_page_field != NULL)
         emit_aim(t->second_page_field, t->out.at);
     emit_mov_address(t, TEMP_A, t->block->rip);
-    emit_aim(emit_jmp(&t->out), t->jit->leave_rip_saved);
+    emit_to_stub(&t->out, 0, t->jit->again);
 }
 
 /* Who came here made sure of the first page's mapping. */

@@ -129,6 +129,7 @@ struct jit {
     uint8_t *find;      /* TEMP_A: rip */
     uint8_t *find_slot; /* TEMP_B: the jump table's slot that has the rip */
     uint8_t *exit;      /* an exit that is not linked, flags saved */
+    uint8_t *again;     /* TEMP_A: rip, whose code may be another by now, flags saved */
     /* By side. TEMP_A: rip, TEMP_B: site of the RET: it met another's return point */
     uint8_t *returned[JIT_SIDES];
     const uint8_t *shadow_bottom[JIT_SIDES]; /* executable: where a RET without CALL goes on */
