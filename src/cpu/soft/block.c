@@ -457,6 +457,7 @@ static bool add_insn(struct soft_cpu *cpu, struct block *block, const uint8_t *b
         return false;
     }
     insn->exec = checked_exec(insn, block->key);
+    block->relative |= insn_is_rip_relative(insn);
     block->length += insn->length;
     return goes_on_behind(block, insn);
 }

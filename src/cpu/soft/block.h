@@ -38,7 +38,7 @@ enum {
     KEY_NO_FP = 1 << 9,    /* vector instructions raise: CR0.EM or TS, CR4 or XCR0 */
     KEY_PLAIN = 1 << 10,   /* translated without checks that several accesses share */
     KEY_LIMIT = 32,        /* the shift of the code segment's limit, outside 64-bit mode */
-    KEYS_OF_PLACE = KEY_STEP | KEY_NO_BREAK | KEY_PLAIN,
+    KEYS_OF_PLACE = KEY_STEP | KEY_NO_BREAK | KEY_TLB | KEY_PLAIN,
 };
 
 struct block {
@@ -52,6 +52,7 @@ struct block {
     bool dead;
     bool straddles;
     bool extended;          /* by block_extend */
+    bool relative;          /* some operand is RIP-relative */
     uint8_t branches;       /* that it passes */
     uint32_t heat;          /* runs so far, while it is not translated */
     struct jit_block *code; /* its translation, or NULL */
@@ -82,6 +83,20 @@ struct block_place {
     struct block *blocks;     /* by place_next; never NULL */
     struct jit_block *made;   /* their translations, those of dropped blocks too (jit/move.c) */
     struct block_place *next; /* of those with this page and key, and of others; or unused */
+    uint32_t life;            /* which use of this struct: others may remember an earlier one */
+    /* The mapping's number (jit/link.c), and that which it gets should it move to next_linear. 0:
+     * none so far. */
+    uint32_t number, next_number;
+    uint64_t next_linear;
+};
+
+enum { PLACE_HASH_BITS = 13 };
+
+struct block_places {
+    struct block_place *all; /* BLOCKS_KEPT of them, the first `made` used before */
+    struct block_place *unused;
+    unsigned made;
+    struct block_place *hash[1 << PLACE_HASH_BITS];
 };
 
 struct block_cache {
@@ -155,6 +170,13 @@ int block_places_create(struct block_cache *cache, struct error *err);
 /* Bytes that they take. */
 size_t block_places_memory(const struct block_cache *cache);
 void block_places_destroy(struct block_cache *cache);
+/* The chain that all places of a page under a key are in. */
+struct block_place **block_place_chain(struct block_places *places, uint64_t gpa, uint64_t key);
+/* NULL: no block begins on this page at this linear one. */
+struct block_place *block_place_find(struct block_places *places, uint64_t gpa, uint64_t linear,
+                                     uint64_t key);
+/* All mappings' numbers are void. */
+void block_places_forget_numbers(struct block_places *places);
 /* A new block, and one that is dropped. */
 void block_place_join(struct soft_cpu *cpu, struct block *block);
 void block_place_leave(struct soft_cpu *cpu, struct block *block);

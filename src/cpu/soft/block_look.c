@@ -13,6 +13,19 @@ struct block **block_hash(struct block_cache *cache, uint64_t gpa, uint64_t rip,
     return &cache->hash[mixed >> (64 - BLOCK_HASH_BITS)];
 }
 
+struct block_place **block_place_chain(struct block_places *places, uint64_t gpa, uint64_t key) {
+    uint64_t mixed = (gpa ^ key) * UINT64_C(0x9e3779b97f4a7c15);
+    return &places->hash[mixed >> (64 - PLACE_HASH_BITS)];
+}
+
+struct block_place *block_place_find(struct block_places *places, uint64_t gpa, uint64_t linear,
+                                     uint64_t key) {
+    struct block_place *place = *block_place_chain(places, gpa, key);
+    while (place != NULL && (place->gpa != gpa || place->linear != linear || place->key != key))
+        place = place->next;
+    return place;
+}
+
 /* A straddling block holds as long as its second page is where it was. */
 static bool second_page_holds(struct soft_cpu *cpu, const struct block *block, uint64_t linear,
                               unsigned first) {

@@ -14,38 +14,18 @@
 #include "cpu/soft/jit/jit.h"
 #include "cpu/soft/mmu.h"
 
-enum { HASH_BITS = 13, PLACES_EACH = 8 };
-
-struct block_places {
-    struct block_place *all; /* BLOCKS_KEPT of them, the first `made` used before */
-    struct block_place *unused;
-    unsigned made;
-    struct block_place *hash[1 << HASH_BITS];
-};
-
-/* The chain that all places of a page under a key are in. */
-static struct block_place **chain_of(struct block_places *places, uint64_t gpa, uint64_t key) {
-    uint64_t mixed = (gpa ^ key) * UINT64_C(0x9e3779b97f4a7c15);
-    return &places->hash[mixed >> (64 - HASH_BITS)];
-}
-
-static struct block_place *find(struct block_places *places, uint64_t gpa, uint64_t linear,
-                                uint64_t key) {
-    struct block_place *place = *chain_of(places, gpa, key);
-    while (place != NULL && (place->gpa != gpa || place->linear != linear || place->key != key))
-        place = place->next;
-    return place;
-}
+enum { PLACES_EACH = 8 };
 
 /* Each has a block at least, so there are never more than blocks. */
 static struct block_place *make(struct block_places *places, uint64_t gpa, uint64_t linear,
                                 uint64_t key) {
-    struct block_place **chain = chain_of(places, gpa, key), *place = places->unused;
+    struct block_place **chain = block_place_chain(places, gpa, key), *place = places->unused;
     if (place != NULL)
         places->unused = place->next;
     else
         place = &places->all[places->made++];
-    *place = (struct block_place){.linear = linear, .gpa = gpa, .key = key, .next = *chain};
+    *place = (struct block_place){
+        .linear = linear, .gpa = gpa, .key = key, .next = *chain, .life = place->life + 1};
     *chain = place;
     return place;
 }
@@ -56,7 +36,7 @@ void block_place_join(struct soft_cpu *cpu, struct block *block) {
     uint64_t key = block->key & ~(uint64_t)KEYS_OF_PLACE;
     if ((block->key & KEY_MODE) != INSN_MODE_64)
         return;
-    struct block_place *place = find(places, gpa, linear, key);
+    struct block_place *place = block_place_find(places, gpa, linear, key);
     if (place == NULL)
         place = make(places, gpa, linear, key);
     place->used = cpu->jit.spaces;
@@ -80,7 +60,7 @@ void block_place_leave(struct soft_cpu *cpu, struct block *block) {
     if (place->blocks != NULL)
         return;
     jit_leave_place(cpu, place);
-    struct block_place **at = chain_of(places, place->gpa, place->key);
+    struct block_place **at = block_place_chain(places, place->gpa, place->key);
     while (*at != place)
         at = &(*at)->next;
     *at = place->next;
@@ -92,7 +72,9 @@ void block_place_leave(struct soft_cpu *cpu, struct block *block) {
 
 static void move_block(struct block *block, uint64_t delta) {
     block->rip += delta;
-    for (unsigned i = 0; block->insns != NULL && i < block->count; i++)
+    if (!block->relative || block->insns == NULL)
+        return;
+    for (unsigned i = 0; i < block->count; i++)
         if (insn_is_rip_relative(&block->insns[i]))
             block->insns[i].disp += (int64_t)delta;
 }
@@ -124,7 +106,8 @@ void block_place_claim(struct soft_cpu *cpu, uint64_t key, uint64_t gpa, uint64_
     linear &= PAGE_MASK;
     if (!block_place_moves(linear))
         return;
-    for (place = *chain_of(cpu->blocks->places, gpa, key); place != NULL; place = place->next) {
+    for (place = *block_place_chain(cpu->blocks->places, gpa, key); place != NULL;
+         place = place->next) {
         if (place->gpa != gpa || place->key != key)
             continue;
         if (place->linear == linear)
@@ -139,6 +122,11 @@ void block_place_claim(struct soft_cpu *cpu, uint64_t key, uint64_t gpa, uint64_
 }
 
 /* ---- Life ---- */
+
+void block_places_forget_numbers(struct block_places *places) {
+    for (unsigned i = 0; i < places->made; i++)
+        places->all[i].number = places->all[i].next_number = 0;
+}
 
 int block_places_create(struct block_cache *cache, struct error *err) {
     struct block_places *places = calloc(1, sizeof *places);

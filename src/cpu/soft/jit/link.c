@@ -6,31 +6,51 @@
  * comes first: that the target's page is mapped as it was when the link was
  * made. Mappings have numbers, alike in all address spaces, so that links
  * hold for all processes that share code at the same addresses. Numbers are
- * not used twice: when a page's code moves, links to where it was find their
- * number nowhere.
+ * not used twice. A place has another wherever it is, so links to where it
+ * was find theirs nowhere; but it gets to know the next one beforehand, from
+ * code that has links to it and moves first, as libraries move as a whole.
  */
+#include "base/general.h"
 #include "cpu/soft/jit/fast.h"
 #include "cpu/soft/mmu.h"
 
 enum { NONE = 0 };
 
-/* The mapping's entry in an open hash table, or a free one for it; NULL: the table is full. */
-static struct jit_mapping *mapping_entry(struct jit *jit, const struct jit_mapping *wanted) {
+static uint32_t new_number(struct jit *jit) {
+    if (jit->last_number == UINT32_MAX - 1) {
+        jit->full = true;
+        return NONE;
+    }
+    return ++jit->last_number;
+}
+
+uint32_t jit_number_at(struct jit *jit, struct block_place *place, uint64_t linear) {
+    bool next = place->linear != linear;
+    uint32_t *number = next ? &place->next_number : &place->number;
+    if (*number == NONE || (next && place->next_linear != linear))
+        *number = new_number(jit);
+    if (next)
+        place->next_linear = linear;
+    return *number;
+}
+
+/* The number of a mapping without a place, from an open hash table. */
+static uint32_t number_without_place(struct jit *jit, const struct jit_mapping *wanted) {
     uint64_t mixed =
         (wanted->linear ^ wanted->gpa << 20 ^ wanted->key) * UINT64_C(0x9e3779b97f4a7c15);
-    struct jit_mapping *unused = NULL;
+    struct jit_mapping *at = NULL;
     for (unsigned tries = 0; tries < 64; tries++) {
-        struct jit_mapping *at = &jit->mappings[((mixed >> 40) + tries) & (JIT_MAPPINGS - 1)];
-        if (at->number == NONE) {
-            unused = unused != NULL ? unused : at;
-            if (!at->removed)
-                break;
-        } else if (at->linear == wanted->linear && at->gpa == wanted->gpa &&
-                   at->key == wanted->key) {
-            return at;
-        }
+        at = &jit->mappings[((mixed >> 40) + tries) & (JIT_MAPPINGS - 1)];
+        if (at->number == NONE)
+            break;
+        if (at->linear == wanted->linear && at->gpa == wanted->gpa && at->key == wanted->key)
+            return at->number;
     }
-    return unused;
+    /* When it is full all get others. */
+    if (at->number != NONE)
+        general_fill(jit->mappings, 0, JIT_MAPPINGS * sizeof *jit->mappings);
+    *at = *wanted;
+    return at->number = new_number(jit);
 }
 
 static void aim(uint8_t *field, const uint8_t *target) {
@@ -38,29 +58,16 @@ static void aim(uint8_t *field, const uint8_t *target) {
     __builtin_memcpy(field, &distance, sizeof distance);
 }
 
-uint32_t jit_mapping_of(struct jit *jit, const struct block *block, unsigned page) {
-    struct jit_mapping mapping = {.linear = (block->rip >> PAGE_SHIFT) + page,
-                                  .gpa = block->gpa[page] >> PAGE_SHIFT,
-                                  .key = block->key & ~(uint64_t)(KEY_PLAIN | KEY_TLB)};
-    struct jit_mapping *entry = mapping_entry(jit, &mapping);
-    if (entry == NULL || jit->last_number == UINT32_MAX - 1) {
-        jit->full = true;
-        return NONE;
-    }
-    if (entry->number == NONE) {
-        *entry = mapping;
-        entry->number = ++jit->last_number;
-    }
-    return entry->number;
-}
-
-void jit_retire_mapping(struct soft_cpu *cpu, uint64_t linear, uint64_t gpa, uint64_t key) {
-    struct jit_mapping wanted = {
-        .linear = linear >> PAGE_SHIFT, .gpa = gpa >> PAGE_SHIFT, .key = key & ~(uint64_t)KEY_TLB};
-    struct jit_mapping *entry = mapping_entry(cpu->jit.jit, &wanted);
-    if (entry != NULL && entry->number != NONE)
-        *entry = (struct jit_mapping){.removed = true};
-    ((uint32_t *)cpu->jit.code_map)[jit_map_slot(linear)] = NONE;
+uint32_t jit_mapping_of(struct soft_cpu *cpu, const struct block *block, unsigned page) {
+    uint64_t linear = (block->rip & PAGE_MASK) + page * (uint64_t)PAGE_SIZE;
+    uint64_t gpa = block->gpa[page] & PAGE_MASK, key = block->key & ~(uint64_t)KEYS_OF_PLACE;
+    struct block_place *place =
+        page == 0 ? block->place : block_place_find(cpu->blocks->places, gpa, linear, key);
+    if (place != NULL)
+        return jit_number_at(cpu->jit.jit, place, linear);
+    struct jit_mapping mapping = {
+        .linear = linear >> PAGE_SHIFT, .gpa = gpa >> PAGE_SHIFT, .key = key};
+    return number_without_place(cpu->jit.jit, &mapping);
 }
 
 /* The page, which holds code of the block, is mapped so now. */
@@ -72,17 +79,19 @@ static void note_mapping(struct soft_cpu *cpu, uint64_t rip, uint32_t number) {
 }
 
 static void link_guarded(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *to) {
-    uint32_t number = jit_mapping_of(cpu->jit.jit, to, 0);
+    uint32_t number = jit_mapping_of(cpu, to, 0);
     if (number == NONE)
         return;
     note_mapping(cpu, to->rip, number);
     __builtin_memcpy(exit->guard_id, &number, sizeof number);
     aim(exit->guard_field, to->code->entry_saved);
+    exit->target = to->place;
+    exit->target_life = to->place != NULL ? to->place->life : 0;
 }
 
 const uint8_t *jit_entry(struct soft_cpu *cpu, const struct block *block) {
     if (unlikely(block->straddles)) {
-        uint32_t number = jit_mapping_of(cpu->jit.jit, block, 1);
+        uint32_t number = jit_mapping_of(cpu, block, 1);
         note_mapping(cpu, block->rip + PAGE_SIZE, number);
         if (number != NONE)
             __builtin_memcpy(block->code->second_page, &number, sizeof number);

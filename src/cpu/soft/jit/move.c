@@ -9,6 +9,10 @@
  * was made for (jit_block.dead_host).
  */
 #include "cpu/soft/jit/translation.h"
+#include "cpu/soft/mmu.h"
+
+/* The number of no mapping. */
+#define NOWHERE UINT32_MAX
 
 /* ---- Notes ---- */
 
@@ -70,12 +74,16 @@ void relocations_clear(struct jit *jit) {
     jit->relocation_count = 0;
 }
 
+/* Links to what was there do not hold. */
+static void forget_mapping(struct soft_cpu *cpu, uint64_t linear) {
+    ((uint32_t *)cpu->jit.code_map)[jit_map_slot(linear)] = 0;
+}
+
 void jit_leave_place(struct soft_cpu *cpu, struct block_place *place) {
     for (struct jit_block *made = place->made; made != NULL; made = made->place_next)
         made->place = NULL;
     place->made = NULL;
-    if (cpu->jit.jit != NULL)
-        jit_retire_mapping(cpu, place->linear, place->gpa, place->key);
+    forget_mapping(cpu, place->linear);
 }
 
 /* ---- Moving ---- */
@@ -107,14 +115,33 @@ static void change_check(uint8_t *field, uint64_t linear, uint32_t number) {
     memcpy(field, &number, sizeof number);
 }
 
-/* Where they go has moved along, or links to it do not hold. */
-static void change_exits(const struct jit *jit, const struct jit_block *made, uint64_t delta) {
+/* What passes the check at `linear` if it is the place that is mapped there. */
+static uint32_t number_at(struct jit *jit, struct block_place *place, uint64_t linear) {
+    uint32_t number = jit_number_at(jit, place, linear & PAGE_MASK);
+    return number != 0 ? number : NOWHERE;
+}
+
+/* Links to other places hold when these have moved along, or will have. */
+static void change_exits(struct jit *jit, const struct jit_block *made, uint64_t delta) {
     for (uint32_t i = 0; i < made->exit_count; i++) {
         struct jit_exit *exit = &jit->exits[made->first_exit + i];
         exit->rip += delta;
-        if (exit->guard_id != NULL)
-            change_check(exit->guard_id, exit->rip, UINT32_MAX);
+        if (exit->guard_id == NULL)
+            continue;
+        bool linked = exit->target != NULL && exit->target->life == exit->target_life;
+        change_check(exit->guard_id, exit->rip,
+                     linked ? number_at(jit, exit->target, exit->rip) : NOWHERE);
     }
+}
+
+/* Where its number is not known it is filled in when it is entered by way of C (jit_entry). */
+static void change_second_page(struct soft_cpu *cpu, const struct jit_block *made, uint64_t delta) {
+    const struct block *block = made->block;
+    uint64_t linear = (block->rip & PAGE_MASK) + PAGE_SIZE;
+    struct block_place *second =
+        block_place_find(cpu->blocks->places, block->gpa[1] & PAGE_MASK, linear, made->place->key);
+    change_check(made->second_page, linear + delta,
+                 second != NULL ? number_at(cpu->jit.jit, second, linear + delta) : NOWHERE);
 }
 
 static void move_code(struct soft_cpu *cpu, const struct jit_block *made, uint64_t delta) {
@@ -128,12 +155,8 @@ static void move_code(struct soft_cpu *cpu, const struct jit_block *made, uint64
     struct jit_jump *jump = &cpu->jit.jumps[jit_jump_slot(block->rip)];
     if (jump->rip == block->rip)
         jump->context = UINT64_MAX;
-    /* Its number is filled in when it is entered by way of C (jit_entry). */
-    if (made->second_page != NULL) {
-        jit_retire_mapping(cpu, block->rip + PAGE_SIZE, block->gpa[1],
-                           block->key & ~(uint64_t)KEY_PLAIN);
-        change_check(made->second_page, block->rip + delta + PAGE_SIZE, UINT32_MAX);
-    }
+    if (made->second_page != NULL)
+        change_second_page(cpu, made, delta);
 }
 
 void jit_move_place(struct soft_cpu *cpu, struct block_place *place, uint64_t delta) {
@@ -141,7 +164,9 @@ void jit_move_place(struct soft_cpu *cpu, struct block_place *place, uint64_t de
         return;
     for (struct jit_block *made = place->made; made != NULL; made = made->place_next)
         move_code(cpu, made, delta);
-    jit_retire_mapping(cpu, place->linear, place->gpa, place->key);
+    forget_mapping(cpu, place->linear);
+    place->number = place->next_linear == place->linear + delta ? place->next_number : 0;
+    place->next_number = 0;
     /* Return points in it compare with addresses that are others now. */
     jit_empty_shadows(&cpu->jit);
 }

@@ -292,6 +292,8 @@ static void flush(struct soft_cpu *cpu) {
     jit->block_count = jit->site_count = jit->exit_count = 0;
     memset(jit->mappings, 0, JIT_MAPPINGS * sizeof *jit->mappings);
     jit->last_number = 0;
+    if (cpu->blocks != NULL)
+        block_places_forget_numbers(cpu->blocks->places);
     memset(cpu->jit.code_map, 0, sizeof cpu->jit.code_map);
     cpu->jit.exit = JIT_EXIT_RIP;
     jit_empty_shadows(&cpu->jit);

@@ -89,7 +89,7 @@ static void lower_dead_entries(struct translation *t) {
 static void check_second_page(struct translation *t) {
     uint64_t second = t->block->rip + PAGE_SIZE;
     int32_t entry = (int32_t)(jit_map_slot(second) * sizeof t->cpu->jit.code_map[0][0]);
-    uint32_t number = jit_mapping_of(t->jit, t->block, 1);
+    uint32_t number = jit_mapping_of(t->cpu, t->block, 1);
     t->out.full |= number == 0;
     flags_to_saved(t);
     emit_group1_gs(&t->out, 7, 4, CPU_AT(jit.code_map) + entry, (int32_t)number);

@@ -74,6 +74,8 @@ struct jit_exit {
     uint8_t *field; /* the jump or call to patch */
     /* To another page: the number in a check of the mapping, and the jump behind it, to patch. */
     uint8_t *guard_id, *guard_field;
+    struct block_place *target; /* that the guard is for, in its life */
+    uint32_t target_life;
     bool flags_saved; /* taken with flags in saved_flags; else in the host's register */
     bool polls;       /* taken for a request's sake */
 };
@@ -83,7 +85,6 @@ struct jit_mapping {
     uint64_t linear, gpa; /* pages */
     uint64_t key;         /* block.key */
     uint32_t number;      /* 0: unused */
-    bool removed;         /* what comes behind it may be what is looked for */
 };
 enum { JIT_MAPPINGS = 1 << 14 };
 
@@ -358,9 +359,9 @@ void relocations_clear(struct jit *jit);
 void jit_link(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *to);
 /* The number of the mapping of a block's first (0) or, if it straddles, second page (1); 0 when
  * there are none left: everything is flushed then. */
-uint32_t jit_mapping_of(struct jit *jit, const struct block *block, unsigned page);
-/* Nothing is known to be mapped there so: no link made for it holds. */
-void jit_retire_mapping(struct soft_cpu *cpu, uint64_t linear, uint64_t gpa, uint64_t key);
+uint32_t jit_mapping_of(struct soft_cpu *cpu, const struct block *block, unsigned page);
+/* The number that the place's mapping has when it is at `linear`, now or next; 0 as before. */
+uint32_t jit_number_at(struct jit *jit, struct block_place *place, uint64_t linear);
 /* Where to enter a translated block (executable), with flags saved, under the present mapping. A
  * straddling one checks its second page's mapping itself. */
 const uint8_t *jit_entry(struct soft_cpu *cpu, const struct block *block);
