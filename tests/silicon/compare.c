@@ -17,6 +17,7 @@
  */
 #include <Zydis/Zydis.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -118,8 +119,23 @@ static bool same_segments(const struct user_state *a, const struct user_state *b
            a->gs_base == b->gs_base;
 }
 
-static bool same_fp(const struct fp_state *a, const struct fp_state *b) {
-    return memcmp(a, b, sizeof *a) == 0;
+/* Translated code does not note where the last x87 instruction was (jit/x87_live.h): what unmasks
+ * an exception later shows another. */
+static bool pointers_are_kept(const struct test_case *test) {
+    const char *translate = getenv("LODGE_TRANSLATE");
+    bool single = !test->is_program && test->row_count == 1;
+    return single || (translate != NULL && strcmp(translate, "off") == 0);
+}
+
+static bool same_fp(const struct test_case *test, const struct fp_state *a,
+                    const struct fp_state *b) {
+    struct fp_state other = *b;
+    if (!pointers_are_kept(test)) {
+        other.fop = a->fop;
+        other.fip = a->fip;
+        other.fdp = a->fdp;
+    }
+    return memcmp(a, &other, sizeof other) == 0;
 }
 
 static bool same_memory(const struct outcome *a, const struct outcome *b) {
@@ -139,7 +155,7 @@ bool compare(const struct test_case *test, const struct outcome *native,
     return native->vector == guest->vector && native->cr2 == guest->cr2 &&
            ((native->error ^ guest->error) & error_mask(native)) == 0 && a->rip == b->rip &&
            same_flags(test, native, guest, features) && same_gprs(test, a, b) &&
-           same_segments(a, b) && same_fp(&a->fp, &b->fp) && same_memory(native, guest);
+           same_segments(a, b) && same_fp(test, &a->fp, &b->fp) && same_memory(native, guest);
 }
 
 /* ---- Showing one ---- */

@@ -623,6 +623,17 @@ static void address(struct program *p) {
     piece_end(p, begin);
 }
 
+/* FLDCW: rounding and precision, and now and then exceptions that are not masked. */
+static void control_word(struct program *p) {
+    uint32_t begin = piece_begin(p);
+    unsigned reg = any_pointer(p), masks = once_in(p, 8) ? below(p, 64) : 0x3f;
+    int32_t disp = any_disp(p);
+    put_opcode_mem(p, 2, 0xc7, 0, reg, disp); /* MOV word, imm16 */
+    put_bytes(p, below(p, 16) << 8 | masks, 2);
+    put_opcode_mem(p, 4, 0xd9, 5, reg, disp);
+    piece_end(p, begin);
+}
+
 static void serialize(struct program *p) {
     uint32_t begin = piece_begin(p);
     iret(p);
@@ -664,6 +675,8 @@ void element(struct program *p, bool main) {
         divide(p);
     else if (dice < 98)
         bit_string(p);
+    else if (dice < 99 && once_in(p, 2))
+        control_word(p);
     else if (dice < 99)
         address(p);
     else

@@ -41,7 +41,7 @@ bool row_fits_program(const struct insn_row *row) {
         "xlat",        "xlatb",      "in",     "out",      "ins",    "outs",   "std",
         "maskmovq",    "maskmovdqu", "clzero", "ldmxcsr",  "fldcw",  "fldenv", "frstor",
         "fxrstor",     "fxrstor64",  "fxsave", "fxsave64", "fnsave", "fsave",  "vldmxcsr",
-        "vmaskmovdqu", "wait",       "fwait",
+        "vmaskmovdqu", "wait",
     };
     return row_fits_sequence(row) && !in_table(row, &insn_table_system) &&
            !one_of(row, excluded, ARRAY_SIZE(excluded));

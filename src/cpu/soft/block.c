@@ -540,7 +540,7 @@ static struct block *make(struct soft_cpu *cpu, uint64_t key, const struct code_
 
 struct block *block_extend(struct soft_cpu *cpu, struct block *block,
                            uint8_t copy[BLOCK_BYTES_MAX]) {
-    enum { NOT_FURTHER = KEY_STEP | KEY_NO_BREAK | KEY_PLAIN | KEY_NO_FP };
+    enum { NOT_FURTHER = KEY_STEP | KEY_NO_BREAK | KEY_PLAIN | KEY_NO_FP | KEY_X87_RAISES };
     const struct insn *last = &block->insns[block->count - 1];
     if (block->extended || block->straddles || block->dead || block->key & NOT_FURTHER ||
         last->exec == refuse_ud || last->exec == refuse_gp || !jit_goes_on_behind(last) ||

@@ -32,12 +32,13 @@ enum {
     KEY_MODE = 3 << 0, /* enum insn_mode */
     KEY_CPL = 3 << 2,
     KEY_PROTECTED = 1 << 4,
-    KEY_STEP = 1 << 5,     /* one instruction only */
-    KEY_NO_BREAK = 1 << 6, /* without breakpoints: passing one */
-    KEY_TLB = 3 << 7,      /* enum tlb_index: whose rights translated accesses check */
-    KEY_NO_FP = 1 << 9,    /* vector instructions raise: CR0.EM or TS, CR4 or XCR0 */
-    KEY_PLAIN = 1 << 10,   /* translated without checks that several accesses share */
-    KEY_LIMIT = 32,        /* the shift of the code segment's limit, outside 64-bit mode */
+    KEY_STEP = 1 << 5,        /* one instruction only */
+    KEY_NO_BREAK = 1 << 6,    /* without breakpoints: passing one */
+    KEY_TLB = 3 << 7,         /* enum tlb_index: whose rights translated accesses check */
+    KEY_NO_FP = 1 << 9,       /* vector instructions raise: CR0.EM or TS, CR4 or XCR0 */
+    KEY_PLAIN = 1 << 10,      /* translated without checks that several accesses share */
+    KEY_X87_RAISES = 1 << 11, /* x87 exceptions are not all masked */
+    KEY_LIMIT = 32,           /* the shift of the code segment's limit, outside 64-bit mode */
     KEYS_OF_PLACE = KEY_STEP | KEY_NO_BREAK | KEY_TLB | KEY_PLAIN,
 };
 
@@ -117,11 +118,18 @@ static inline bool block_fp_raises(const struct soft_cpu *cpu) {
            !(cpu->cr4 & CR4_OSXSAVE) || (cpu->xcr0 & XCR0_SSE_AVX) != XCR0_SSE_AVX;
 }
 
+/* The same while translated code has the state in the host's registers: it masks all then. */
+static inline bool block_x87_raises(const struct soft_cpu *cpu) {
+    enum { FCW_MASKS = 0x3f };
+    return (cpu->fcw & FCW_MASKS) != FCW_MASKS;
+}
+
 /* What code at the present rip would be decoded as, but for what a single run asks for. */
 static inline uint64_t block_key(const struct soft_cpu *cpu) {
     bool protected_mode = (cpu->cr0 & CR0_PE) && !(cpu->rflags & FLAG_VM);
     uint64_t key = cpu->mode | (uint64_t)cpu->cpl << 2 | (protected_mode ? KEY_PROTECTED : 0);
-    key |= (uint64_t)block_tlb_index(cpu) << 7 | (block_fp_raises(cpu) ? KEY_NO_FP : 0);
+    key |= (uint64_t)block_tlb_index(cpu) << 7 | (block_fp_raises(cpu) ? KEY_NO_FP : 0) |
+           (block_x87_raises(cpu) ? KEY_X87_RAISES : 0);
     if (cpu->mode != INSN_MODE_64)
         key |= (uint64_t)cpu->segment[SEG_CS].limit << KEY_LIMIT;
     return key;

@@ -237,8 +237,9 @@ static bool state_agrees(struct soft_cpu *cpu, struct verify *v, const struct ve
                          uint64_t undefined) {
     return cpu->rip == IMAGE(image, rip) && registers_agree(cpu, image, undefined) &&
            cpu->rflags == IMAGE(image, rflags) && SAME(seg, tlb_context) &&
-           cpu->tlb == IMAGE(image, tlb) && SAME(cpl, block) && SAME(segment, fp_raised) &&
-           SAME(vec, vec[16]) && event_agrees(cpu, image) && flags_agree(cpu, v, image);
+           cpu->tlb == IMAGE(image, tlb) && SAME(cpl, block) && SAME(segment, fop) &&
+           SAME(mxcsr, fp_raised) && SAME(vec, vec[16]) && event_agrees(cpu, image) &&
+           flags_agree(cpu, v, image);
 }
 
 static bool page_agrees(const uint8_t *a, const uint8_t *b, uint64_t undefined) {

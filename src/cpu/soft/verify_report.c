@@ -66,9 +66,6 @@ static const struct field fields[] = {
     FIELD("x87 control", fcw),
     FIELD("x87 status", fsw),
     FIELD("x87 tags", ftw),
-    FIELD("x87 FOP", fop),
-    FIELD("x87 FIP", fip),
-    FIELD("x87 FDP", fdp),
 };
 enum { FIELDS = sizeof fields / sizeof fields[0], SHOWN_ALWAYS = 17, VECTORS = 16 };
 

@@ -8,6 +8,7 @@
 #include "cpu/soft/x87.h"
 #include "base/bytes.h"
 #include "cpu/soft/vec.h"
+#include "cpu/soft/verify.h"
 
 #define X87_BEGIN BEGIN_(x87_off, INSN_X87)
 /* Control instructions that do not wait for a pending exception. */
@@ -18,34 +19,7 @@
 
 enum { FSW_NO_STORE = 0x19 }; /* IE, OE, UE: unmasked, they keep a store from happening */
 
-static unsigned x87_top(const struct soft_cpu *cpu) {
-    return (cpu->fsw & FSW_TOP) >> FSW_TOP_SHIFT;
-}
-
 /* ---- Running on the host ---- */
-
-static void put_image(const struct soft_cpu *cpu, struct x87_image *image) {
-    unsigned top = x87_top(cpu);
-    image->control = cpu->fcw;
-    image->status = cpu->fsw;
-    image->tag = 0;
-    image->ip = image->cs_opcode = image->dp = image->ds = 0;
-    for (unsigned i = 0; i < 8; i++) {
-        image->tag |= (cpu->ftw >> i & 1 ? 0u : 3u) << 2 * i;
-        memcpy(image->st[i], &cpu->x87[(top + i) & 7], 10);
-    }
-}
-
-static void get_image(struct soft_cpu *cpu, const struct x87_image *image) {
-    unsigned top;
-    cpu->fsw = (uint16_t)image->status;
-    cpu->ftw = 0;
-    top = x87_top(cpu);
-    for (unsigned i = 0; i < 8; i++) {
-        cpu->ftw |= (image->tag >> 2 * i & 3) != 3 ? 1 << i : 0;
-        memcpy(&cpu->x87[(top + i) & 7], image->st[i], 10);
-    }
-}
 
 /* Where the last non-control instruction was, and its operand. */
 static void note_pointers(struct soft_cpu *cpu, const struct insn *insn) {
@@ -61,9 +35,9 @@ static void note_pointers(struct soft_cpu *cpu, const struct insn *insn) {
 static uint8_t run(struct soft_cpu *cpu, const struct insn *insn, void *operand) {
     struct x87_image image;
     uint8_t flags;
-    put_image(cpu, &image);
+    x87_put_image(cpu, &image);
     flags = x87_host_run(&image, insn->opcode, insn->modrm, operand, (uint8_t)flags_get(cpu));
-    get_image(cpu, &image);
+    x87_get_image(cpu, &image);
     note_pointers(cpu, insn);
     return flags;
 }
@@ -120,14 +94,14 @@ static void probe_write(struct soft_cpu *cpu, const struct insn *insn, uint64_t 
 static void run_store(struct soft_cpu *cpu, const struct insn *insn, unsigned size) {
     struct x87_image image;
     uint8_t operand[10];
-    put_image(cpu, &image);
+    x87_put_image(cpu, &image);
     x87_host_run(&image, insn->opcode, insn->modrm, operand, 0);
     bool stores = !(image.status & ~cpu->fcw & FSW_NO_STORE);
     if (!stores || size == 10)
         probe_write(cpu, insn, insn_offset(cpu, insn), size);
     if (stores)
         access_write(cpu, insn->seg, insn_offset(cpu, insn), operand, size);
-    get_image(cpu, &image);
+    x87_get_image(cpu, &image);
     note_pointers(cpu, insn);
 }
 
@@ -312,6 +286,7 @@ static unsigned environment_size(const struct insn *insn) {
 HANDLER(x87_fnstenv) {
     uint8_t image[28];
     X87_BEGIN_NO_WAIT;
+    verify_once(cpu, insn); /* translated code does not note pointers */
     write_image(cpu, insn, image, environment_bytes(cpu, insn, image));
     cpu->fcw |= 0x3f;
     x87_update_pending(cpu);
@@ -332,6 +307,7 @@ HANDLER(x87_fnsave) {
     uint8_t image[28 + 80];
     unsigned length, top = x87_top(cpu);
     X87_BEGIN_NO_WAIT;
+    verify_once(cpu, insn);
     length = environment_bytes(cpu, insn, image);
     EACH(8, memcpy(image + length + 10 * i, &cpu->x87[(top + i) & 7], 10))
     write_image(cpu, insn, image, length + 80);

@@ -30,6 +30,34 @@ struct x87_image {
 uint8_t x87_host_run(struct x87_image *image, unsigned opcode, unsigned modrm, void *operand,
                      uint8_t flags);
 
+static inline unsigned x87_top(const struct soft_cpu *cpu) {
+    return cpu->fsw >> 11 & 7;
+}
+
+/* The state, without pointers, as FRSTOR loads it; and back, but for the control word. */
+static inline void x87_put_image(const struct soft_cpu *cpu, struct x87_image *image) {
+    unsigned top = x87_top(cpu);
+    image->control = cpu->fcw;
+    image->status = cpu->fsw;
+    image->tag = 0;
+    image->ip = image->cs_opcode = image->dp = image->ds = 0;
+    for (unsigned i = 0; i < 8; i++) {
+        image->tag |= (cpu->ftw >> i & 1 ? 0u : 3u) << 2 * i;
+        __builtin_memcpy(image->st[i], &cpu->x87[(top + i) & 7], 10);
+    }
+}
+
+static inline void x87_get_image(struct soft_cpu *cpu, const struct x87_image *image) {
+    unsigned top;
+    cpu->fsw = (uint16_t)image->status;
+    cpu->ftw = 0;
+    top = x87_top(cpu);
+    for (unsigned i = 0; i < 8; i++) {
+        cpu->ftw |= (image->tag >> 2 * i & 3) != 3 ? 1 << i : 0;
+        __builtin_memcpy(&cpu->x87[(top + i) & 7], image->st[i], 10);
+    }
+}
+
 /* The control word as the register holds it: reserved bits fixed. */
 static inline uint16_t x87_control(uint16_t value) {
     return (value & 0x1f3f) | 0x40;

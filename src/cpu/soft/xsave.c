@@ -48,10 +48,6 @@ static void put_pointers(const struct soft_cpu *cpu, const struct insn *insn, ui
     store_le32(area + AREA_FDP + 4, pending ? cpu->fds : 0);
 }
 
-static unsigned x87_top(const struct soft_cpu *cpu) {
-    return (cpu->fsw & FSW_TOP) >> FSW_TOP_SHIFT;
-}
-
 static void put_x87(const struct soft_cpu *cpu, const struct insn *insn, uint8_t *area) {
     store_le16(area, cpu->fcw);
     store_le16(area + 2, cpu->fsw);

@@ -163,6 +163,7 @@ static void lower_return_point(struct translation *t) {
     uint64_t rip = lower_next_rip(t);
     t->flags = FLAGS_SAVED | (t->live[t->index + 1] == 0 ? FLAGS_STALE : 0);
     t->recipe = RECIPE_NONE;
+    t->x87_ready = false;
     t->temp_group = NO_GROUP;
     if (t->word == 4 || (int64_t)rip == (int32_t)rip) {
         emit_group1(e, 7, t->word, TEMP_A, (int32_t)rip);

@@ -1,6 +1,7 @@
 #include "cpu/soft/jit/fast.h"
 
 #include "cpu/soft/access.h"
+#include "cpu/soft/jit/x87_live.h"
 #include "cpu/soft/outside.h"
 
 /* An element's size is a constant in each: the host's own instruction has the exact semantics of
@@ -86,6 +87,16 @@ const uint8_t *jit_fast_string(struct soft_cpu *cpu, uint64_t unused, uint32_t n
     if (site->block->insns == NULL)
         return NULL;
     return run_string(cpu, &site->block->insns[site->insn]) ? code_at(cpu, site->resume) : NULL;
+}
+
+/* ---- x87 ---- */
+
+const uint8_t *jit_fast_x87(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
+    enum { FSW_ES = 0x80 };
+    if (cpu->fsw & FSW_ES)
+        return NULL;
+    jit_x87_load(cpu);
+    return code_at(cpu, cpu->jit.jit->sites[number].retry);
 }
 
 /* ---- Finding code ---- */

@@ -18,6 +18,8 @@
 const uint8_t *jit_fast_string(struct soft_cpu *cpu, uint64_t unused, uint32_t site);
 /* An instruction of table_system.c, wherever it leads (light.c). May raise. */
 const uint8_t *jit_fast_light(struct soft_cpu *cpu, uint64_t unused, uint32_t site);
+/* The check again, now that the guest's x87 state is in the host's registers. */
+const uint8_t *jit_fast_x87(struct soft_cpu *cpu, uint64_t unused, uint32_t site);
 /* The code at rip, which the jump table has from now on. */
 const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t site);
 /* The code that an exit leads to; linked from now on. */

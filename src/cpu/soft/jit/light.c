@@ -6,6 +6,7 @@
  */
 #include "cpu/soft/jit/fast.h"
 #include "cpu/soft/jit/saved_flags.h"
+#include "cpu/soft/jit/x87_live.h"
 #include "cpu/soft/outside.h"
 #include "cpu/soft/run.h"
 
@@ -19,6 +20,7 @@ _Static_assert(sizeof(union x86_vector) == 64, "the registers' distance below");
 
 void jit_spill_now(struct soft_cpu *cpu) {
     cpu->jit.light = false;
+    cpu->jit.x87_spilled = jit_x87_store(cpu);
     __asm__ volatile(EACH_REGISTER(STORE) "vzeroupper\n\tstmxcsr %1\n\tldmxcsr %2" ::"r"(cpu->vec),
                      "m"(cpu->mxcsr), "m"(cpu->jit.host_mxcsr)
                      : "memory");
@@ -26,6 +28,9 @@ void jit_spill_now(struct soft_cpu *cpu) {
 
 /* As in stubs.c: upper halves that are zero must not be loaded. */
 void light_reload(struct soft_cpu *cpu) {
+    if (cpu->jit.x87_spilled)
+        jit_x87_load(cpu);
+    cpu->jit.x87_spilled = false;
     uint64_t upper = 0;
     for (unsigned n = 0; n < 16; n++)
         upper |= cpu->vec[n].q[2] | cpu->vec[n].q[3];

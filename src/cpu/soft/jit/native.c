@@ -4,6 +4,7 @@
  * of the rest.
  */
 #include "cpu/soft/jit/lower_system.h"
+#include "cpu/soft/x87.h"
 
 #include <string.h>
 
@@ -333,15 +334,48 @@ static bool lower_clear_vectors(struct translation *t) {
     return true;
 }
 
+/* ---- x87 ---- */
+
+/* Once the state is in the host's registers it stays there until the block leaves, or a call has
+ * returned. */
+static void lower_x87_ready(struct translation *t) {
+    struct emitter *e = &t->out;
+    if (t->x87_ready)
+        return;
+    flags_protect(t);
+    t->temp_group = NO_GROUP;
+    uint32_t site = lower_site(t);
+    t->jit->sites[site].retry = (uint32_t)(e->at - t->jit->memory.writable);
+    emit_group1_gs(e, 7, 4, CPU_AT(jit.x87_live), 0);
+    lower_stub_if(t, COND_E, t->jit->x87, site);
+    t->x87_ready = true;
+}
+
+/* FLDCW of what does not mask all exceptions is for C. */
+static void check_control_word(struct translation *t, struct operand operand) {
+    enum { OP_MOVZX16 = 0x0fb7, OP_GROUP3 = 0xf7, NOT = 2, FCW_MASKS = 0x3f };
+    struct emitter *e = &t->out;
+    flags_protect(t);
+    emit_rm(e, OP_MOVZX16, 4, TEMP_B, operand.base, operand.disp);
+    emit_rr(e, OP_GROUP3, 4, NOT, TEMP_B);
+    emit_rr(e, OP_GROUP3, 4, 0, TEMP_B);
+    emit32(e, FCW_MASKS);
+    lower_slow_if(t, COND_NE);
+}
+
 void lower_native(struct translation *t, const struct lowering *l) {
     const struct insn *insn = t->insn;
     struct operand operand;
     bool memory = insn->flags & I_MEMORY;
     flags_registers_change(t, native_changes(insn, l));
+    if (l->x87)
+        lower_x87_ready(t);
     if (memory) {
         unsigned bytes = lowering_memory_bytes(l, insn);
         operand = lower_operand(t, l->memory_written ? TLB_WRITE : TLB_READ, bytes,
                                 l->aligned ? bytes : 1);
+        if (insn->exec == x87_fldcw)
+            check_control_word(t, operand);
     } else if (lower_rsp_arithmetic(t, l) || lower_move_from_home(t) || lower_clear_vectors(t)) {
         return;
     }

@@ -34,7 +34,8 @@ static const char *const nop_names[] = {"nop",     "pause",  "prefetch", "prefet
                                         "endbr64", "lfence", "sfence"};
 static const char *const system_names[] = {"cli",      "sti",      "swapgs",   "rdfsbase",
                                            "rdgsbase", "wrfsbase", "wrgsbase", "mfence"};
-static const char *const rax_rdx_names[] = {"mul", "imul", "cbw", "cwd", "cmpxchg", "lahf"};
+static const char *const rax_rdx_names[] = {"mul",     "imul", "cbw",   "cwd",
+                                            "cmpxchg", "lahf", "fnstsw"};
 /* A count of zero leaves all flags as they were: the tables count them as read then. */
 static const char *const shift_names[] = {"shl", "shr", "sar", "rol", "ror", "shld", "shrd"};
 static const char *const second_written_names[] = {"xchg", "xadd", "mulx"};
@@ -81,7 +82,8 @@ static const struct memory_width memory_widths[] = {
     {OPERAND_Wss, MEMORY_FIXED, 4},  {OPERAND_Wsd, MEMORY_FIXED, 8},
     {OPERAND_Wd, MEMORY_FIXED, 4},   {OPERAND_Wq, MEMORY_FIXED, 8},
     {OPERAND_Ww, MEMORY_FIXED, 2},   {OPERAND_Wb, MEMORY_FIXED, 1},
-    {OPERAND_Wh, MEMORY_HALF_L, 0},
+    {OPERAND_Wh, MEMORY_HALF_L, 0},  {OPERAND_Qq, MEMORY_FIXED, 8},
+    {OPERAND_Qd, MEMORY_FIXED, 4},
 };
 
 static const struct memory_width *width_of(unsigned operand) {
@@ -127,6 +129,27 @@ static bool vector_is_native(const struct insn_row *row) {
         return false;
     /* Masked moves suppress faults of elements that they do not touch. */
     return !NAME_IN(row->name, exceptions) && !NAME_IN(row->name, masked);
+}
+
+/* x87 and MMX rows that run as themselves: not what shows or loads more than a register or a
+ * control word, nor what has its operand where EDI says. */
+static bool x87_is_native(const struct insn_row *row) {
+    static const char *const exceptions[] = {"fldenv", "fnstenv", "frstor", "fnsave", "maskmovq"};
+    return (row->properties & (INSN_X87 | INSN_MMX)) && !NAME_IN(row->name, exceptions);
+}
+
+static void describe_x87(struct lowering *l, const struct insn_row *row) {
+    static const char *const stores[] = {"fst",    "fstp",  "fist",   "fistp",
+                                         "fisttp", "fbstp", "fnstcw", "fnstsw"};
+    l->kind = LOWER_NATIVE;
+    l->x87 = true;
+    if (row->properties & INSN_MMX)
+        return;
+    l->memory_written = NAME_IN(row->name, stores);
+    if (row->operand[0] == OPERAND_M) {
+        l->memory = MEMORY_FIXED;
+        l->memory_bytes = 10;
+    }
 }
 
 static uint8_t special_kind(const struct insn_row *row) {
@@ -247,6 +270,9 @@ static struct lowering describe(const struct insn_row *row) {
             if (operand_is_unsupported(row->operand[i]))
                 l.kind = LOWER_CALLOUT;
     }
+    if (l.kind == LOWER_CALLOUT && x87_is_native(row) &&
+        (row->feature == FEAT_X87 || row->feature == FEAT_MMX || host_runs(row->feature)))
+        describe_x87(&l, row);
     if (l.kind == LOWER_CALLOUT && row >= insn_table_system.rows &&
         row < insn_table_system.rows + insn_table_system.count)
         l.kind = system_kind(row);

@@ -64,6 +64,7 @@ struct lowering {
     /* Status flags: what the result depends on, and what is new after it whatever was before. */
     uint16_t flags_read, flags_killed;
     bool writes_flags;
+    bool x87;     /* x87 or MMX: x87_live.h */
     bool aligned; /* its memory operand must be aligned */
     uint8_t recipe;
 };

@@ -15,6 +15,7 @@
 #include "cpu/soft/jit/fast.h"
 #include "cpu/soft/jit/saved_flags.h"
 #include "cpu/soft/jit/shadow.h"
+#include "cpu/soft/jit/x87_live.h"
 #include "cpu/soft/run.h"
 #include <string.h>
 
@@ -63,8 +64,9 @@ static void set_alarm(struct soft_cpu *cpu);
 
 /* What earlier checks found, or the code that follows, may not hold any more. */
 static bool must_leave(const struct soft_cpu *cpu, const struct block *block) {
-    return soft_requested(cpu) || block->dead || cpu->jit.epoch != cpu->jit.entered_epoch ||
-           !jit_usable(cpu);
+    bool x87_raises = block->key & KEY_X87_RAISES;
+    return soft_requested(cpu) || block->dead || block_x87_raises(cpu) != x87_raises ||
+           cpu->jit.epoch != cpu->jit.entered_epoch || !jit_usable(cpu);
 }
 
 /* A group's accesses are on more than one page, or not all allowed: each gets its own check. */
@@ -80,6 +82,7 @@ const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t number) {
     struct jit *jit = cpu->jit.jit;
     struct jit_site *site = &jit->sites[number];
     struct block *block = site->block;
+    bool x87_live = jit_x87_store(cpu);
     if (unlikely(block->insns == NULL) && !block_decode(cpu, block)) {
         cpu->rip = block->rip + site->offset;
         cpu->jit.exit = JIT_EXIT_RIP;
@@ -103,8 +106,11 @@ const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t number) {
     cpu->jit.saved_flags = jit_pack_flags(cpu);
     /* The instruction may have armed the timer; linked code does not come by jit_run. */
     set_alarm(cpu);
-    if (completed && !must_leave(cpu, block))
+    if (completed && !must_leave(cpu, block)) {
+        if (x87_live)
+            jit_x87_load(cpu);
         return jit->memory.executable + site->resume;
+    }
     if (completed)
         cpu->rip = next;
     cpu->jit.exit = JIT_EXIT_RIP;
@@ -236,8 +242,10 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
     set_alarm(cpu);
     state->saved_flags = jit_pack_flags(cpu);
     state->entered_epoch = state->epoch;
+    state->x87_spilled = false;
     cpu->count.leaves++;
     enter(cpu, jit_entry(cpu, block));
+    jit_x87_store(cpu);
     count_leave(cpu);
     jit_unpack_flags(cpu);
     cpu->insn = NULL;

@@ -69,6 +69,8 @@ struct jit_state {
     uint64_t fetched[64]; /* which linear pages (hashed) the jump table has code of */
     uint64_t alarm_ns;    /* what the alarm is set to */
     timer_t alarm;
+    uint32_t x87_live;     /* the guest's x87 state is in the host's registers (x87_live.h) */
+    bool x87_spilled;      /* it was before a light call that spilled */
     bool light;            /* the vector registers are the guest's: outside.h */
     volatile bool alarmed; /* by the signal handler, on this thread */
     struct jit *jit;

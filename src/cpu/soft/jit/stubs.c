@@ -275,6 +275,7 @@ void stubs_make(struct jit *jit, struct soft_cpu *cpu) {
     make_misses(jit, &e, cpu);
     make_finds(jit, &e, cpu);
     jit->light = make_light(&e, cpu, jit_fast_light, jit->callout);
+    jit->x87 = make_light(&e, cpu, jit_fast_x87, jit->callout);
     jit->string = make_light(&e, cpu, jit_fast_string, jit->callout);
     jit->stubs_end = jit->memory.used = (size_t)(e.at - jit->memory.writable);
 }

@@ -199,10 +199,12 @@ static bool copy_code(struct translation *t) {
 /* Native vector instructions do not ask whether they may run: where some may not, the handlers do.
  */
 static bool must_ask(const struct block *block) {
-    if (!(block->key & KEY_NO_FP))
-        return false;
-    for (unsigned i = 0; i < block->count; i++)
-        if (insn_row_of(&block->insns[i])->properties & (INSN_SSE | INSN_AVX))
+    const unsigned x87 = INSN_X87 | INSN_MMX;
+    unsigned asking = block->key & KEY_NO_FP ? INSN_SSE | INSN_AVX | x87 : 0;
+    if (block->key & KEY_X87_RAISES)
+        asking |= x87;
+    for (unsigned i = 0; asking != 0 && i < block->count; i++)
+        if (insn_row_of(&block->insns[i])->properties & asking)
             return true;
     return false;
 }

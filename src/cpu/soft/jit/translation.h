@@ -123,6 +123,7 @@ struct jit {
     uint8_t *leave_rip_saved, *leave_rip_host;
     /* With the number of a site or exit pushed; these go on where C says. */
     uint8_t *miss[TLB_INDEXES][TLB_KINDS]; /* TEMP_A: linear ^ tag, TEMP_B: slot */
+    uint8_t *x87;                          /* the guest's x87 state is not in the host's */
     uint8_t *constant_miss;                /* a TLB miss at a known address */
     uint8_t *stack_miss;
     uint8_t *string;
@@ -227,6 +228,7 @@ struct translation {
         uint64_t value;
     } constants[BLOCK_INSNS_MAX];
     unsigned constant_count;
+    bool x87_ready;     /* the guest's x87 state is in the host's registers */
     uint32_t site;      /* of the present instruction, or SITES_MAX before one is made */
     uint64_t pages_rip; /* linear rip's page of the block */
     struct jit_block *made;
