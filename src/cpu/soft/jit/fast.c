@@ -93,7 +93,7 @@ const uint8_t *jit_fast_string(struct soft_cpu *cpu, uint64_t unused, uint32_t n
 
 const uint8_t *jit_fast_x87(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
     enum { FSW_ES = 0x80 };
-    if (cpu->fsw & FSW_ES)
+    if ((cpu->fsw & FSW_ES) || block_x87_raises(cpu))
         return NULL;
     jit_x87_load(cpu);
     return code_at(cpu, cpu->jit.jit->sites[number].retry);

@@ -16,7 +16,7 @@ struct crossing {
 };
 
 static struct crossing crossing_to(const struct translation *t, unsigned cpl, unsigned side) {
-    enum { KEPT = KEY_MODE | KEY_PROTECTED | KEY_NO_FP };
+    enum { KEPT = KEY_MODE | KEY_PROTECTED | KEY_NO_FP | KEY_X87_RAISES };
     return (struct crossing){.from = side_of_block(t->block),
                              .to = side,
                              .cpl = cpl,
