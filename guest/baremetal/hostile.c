@@ -31,13 +31,6 @@ static void run_at(uint64_t code) {
     run(code);
 }
 
-/* mov $value, %eax; ret */
-static void put_function(uint8_t *at, uint32_t value) {
-    at[0] = 0xb8;
-    memcpy(at + 1, &value, 4);
-    at[5] = RET;
-}
-
 /* ---- Instructions across pages ---- */
 
 /* mov $imm64, %rax; ret, its first n bytes in page 1, the rest in page 2. */
@@ -267,18 +260,6 @@ static void both_levels(void) {
     }
 }
 
-static uint64_t other_pml4[512] __attribute__((aligned(4096)));
-static uint64_t other_pdpt[512] __attribute__((aligned(4096)));
-static uint64_t other_pd[512] __attribute__((aligned(4096)));
-static uint64_t other_pt[512] __attribute__((aligned(4096)));
-
-static void build_other(void) {
-    memcpy(other_pml4, boot_pml4, sizeof other_pml4);
-    other_pml4[TEST_VA >> 39] = PHYSICAL(other_pdpt) | ALL;
-    other_pdpt[0] = PHYSICAL(other_pd) | ALL;
-    other_pd[0] = PHYSICAL(other_pt) | ALL;
-}
-
 static void call_in_both(uint64_t first, uint64_t second) {
     uint64_t a, b;
     for (unsigned i = 0; i < 200; i++) {
@@ -316,7 +297,7 @@ static void switch_below_ones_feet(uint64_t first, uint64_t second) {
 
 static void two_spaces(void) {
     uint64_t cr3 = read_cr3();
-    build_other();
+    build_other_space();
     map(1, PHYSICAL(test_page[1]) | ALL);
     other_pt[1] = PHYSICAL(test_page[2]) | ALL;
     put_function(test_page[1], 111);

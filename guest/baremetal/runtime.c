@@ -185,6 +185,27 @@ void map(unsigned page, uint64_t pte) {
     invlpg(TEST_VA + 4096ul * page);
 }
 
+uint64_t other_pml4[512] __attribute__((aligned(4096)));
+static uint64_t other_pdpt[512] __attribute__((aligned(4096)));
+static uint64_t other_pd[512] __attribute__((aligned(4096)));
+uint64_t other_pt[512] __attribute__((aligned(4096)));
+
+void build_other_space(void) {
+    enum { ALL = PTE_P | PTE_W | PTE_U };
+    memcpy(other_pml4, boot_pml4, sizeof other_pml4);
+    other_pml4[TEST_VA >> 39] = PHYSICAL(other_pdpt) | ALL;
+    other_pdpt[0] = PHYSICAL(other_pd) | ALL;
+    other_pd[0] = PHYSICAL(other_pt) | ALL;
+}
+
+/* ---- Code ---- */
+
+void put_function(uint8_t *at, uint32_t value) {
+    at[0] = 0xb8;
+    memcpy(at + 1, &value, 4);
+    at[5] = 0xc3;
+}
+
 /* ---- User mode: pages of its own below the test region ---- */
 
 static uint64_t user_pd[512] __attribute__((aligned(4096)));

@@ -188,6 +188,13 @@ void map(unsigned page, uint64_t pte); /* test_pt[page], and INVLPG */
 extern uint8_t test_page[16][4096];    /* physical pages to map */
 #define PHYSICAL(p) ((uint64_t)(uintptr_t)(p))
 
+/* Another address space, the same but for the pages from TEST_VA on, which other_pt maps. */
+extern uint64_t other_pml4[512], other_pt[512];
+void build_other_space(void);
+
+/* mov $value, %eax; ret: six bytes */
+void put_function(uint8_t *at, uint32_t value);
+
 /* n, or a hundredth of it where instructions take thousands of cycles: some hosts' KVM. */
 unsigned many(unsigned n);
 

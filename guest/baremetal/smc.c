@@ -9,13 +9,6 @@ static void serialize(void) {
     cpuid(0, 0);
 }
 
-/* mov $value, %eax; ret */
-static void put_function(uint8_t *at, uint32_t value) {
-    at[0] = 0xb8;
-    memcpy(at + 1, &value, 4);
-    at[5] = 0xc3;
-}
-
 static uint32_t run(const void *code) {
     uint32_t value;
     asm volatile("call *%1" : "=a"(value) : "r"(code) : "memory");

@@ -382,18 +382,6 @@ static void coroutines(void) {
 
 /* ---- Address spaces ---- */
 
-static uint64_t other_pml4[512] __attribute__((aligned(4096)));
-static uint64_t other_pdpt[512] __attribute__((aligned(4096)));
-static uint64_t other_pd[512] __attribute__((aligned(4096)));
-static uint64_t other_pt[512] __attribute__((aligned(4096)));
-
-static void build_other(void) {
-    memcpy(other_pml4, boot_pml4, sizeof other_pml4);
-    other_pml4[TEST_VA >> 39] = PHYSICAL(other_pdpt) | ALL;
-    other_pdpt[0] = PHYSICAL(other_pd) | ALL;
-    other_pd[0] = PHYSICAL(other_pt) | ALL;
-}
-
 /* One stack address, two stacks: what is pushed in one space is popped there. */
 static void ping_pong(uint64_t first, uint64_t second) {
     for (uint64_t i = 0; i < 200; i++) {
@@ -413,7 +401,7 @@ static void ping_pong(uint64_t first, uint64_t second) {
 
 static void two_spaces(void) {
     uint64_t cr3 = read_cr3();
-    build_other();
+    build_other_space();
     map(1, PHYSICAL(test_page[1]) | ALL);
     other_pt[1] = PHYSICAL(test_page[2]) | ALL;
     ping_pong(cr3, PHYSICAL(other_pml4));

@@ -2,22 +2,14 @@
  * The contract of cpu.h, on the engine named by the first argument: what the
  * machine and the debugger rely on. Code is 32-bit, flat, without paging.
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "base/bytes.h"
-#include "cpu/engine.h"
 #include "cpu/profile.h"
+#include "engine_rig.h"
 
 enum {
     RAM = 16 << 20,
@@ -36,12 +28,7 @@ enum {
 static enum engine_kind kind;
 
 struct rig {
-    struct memory *memory;
-    struct ports *ports;
-    struct vm_clock *clock;
-    struct irqchip *irqchip;
-    struct engine *engine;
-    struct vcpu *vcpu;
+    struct engine_rig on;
     struct io_region *device;
     uint32_t written;
     bool kick_on_read;
@@ -52,13 +39,13 @@ struct rig {
 static void end_write(void *context, uint64_t offset, uint64_t value, unsigned size) {
     struct rig *rig = context;
     rig->written = (uint32_t)value;
-    vcpu_kick(rig->vcpu);
+    vcpu_kick(rig->on.vcpu);
 }
 
 static uint64_t value_read(void *context, uint64_t offset, unsigned size) {
     struct rig *rig = context;
     if (rig->kick_on_read)
-        vcpu_kick(rig->vcpu);
+        vcpu_kick(rig->on.vcpu);
     return 0x8877665544332211 & bytes_mask(size);
 }
 
@@ -83,63 +70,46 @@ static int setup(void **state) {
     struct engine_config config = {.vcpus = 1};
     struct error err;
     assert_non_null(rig);
-    assert_int_equal(vm_clock_create(&rig->clock, NULL), 0);
-    assert_int_equal(memory_create(&rig->memory, NULL), 0);
-    assert_int_equal(memory_add_ram(rig->memory, "ram", 0, RAM, NULL), 0);
-    assert_int_equal(ports_create(&rig->ports, NULL), 0);
-    assert_int_equal(irqchip_create(rig->memory, rig->ports, rig->clock, &rig->irqchip, NULL), 0);
-    assert_int_equal(ports_add(rig->ports, "end", END_PORT, 4, &end_ops, rig, &range, NULL), 0);
-    assert_int_equal(ports_add(rig->ports, "in", IN_PORT, 4, &value_ops, rig, &range, NULL), 0);
-    assert_int_equal(ports_add(rig->ports, "move", MOVE_PORT, 4, &move_ops, rig, &range, NULL), 0);
-    assert_int_equal(memory_add_io(rig->memory, "device", DEVICE, PAGE_SIZE, &value_ops, rig,
-                                   &rig->device, NULL),
-                     0);
-    config.memory = rig->memory;
-    config.ports = rig->ports;
-    config.irqchip = rig->irqchip;
-    config.clock = rig->clock;
-    if (engine_create(kind, &config, &rig->engine, NULL, &err) < 0) {
+    if (rig_create(&rig->on, kind, RAM, config, &err) < 0) {
         printf("skipped: %s\n", err.text);
         exit(SKIPPED);
     }
-    assert_int_equal(vcpu_create(rig->engine, 0, &rig->vcpu, NULL), 0);
+    assert_int_equal(ports_add(rig->on.ports, "end", END_PORT, 4, &end_ops, rig, &range, NULL), 0);
+    assert_int_equal(ports_add(rig->on.ports, "in", IN_PORT, 4, &value_ops, rig, &range, NULL), 0);
+    assert_int_equal(ports_add(rig->on.ports, "move", MOVE_PORT, 4, &move_ops, rig, &range, NULL),
+                     0);
+    assert_int_equal(memory_add_io(rig->on.memory, "device", DEVICE, PAGE_SIZE, &value_ops, rig,
+                                   &rig->device, NULL),
+                     0);
+    assert_int_equal(vcpu_create(rig->on.engine, 0, &rig->on.vcpu, NULL), 0);
     *state = rig;
     return 0;
 }
 
 static int teardown(void **state) {
     struct rig *rig = *state;
-    vcpu_destroy(rig->vcpu);
-    engine_destroy(rig->engine);
-    irqchip_destroy(rig->irqchip);
-    ports_destroy(rig->ports);
-    memory_destroy(rig->memory);
-    vm_clock_destroy(rig->clock);
+    rig_destroy(&rig->on);
     free(rig);
     return 0;
 }
 
-static void poke(struct rig *rig, uint64_t gpa, const void *bytes, size_t length) {
-    assert_int_equal(memory_write(rig->memory, gpa, bytes, length), 0);
-}
-
 static uint32_t peek32(struct rig *rig, uint64_t gpa) {
     uint32_t value;
-    assert_int_equal(memory_read(rig->memory, gpa, &value, sizeof value), 0);
+    assert_int_equal(memory_read(rig->on.memory, gpa, &value, sizeof value), 0);
     return value;
 }
 
 static uint64_t rip_of(struct rig *rig) {
     struct x86_state state;
-    vcpu_get_state(rig->vcpu, &state);
+    vcpu_get_state(rig->on.vcpu, &state);
     return state.rip;
 }
 
 /* Flat 32-bit protected mode at CODE, with a GDT that agrees. */
 static void flat_state(struct rig *rig, struct x86_state *state) {
     static const uint64_t gdt[] = {0, 0x00cf9b000000ffff, 0x00cf93000000ffff};
-    poke(rig, GDT_AT, gdt, sizeof gdt);
-    vcpu_get_state(rig->vcpu, state);
+    rig_poke(&rig->on, GDT_AT, gdt, sizeof gdt);
+    vcpu_get_state(rig->on.vcpu, state);
     for (unsigned i = 0; i < SEG_COUNT; i++)
         state->segment[i] =
             (struct x86_segment){0, UINT32_MAX, 0x10, SEG_G | SEG_DB | SEG_P | SEG_S | 3};
@@ -157,8 +127,8 @@ static void flat_state(struct rig *rig, struct x86_state *state) {
 static void load(struct rig *rig, const void *code, size_t length) {
     struct x86_state state;
     flat_state(rig, &state);
-    poke(rig, CODE, code, length);
-    assert_int_equal(vcpu_set_state(rig->vcpu, &state, NULL), 0);
+    rig_poke(&rig->on, CODE, code, length);
+    assert_int_equal(vcpu_set_state(rig->on.vcpu, &state, NULL), 0);
 }
 
 #define LOAD(rig, ...)                                                                             \
@@ -173,7 +143,7 @@ static void load(struct rig *rig, const void *code, size_t length) {
 
 static void run(struct rig *rig, enum vcpu_stop expected) {
     struct vcpu_exit exit;
-    vcpu_run(rig->vcpu, &exit);
+    vcpu_run(rig->on.vcpu, &exit);
     if (exit.stop != expected)
         print_message("stopped: %d %s\n", (int)exit.stop, exit.text);
     assert_int_equal(exit.stop, expected);
@@ -196,7 +166,7 @@ static void skip_on_odd_kvm(const char *what) {
 static void power_on_state(void **context) {
     struct rig *rig = *context;
     struct x86_state state;
-    vcpu_get_state(rig->vcpu, &state);
+    vcpu_get_state(rig->on.vcpu, &state);
     assert_int_equal(state.rip, 0xfff0);
     assert_int_equal(state.segment[SEG_CS].base, 0xffff0000);
     assert_int_equal(state.segment[SEG_CS].selector, 0xf000);
@@ -242,8 +212,8 @@ static void state_round_trip(void **context) {
     struct x86_state set, got;
     flat_state(rig, &set);
     fill(&set);
-    assert_int_equal(vcpu_set_state(rig->vcpu, &set, NULL), 0);
-    vcpu_get_state(rig->vcpu, &got);
+    assert_int_equal(vcpu_set_state(rig->on.vcpu, &set, NULL), 0);
+    vcpu_get_state(rig->on.vcpu, &got);
     assert_memory_equal(set.gpr, got.gpr, sizeof set.gpr);
     assert_int_equal(set.rip, got.rip);
     assert_int_equal(set.rflags, got.rflags);
@@ -280,16 +250,16 @@ static void reset_and_init(void **context) {
     struct x86_state state;
     flat_state(rig, &state);
     fill(&state);
-    assert_int_equal(vcpu_set_state(rig->vcpu, &state, NULL), 0);
-    vcpu_reset(rig->vcpu, true);
-    vcpu_get_state(rig->vcpu, &state);
+    assert_int_equal(vcpu_set_state(rig->on.vcpu, &state, NULL), 0);
+    vcpu_reset(rig->on.vcpu, true);
+    vcpu_get_state(rig->on.vcpu, &state);
     assert_int_equal(state.rip, 0xfff0);
     assert_int_equal(state.gpr[RBX], 0);
     assert_int_equal(state.cr2, 0);
     assert_int_equal(state.lstar, 0xffffffff81000000); /* INIT keeps MSRs and floating point */
     assert_int_equal(state.mxcsr, 0x1fa0);
-    vcpu_reset(rig->vcpu, false);
-    vcpu_get_state(rig->vcpu, &state);
+    vcpu_reset(rig->on.vcpu, false);
+    vcpu_get_state(rig->on.vcpu, &state);
     assert_int_equal(state.lstar, 0);
     assert_int_equal(state.mxcsr, 0x1f80);
 }
@@ -299,14 +269,14 @@ static void reset_and_init(void **context) {
 static void kick_before_run(void **context) {
     struct rig *rig = *context;
     LOAD(rig, SPIN);
-    vcpu_kick(rig->vcpu);
+    vcpu_kick(rig->on.vcpu);
     run(rig, VCPU_KICKED);
     assert_int_equal(rip_of(rig), CODE);
 }
 
 static void *kick_soon(void *context) {
     struct rig *rig = context;
-    vcpu_kick(rig->vcpu);
+    vcpu_kick(rig->on.vcpu);
     return NULL;
 }
 
@@ -339,7 +309,7 @@ static void kicks_while_halted(void **context) {
         run(rig, VCPU_KICKED);
         pthread_join(thread, NULL);
     }
-    vcpu_get_state(rig->vcpu, &state);
+    vcpu_get_state(rig->on.vcpu, &state);
     assert_int_equal(state.rip, CODE + 2);
     assert_true(state.halted);
 }
@@ -352,12 +322,12 @@ static void kick_by_device(void **context) {
     LOAD(rig, 0xba, BYTES4(IN_PORT), 0xed, 0x40,
          SPIN); /* mov $port, %edx; in %dx, %eax; inc %eax */
     run(rig, VCPU_KICKED);
-    vcpu_get_state(rig->vcpu, &state);
+    vcpu_get_state(rig->on.vcpu, &state);
     assert_true(state.rip == CODE + 6 || state.rip == CODE + 7);
     assert_int_equal(state.gpr[RAX], state.rip == CODE + 6 ? 0x44332211 : 0x44332212);
     LOAD(rig, 0xa1, BYTES4(DEVICE), 0x90, SPIN); /* mov DEVICE, %eax; nop */
     run(rig, VCPU_KICKED);
-    vcpu_get_state(rig->vcpu, &state);
+    vcpu_get_state(rig->on.vcpu, &state);
     assert_true(state.rip == CODE + 5 || state.rip == CODE + 6);
     assert_int_equal(state.gpr[RAX], 0x44332211);
 }
@@ -368,7 +338,7 @@ static void shutdown(void **context) {
     struct rig *rig = *context;
     struct vcpu_exit exit;
     LOAD(rig, 0x0f, 0x0b); /* ud2, with an empty IDT */
-    vcpu_run(rig->vcpu, &exit);
+    vcpu_run(rig->on.vcpu, &exit);
     assert_int_equal(exit.stop, VCPU_SHUTDOWN);
     assert_string_not_equal(exit.text, "");
 }
@@ -377,22 +347,22 @@ static void breakpoints(void **context) {
     struct rig *rig = *context;
     struct error err;
     LOAD(rig, 0x31, 0xc0, 0x40, 0x40, 0x40, OUT_END, SPIN); /* xor; inc; inc; inc; out */
-    assert_int_equal(vcpu_set_breakpoint(rig->vcpu, CODE + 3, true, &err), 0);
+    assert_int_equal(vcpu_set_breakpoint(rig->on.vcpu, CODE + 3, true, &err), 0);
     struct vcpu_exit exit;
-    vcpu_run(rig->vcpu, &exit);
+    vcpu_run(rig->on.vcpu, &exit);
     if (exit.stop == VCPU_KICKED)
         skip_on_odd_kvm("does not stop at breakpoints");
     assert_int_equal(exit.stop, VCPU_BREAKPOINT);
     struct x86_state state;
-    vcpu_get_state(rig->vcpu, &state);
+    vcpu_get_state(rig->on.vcpu, &state);
     assert_int_equal(state.rip, CODE + 3);
     assert_int_equal(state.gpr[RAX], 1);
-    vcpu_run(rig->vcpu, &exit);
+    vcpu_run(rig->on.vcpu, &exit);
     if (exit.stop == VCPU_BREAKPOINT)
         skip_on_odd_kvm("does not heed RFLAGS.RF");
     assert_int_equal(exit.stop, VCPU_KICKED);
     assert_int_equal(rig->written, 3);
-    assert_int_equal(vcpu_set_breakpoint(rig->vcpu, CODE + 3, false, &err), 0);
+    assert_int_equal(vcpu_set_breakpoint(rig->on.vcpu, CODE + 3, false, &err), 0);
     LOAD(rig, 0x31, 0xc0, 0x40, 0x40, OUT_END, SPIN);
     run(rig, VCPU_KICKED);
     assert_int_equal(rig->written, 2);
@@ -403,7 +373,7 @@ static void too_many_breakpoints(void **context) {
     struct error err;
     int code = 0;
     for (unsigned i = 0; i < 5; i++)
-        code = vcpu_set_breakpoint(rig->vcpu, CODE + i, true, &err);
+        code = vcpu_set_breakpoint(rig->on.vcpu, CODE + i, true, &err);
     if (kind == ENGINE_SOFT) {
         assert_int_equal(code, 0);
     } else {
@@ -419,22 +389,22 @@ static void translation(void **context) {
     struct x86_state state;
     uint64_t gpa = 0;
     flat_state(rig, &state);
-    assert_int_equal(vcpu_set_state(rig->vcpu, &state, NULL), 0);
-    assert_int_equal(vcpu_translate(rig->vcpu, 0x12345, &gpa), 0);
+    assert_int_equal(vcpu_set_state(rig->on.vcpu, &state, NULL), 0);
+    assert_int_equal(vcpu_translate(rig->on.vcpu, 0x12345, &gpa), 0);
     assert_int_equal(gpa, 0x12345);
     uint64_t pml4 = 0x51003, pdpt = 0x52003, pd[2] = {0x200083, 0};
-    poke(rig, 0x50000, &pml4, 8);
-    poke(rig, 0x51000, &pdpt, 8);
-    poke(rig, 0x52000, pd, 16);
+    rig_poke(&rig->on, 0x50000, &pml4, 8);
+    rig_poke(&rig->on, 0x51000, &pdpt, 8);
+    rig_poke(&rig->on, 0x52000, pd, 16);
     state.segment[SEG_CS].attributes = SEG_G | SEG_L | SEG_P | SEG_S | 11;
     state.cr0 |= CR0_PG;
     state.cr3 = 0x50000;
     state.cr4 = CR4_PAE;
     state.efer = EFER_LME | EFER_LMA;
-    assert_int_equal(vcpu_set_state(rig->vcpu, &state, NULL), 0);
-    assert_int_equal(vcpu_translate(rig->vcpu, 0x12345, &gpa), 0);
+    assert_int_equal(vcpu_set_state(rig->on.vcpu, &state, NULL), 0);
+    assert_int_equal(vcpu_translate(rig->on.vcpu, 0x12345, &gpa), 0);
     assert_int_equal(gpa, 0x212345);
-    assert_int_equal(vcpu_translate(rig->vcpu, 0x200000, &gpa), -EFAULT);
+    assert_int_equal(vcpu_translate(rig->on.vcpu, 0x200000, &gpa), -EFAULT);
     assert_int_equal(peek32(rig, 0x52000), 0x200083); /* no accessed bit */
 }
 
@@ -442,13 +412,13 @@ static void views(void **context) {
     struct rig *rig = *context;
     struct view *view;
     struct error err;
-    assert_int_equal(vcpu_set_view(rig->vcpu, memory_default_view(rig->memory), &err), 0);
-    assert_int_equal(view_create(rig->memory, "other", &view, &err), 0);
-    int code = vcpu_set_view(rig->vcpu, view, &err);
+    assert_int_equal(vcpu_set_view(rig->on.vcpu, memory_default_view(rig->on.memory), &err), 0);
+    assert_int_equal(view_create(rig->on.memory, "other", &view, &err), 0);
+    int code = vcpu_set_view(rig->on.vcpu, view, &err);
     assert_int_equal(code, kind == ENGINE_SOFT ? 0 : -ENOTSUP);
     if (code < 0)
         assert_non_null(strstr(err.text, "soft"));
-    assert_int_equal(vcpu_set_view(rig->vcpu, memory_default_view(rig->memory), &err), 0);
+    assert_int_equal(vcpu_set_view(rig->on.vcpu, memory_default_view(rig->on.memory), &err), 0);
     view_destroy(view);
 }
 
@@ -459,8 +429,8 @@ static void set_gate(struct rig *rig, unsigned vector, uint32_t handler) {
     static const uint8_t code[] = {0x58, OUT_END, SPIN}; /* pop %eax; out */
     uint64_t gate =
         (handler & 0xffff) | 0x8e00ul << 32 | 0x8ul << 16 | (uint64_t)(handler >> 16) << 48;
-    poke(rig, IDT_AT + 8 * vector, &gate, 8);
-    poke(rig, handler, code, sizeof code);
+    rig_poke(&rig->on, IDT_AT + 8 * vector, &gate, 8);
+    rig_poke(&rig->on, handler, code, sizeof code);
 }
 
 static void injected(struct rig *rig, enum exception vector, bool has_error, uint32_t expected) {
@@ -469,9 +439,9 @@ static void injected(struct rig *rig, enum exception vector, bool has_error, uin
     flat_state(rig, &state);
     state.idtr = (struct x86_table){IDT_AT, 0xff};
     set_gate(rig, vector, CODE + 0x100);
-    poke(rig, CODE, spin, sizeof spin);
-    assert_int_equal(vcpu_set_state(rig->vcpu, &state, NULL), 0);
-    vcpu_inject(rig->vcpu, vector, has_error, 0x1230);
+    rig_poke(&rig->on, CODE, spin, sizeof spin);
+    assert_int_equal(vcpu_set_state(rig->on.vcpu, &state, NULL), 0);
+    vcpu_inject(rig->on.vcpu, vector, has_error, 0x1230);
     run(rig, VCPU_KICKED);
     assert_int_equal(rig->written, expected);
 }
@@ -502,33 +472,33 @@ static void dirty_log(void **context) {
     struct rig *rig = *context;
     static uint64_t bitmap[RAM / PAGE_SIZE / 64];
     store(rig, DATA);
-    assert_true(memory_fetch_dirty(rig->memory, 0, RAM, bitmap) >= 2);
+    assert_true(memory_fetch_dirty(rig->on.memory, 0, RAM, bitmap) >= 2);
     assert_true(is_dirty(bitmap, DATA));
     assert_true(is_dirty(bitmap, CODE));
     assert_false(is_dirty(bitmap, RAM - PAGE_SIZE));
     /* An engine may report once more what it could write when the flags were cleared. */
     for (unsigned turn = 0; turn < 2; turn++) {
         store(rig, DATA + 5 * PAGE_SIZE);
-        memory_fetch_dirty(rig->memory, 0, RAM, bitmap);
+        memory_fetch_dirty(rig->on.memory, 0, RAM, bitmap);
         assert_true(is_dirty(bitmap, DATA + 5 * PAGE_SIZE));
     }
     assert_false(is_dirty(bitmap, DATA));
     assert_false(is_dirty(bitmap, DATA + 4 * PAGE_SIZE));
-    assert_int_equal(memory_fetch_dirty(rig->memory, 0, RAM, bitmap), 0);
+    assert_int_equal(memory_fetch_dirty(rig->on.memory, 0, RAM, bitmap), 0);
 }
 
 /* A device on top of RAM, then away: by the vCPU's own thread, in the middle of a program. */
 static void device_over_memory(void **context) {
     struct rig *rig = *context;
     uint32_t value = 0xabcdef01;
-    poke(rig, DATA, &value, 4);
+    rig_poke(&rig->on, DATA, &value, 4);
     LOAD(rig, 0xb8, BYTES4(DATA), 0xba, BYTES4(MOVE_PORT), 0xef, /* move it there */
          0xa1, BYTES4(DATA), 0x89, 0xc3, /* mov DATA, %eax; mov %eax, %ebx */
          0x31, 0xc0, 0xef,               /* and away */
          0xa1, BYTES4(DATA), 0x89, 0xc1, OUT_END, SPIN);
     run(rig, VCPU_KICKED);
     struct x86_state state;
-    vcpu_get_state(rig->vcpu, &state);
+    vcpu_get_state(rig->on.vcpu, &state);
     assert_int_equal(state.gpr[RBX], 0x44332211);
     assert_int_equal(state.gpr[RCX], 0xabcdef01);
     memory_move_io(rig->device, DATA + PAGE_SIZE, true); /* by another thread's account */
@@ -548,17 +518,17 @@ static void pause_and_tsc(void **context) {
     struct rig *rig = *context;
     struct x86_state before, after;
     LOAD(rig, SPIN);
-    vcpu_kick(rig->vcpu);
+    vcpu_kick(rig->on.vcpu);
     run(rig, VCPU_KICKED);
-    vcpu_get_state(rig->vcpu, &before);
-    vm_clock_pause(rig->clock);
+    vcpu_get_state(rig->on.vcpu, &before);
+    vm_clock_pause(rig->on.clock);
     usleep(100000);
-    vm_clock_resume(rig->clock);
-    vcpu_kick(rig->vcpu);
+    vm_clock_resume(rig->on.clock);
+    vcpu_kick(rig->on.vcpu);
     run(rig, VCPU_KICKED);
-    vcpu_get_state(rig->vcpu, &after);
+    vcpu_get_state(rig->on.vcpu, &after);
     int64_t moved = (int64_t)(after.tsc_offset - before.tsc_offset);
-    int64_t limit = (int64_t)(vm_clock_tsc_hz(rig->clock) / 20);
+    int64_t limit = (int64_t)(vm_clock_tsc_hz(rig->on.clock) / 20);
     if (moved >= limit || moved <= -limit)
         skip_on_odd_kvm("lets guests read the host's TSC as it is");
 }
@@ -576,20 +546,20 @@ static void load_long_spin(struct rig *rig) {
     uint64_t top = (TABLES + PAGE_SIZE) | PRESENT_WRITABLE;
     uint64_t next = (TABLES + 2 * PAGE_SIZE) | PRESENT_WRITABLE;
     flat_state(rig, &state);
-    poke(rig, GDT_AT, gdt, sizeof gdt);
-    poke(rig, TABLES, &top, sizeof top);
-    poke(rig, TABLES + PAGE_SIZE, &next, sizeof next);
+    rig_poke(&rig->on, GDT_AT, gdt, sizeof gdt);
+    rig_poke(&rig->on, TABLES, &top, sizeof top);
+    rig_poke(&rig->on, TABLES + PAGE_SIZE, &next, sizeof next);
     for (uint64_t i = 0; i < 512; i++) {
         uint64_t entry = i << 21 | LARGE | PRESENT_WRITABLE;
-        poke(rig, TABLES + 2 * PAGE_SIZE + 8 * i, &entry, sizeof entry);
+        rig_poke(&rig->on, TABLES + 2 * PAGE_SIZE + 8 * i, &entry, sizeof entry);
     }
     state.segment[SEG_CS].attributes = SEG_G | SEG_L | SEG_P | SEG_S | 11;
     state.cr3 = TABLES;
     state.cr4 = CR4_PAE;
     state.efer = EFER_LME | EFER_LMA;
     state.cr0 |= CR0_PG;
-    poke(rig, CODE, code, sizeof code);
-    assert_int_equal(vcpu_set_state(rig->vcpu, &state, NULL), 0);
+    rig_poke(&rig->on, CODE, code, sizeof code);
+    assert_int_equal(vcpu_set_state(rig->on.vcpu, &state, NULL), 0);
 }
 
 struct sampled {
@@ -604,7 +574,7 @@ static void *take_samples(void *argument) {
     struct sampled *s = argument;
     for (unsigned i = 0; i < 60000; i++) {
         struct vcpu_sample samples[16];
-        size_t got = s->until_lost ? 0 : vcpu_profile_take(s->rig->vcpu, samples, 16);
+        size_t got = s->until_lost ? 0 : vcpu_profile_take(s->rig->on.vcpu, samples, 16);
         for (size_t n = 0; n < got; n++) {
             s->samples++;
             s->translated += samples[n].place == SAMPLE_TRANSLATED;
@@ -612,11 +582,11 @@ static void *take_samples(void *argument) {
                         samples[n].watched != s->watched;
         }
         bool enough = s->samples >= s->wanted && s->translated >= s->wanted_translated;
-        if (s->until_lost ? vcpu_profile_lost(s->rig->vcpu) > 0 : enough)
+        if (s->until_lost ? vcpu_profile_lost(s->rig->on.vcpu) > 0 : enough)
             break;
         usleep(1000);
     }
-    vcpu_kick(s->rig->vcpu);
+    vcpu_kick(s->rig->on.vcpu);
     return NULL;
 }
 
@@ -647,31 +617,31 @@ static void profiles(void **context) {
     const struct code_listener listener = {count_code, ignore_drop, &blocks};
     load_long_spin(rig);
     if (kind == ENGINE_KVM) {
-        assert_int_equal(vcpu_profile_start(rig->vcpu, &config, NULL), -ENOTSUP);
+        assert_int_equal(vcpu_profile_start(rig->on.vcpu, &config, NULL), -ENOTSUP);
         return;
     }
-    assert_int_equal(vcpu_profile_take(rig->vcpu, rest, 16), 0);
+    assert_int_equal(vcpu_profile_take(rig->on.vcpu, rest, 16), 0);
     config.interval_us = PROFILE_INTERVAL_MIN - 1;
-    assert_int_equal(vcpu_profile_start(rig->vcpu, &config, NULL), -EINVAL);
+    assert_int_equal(vcpu_profile_start(rig->on.vcpu, &config, NULL), -EINVAL);
     config.interval_us = PROFILE_INTERVAL_MIN;
-    if (vcpu_listen_code(rig->vcpu, &listener, NULL) == 0)
+    if (vcpu_listen_code(rig->on.vcpu, &listener, NULL) == 0)
         some.wanted_translated = 10;
-    assert_int_equal(vcpu_profile_start(rig->vcpu, &config, NULL), 0);
+    assert_int_equal(vcpu_profile_start(rig->on.vcpu, &config, NULL), 0);
     run_sampled(rig, &some);
     assert_true(some.samples >= some.wanted && some.translated >= some.wanted_translated);
     assert_true(some.wanted_translated == 0 || blocks > 0);
     assert_int_equal(some.wrong, 0);
     /* Nobody takes any: the store is bounded, what is in it stays good. */
     run_sampled(rig, &lost);
-    assert_true(vcpu_profile_lost(rig->vcpu) > 0);
-    assert_int_equal(vcpu_profile_take(rig->vcpu, rest, 16), 16);
-    vcpu_profile_stop(rig->vcpu);
-    while (vcpu_profile_take(rig->vcpu, rest, 16) > 0)
+    assert_true(vcpu_profile_lost(rig->on.vcpu) > 0);
+    assert_int_equal(vcpu_profile_take(rig->on.vcpu, rest, 16), 16);
+    vcpu_profile_stop(rig->on.vcpu);
+    while (vcpu_profile_take(rig->on.vcpu, rest, 16) > 0)
         ;
-    vcpu_listen_code(rig->vcpu, NULL, NULL);
-    vcpu_kick(rig->vcpu);
+    vcpu_listen_code(rig->on.vcpu, NULL, NULL);
+    vcpu_kick(rig->on.vcpu);
     run(rig, VCPU_KICKED); /* without its timer */
-    assert_int_equal(vcpu_profile_take(rig->vcpu, rest, 16), 0);
+    assert_int_equal(vcpu_profile_take(rig->on.vcpu, rest, 16), 0);
 }
 
 static void count_names(void *context, const char *name, uint64_t value) {
@@ -683,7 +653,7 @@ static void count_names(void *context, const char *name, uint64_t value) {
 static void counters_by_name(void **context) {
     struct rig *rig = *context;
     unsigned known = 0;
-    vcpu_each_counter(rig->vcpu, count_names, &known);
+    vcpu_each_counter(rig->on.vcpu, count_names, &known);
     assert_int_equal(known, 2);
 }
 
@@ -699,9 +669,9 @@ static void dump_and_counters(void **context) {
     unsigned lines = 0;
     LOAD(rig, OUT_END, SPIN);
     run(rig, VCPU_KICKED);
-    vcpu_get_counters(rig->vcpu, &counters);
+    vcpu_get_counters(rig->on.vcpu, &counters);
     assert_true(counters.exits > 0);
-    vcpu_dump(rig->vcpu, count_line, &lines);
+    vcpu_dump(rig->on.vcpu, count_line, &lines);
     assert_true(lines > 5);
 }
 

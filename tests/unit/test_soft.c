@@ -2,145 +2,70 @@
  * The soft engine through the public contract: small programs in real and long mode. Long mode runs
  * with 2 MiB identity pages over 16 MiB. Programs end by writing to port 0xf4, which kicks.
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#include "base/bytes.h"
-#include "cpu/engine.h"
+#include "engine_rig.h"
 
 enum {
     RAM = 16 << 20,
     CODE = 0x10000,
     STACK = 0x20000,
     DATA = 0x30000,
-    PML4 = 0x1000,
-    PDPT = 0x2000,
-    PD = 0x3000,
+    TABLES = 0x1000,
     GDT = 0x5000,
     IDT = 0x6000,
     HANDLERS = 0x8000,
-    END_PORT = 0xf4,
+    END_PORT = RIG_END_PORT,
 };
 
-struct rig {
-    struct memory *memory;
-    struct ports *ports;
-    struct vm_clock *clock;
-    struct irqchip *irqchip;
-    struct engine *engine;
-    struct vcpu *vcpu;
-};
-
-static void end_program(void *context, uint64_t offset, uint64_t value, unsigned size) {
-    struct rig *rig = context;
-    vcpu_kick(rig->vcpu);
-}
-
-static uint64_t read_nothing(void *context, uint64_t offset, unsigned size) {
-    return 0x5a;
-}
-
-static const struct io_ops end_ops = {.read = read_nothing, .write = end_program};
-
-static void poke(struct rig *rig, uint64_t gpa, const void *bytes, size_t length) {
-    assert_int_equal(memory_write(rig->memory, gpa, bytes, length), 0);
-}
-
-static void poke64(struct rig *rig, uint64_t gpa, uint64_t value) {
-    poke(rig, gpa, &value, sizeof value);
-}
-
-static uint64_t peek64(struct rig *rig, uint64_t gpa) {
+static uint64_t peek64(struct engine_rig *rig, uint64_t gpa) {
     uint64_t value = 0;
     assert_int_equal(memory_read(rig->memory, gpa, &value, sizeof value), 0);
     return value;
 }
 
 static int setup(void **state) {
-    static struct rig rig;
-    struct port_range *range;
-    memset(&rig, 0, sizeof rig);
-    assert_int_equal(memory_create(&rig.memory, NULL), 0);
-    assert_int_equal(memory_add_ram(rig.memory, "ram", 0, RAM, NULL), 0);
-    assert_int_equal(ports_create(&rig.ports, NULL), 0);
-    assert_int_equal(vm_clock_create(&rig.clock, NULL), 0);
-    assert_int_equal(irqchip_create(rig.memory, rig.ports, rig.clock, &rig.irqchip, NULL), 0);
-    assert_int_equal(ports_add(rig.ports, "end", END_PORT, 1, &end_ops, &rig, &range, NULL), 0);
-    struct engine_config config = {.memory = rig.memory,
-                                   .ports = rig.ports,
-                                   .irqchip = rig.irqchip,
-                                   .clock = rig.clock,
-                                   .vcpus = 2};
-    assert_int_equal(engine_create(ENGINE_SOFT, &config, &rig.engine, NULL, NULL), 0);
+    static struct engine_rig rig;
+    struct engine_config config = {.vcpus = 2};
+    assert_int_equal(rig_create(&rig, ENGINE_SOFT, RAM, config, NULL), 0);
+    rig_add_end_port(&rig);
     assert_int_equal(vcpu_create(rig.engine, 0, &rig.vcpu, NULL), 0);
     *state = &rig;
     return 0;
 }
 
 static int teardown(void **state) {
-    struct rig *rig = *state;
-    vcpu_destroy(rig->vcpu);
-    engine_destroy(rig->engine);
-    irqchip_destroy(rig->irqchip);
-    ports_destroy(rig->ports);
-    vm_clock_destroy(rig->clock);
-    memory_destroy(rig->memory);
+    rig_destroy(*state);
     return 0;
 }
 
 /* Exception n's handler is at HANDLERS + 16 n: `mov ebx, n; out 0xf4, al; hlt`. */
-static void build_idt(struct rig *rig) {
+static void build_idt(struct engine_rig *rig) {
     for (unsigned n = 0; n < 32; n++) {
         uint64_t at = HANDLERS + 16 * n;
         uint8_t code[] = {0xbb, (uint8_t)n, 0, 0, 0, 0xe6, END_PORT, 0xf4};
-        poke(rig, at, code, sizeof code);
-        poke64(rig, IDT + 16 * n, (at & 0xffff) | 8 << 16 | (uint64_t)0x8e00 << 32);
-        poke64(rig, IDT + 16 * n + 8, 0);
+        rig_poke(rig, at, code, sizeof code);
+        rig_poke64(rig, IDT + 16 * n, (at & 0xffff) | 8 << 16 | (uint64_t)0x8e00 << 32);
+        rig_poke64(rig, IDT + 16 * n + 8, 0);
     }
 }
 
-static void build_tables(struct rig *rig) {
-    poke64(rig, PML4, PDPT | 7);
-    poke64(rig, PDPT, PD | 7);
-    for (unsigned i = 0; i < RAM >> 21; i++)
-        poke64(rig, PD + 8 * i, (uint64_t)i << 21 | 0x87);
-    poke64(rig, GDT + 8, UINT64_C(0x00af9b000000ffff));
-    poke64(rig, GDT + 16, UINT64_C(0x00cf93000000ffff));
-    build_idt(rig);
-}
-
-static struct x86_state long_mode(struct rig *rig) {
+static struct x86_state long_mode(struct engine_rig *rig) {
     struct x86_state state;
-    build_tables(rig);
+    build_idt(rig);
     vcpu_reset(rig->vcpu, false);
-    vcpu_get_state(rig->vcpu, &state);
-    state.cr0 = CR0_PE | CR0_PG | CR0_WP | CR0_ET | CR0_NE;
-    state.cr3 = PML4;
-    state.cr4 = CR4_PAE | CR4_OSFXSR;
-    state.efer = EFER_LME | EFER_LMA | EFER_SCE | EFER_NXE;
-    for (unsigned i = 0; i < SEG_COUNT; i++)
-        state.segment[i] =
-            (struct x86_segment){0, UINT32_MAX, 16, SEG_P | SEG_S | 3 | SEG_G | SEG_DB};
-    state.segment[SEG_CS] =
-        (struct x86_segment){0, UINT32_MAX, 8, SEG_P | SEG_S | 11 | SEG_G | SEG_L};
-    state.gdtr = (struct x86_table){GDT, 23};
+    rig_long_mode(rig, TABLES, GDT, RAM, &state);
     state.idtr = (struct x86_table){IDT, 32 * 16 - 1};
     state.rip = CODE;
     state.gpr[RSP] = STACK;
     return state;
 }
 
-static void run_from(struct rig *rig, struct x86_state *state) {
+static void run_from(struct engine_rig *rig, struct x86_state *state) {
     struct vcpu_exit exit;
     struct error err = {0};
     int r = vcpu_set_state(rig->vcpu, state, &err);
@@ -154,11 +79,11 @@ static void run_from(struct rig *rig, struct x86_state *state) {
     vcpu_get_state(rig->vcpu, state);
 }
 
-#define PROGRAM(rig, text) poke(rig, CODE, text, sizeof(text) - 1)
+#define PROGRAM(rig, text) rig_poke(rig, CODE, text, sizeof(text) - 1)
 #define END                "\xe6\xf4\xf4" /* out 0xf4, al; hlt */
 
 static void test_loop(void **context) {
-    struct rig *rig = *context;
+    struct engine_rig *rig = *context;
     struct x86_state state = long_mode(rig);
     struct vcpu_counters counters;
     /* mov ecx, 1000; xor eax, eax; again: add rax, rcx; dec rcx; jnz again */
@@ -173,12 +98,12 @@ static void test_loop(void **context) {
 }
 
 static void test_calls(void **context) {
-    struct rig *rig = *context;
+    struct engine_rig *rig = *context;
     struct x86_state state = long_mode(rig);
     /* call 1f; call 1f; end; 1: push rax; inc qword [DATA]; pop rdx; ret */
     PROGRAM(rig, "\xe8\x08\0\0\0\xe8\x03\0\0\0" END "\x50\x48\xff\x04\x25\0\0\x03\0\x5a\xc3");
     state.gpr[RAX] = 7;
-    poke64(rig, DATA, 40);
+    rig_poke64(rig, DATA, 40);
     run_from(rig, &state);
     assert_int_equal(peek64(rig, DATA), 42);
     assert_int_equal(state.gpr[RDX], 7);
@@ -187,7 +112,7 @@ static void test_calls(void **context) {
 
 /* An instruction that writes into the very next one: the new byte takes effect. */
 static void test_self_modifying(void **context) {
-    struct rig *rig = *context;
+    struct engine_rig *rig = *context;
     struct x86_state state = long_mode(rig);
     /* mov byte [rip+1], 0x99: into the immediate of the mov al, 0x11 that follows */
     PROGRAM(rig, "\xc6\x05\x01\0\0\0\x99\xb0\x11\xb4\x22" END);
@@ -202,14 +127,14 @@ static void test_self_modifying(void **context) {
 
 /* A loop that changes its own body on the way, across a page boundary. */
 static void test_self_modifying_straddle(void **context) {
-    struct rig *rig = *context;
+    struct engine_rig *rig = *context;
     struct x86_state state = long_mode(rig);
     /* At page end - 2: mov ebx, imm32 straddles. First jump there, then patch its last byte. */
-    poke(rig, CODE + 0xffe, "\xbb\x01\x02\x03\x04\xff\xe7", 7); /* mov ebx, ..; jmp rdi */
-    PROGRAM(rig, "\xff\xe6");                                   /* jmp rsi */
-    poke(rig, CODE + 0x100, "\x89\xd9\xc6\x02\x55\xbf\0\x02\x01\0\xff\xe6", 12);
+    rig_poke(rig, CODE + 0xffe, "\xbb\x01\x02\x03\x04\xff\xe7", 7); /* mov ebx, ..; jmp rdi */
+    PROGRAM(rig, "\xff\xe6");                                       /* jmp rsi */
+    rig_poke(rig, CODE + 0x100, "\x89\xd9\xc6\x02\x55\xbf\0\x02\x01\0\xff\xe6", 12);
     /* 100: mov ecx, ebx; mov byte [rdx], 0x55; mov edi, CODE+0x200; jmp rsi */
-    poke(rig, CODE + 0x200, END, 3);
+    rig_poke(rig, CODE + 0x200, END, 3);
     state.gpr[RSI] = CODE + 0xffe;
     state.gpr[RDI] = CODE + 0x100;
     state.gpr[RDX] = CODE + 0x1002;
@@ -219,7 +144,7 @@ static void test_self_modifying_straddle(void **context) {
 }
 
 static void test_divide_error(void **context) {
-    struct rig *rig = *context;
+    struct engine_rig *rig = *context;
     struct x86_state state = long_mode(rig);
     PROGRAM(rig, "\x90\x31\xc9\xf7\xf1\x90"); /* nop; xor ecx, ecx; div ecx */
     run_from(rig, &state);
@@ -228,14 +153,14 @@ static void test_divide_error(void **context) {
 }
 
 static void test_page_fault(void **context) {
-    struct rig *rig = *context;
+    struct engine_rig *rig = *context;
     struct x86_state state = long_mode(rig);
     /* rep movsb that runs into memory that is not mapped after 16 bytes */
     PROGRAM(rig, "\xf3\xa4");
     state.gpr[RSI] = DATA;
     state.gpr[RDI] = RAM - 16;
     state.gpr[RCX] = 100;
-    poke64(rig, DATA, UINT64_C(0x1122334455667788));
+    rig_poke64(rig, DATA, UINT64_C(0x1122334455667788));
     run_from(rig, &state);
     assert_int_equal(state.gpr[RBX], EXC_PF);
     assert_int_equal(state.cr2, RAM);
@@ -248,10 +173,10 @@ static void test_page_fault(void **context) {
 }
 
 static void test_fetch_fault(void **context) {
-    struct rig *rig = *context;
+    struct engine_rig *rig = *context;
     struct x86_state state = long_mode(rig);
     PROGRAM(rig, "\xff\xe0"); /* jmp rax: the last bytes of memory, an instruction cut off */
-    poke(rig, RAM - 2, "\x48\xb8", 2);
+    rig_poke(rig, RAM - 2, "\x48\xb8", 2);
     state.gpr[RAX] = RAM - 2;
     run_from(rig, &state);
     assert_int_equal(state.gpr[RBX], EXC_PF);
@@ -260,7 +185,7 @@ static void test_fetch_fault(void **context) {
 }
 
 static void test_undefined(void **context) {
-    struct rig *rig = *context;
+    struct engine_rig *rig = *context;
     struct x86_state state = long_mode(rig);
     PROGRAM(rig, "\x90\x0f\x0b");
     run_from(rig, &state);
@@ -269,7 +194,7 @@ static void test_undefined(void **context) {
 }
 
 static void test_single_step(void **context) {
-    struct rig *rig = *context;
+    struct engine_rig *rig = *context;
     struct x86_state state = long_mode(rig);
     PROGRAM(rig, "\xff\xc0\xff\xc0\xff\xc0");
     state.rflags |= FLAG_TF;
@@ -281,7 +206,7 @@ static void test_single_step(void **context) {
 }
 
 static void test_breakpoint(void **context) {
-    struct rig *rig = *context;
+    struct engine_rig *rig = *context;
     struct x86_state state = long_mode(rig);
     struct vcpu_exit exit;
     PROGRAM(rig, "\xff\xc0\xff\xc0\xff\xc0" END);
@@ -302,10 +227,10 @@ static void test_breakpoint(void **context) {
 
 /* Copies forward through itself: each byte is the one before. */
 static void test_overlapping_copy(void **context) {
-    struct rig *rig = *context;
+    struct engine_rig *rig = *context;
     struct x86_state state = long_mode(rig);
     PROGRAM(rig, "\xf3\xa4" END);
-    poke64(rig, DATA, UINT64_C(0x0807060504030201));
+    rig_poke64(rig, DATA, UINT64_C(0x0807060504030201));
     state.gpr[RSI] = DATA;
     state.gpr[RDI] = DATA + 3;
     state.gpr[RCX] = 5000;
@@ -315,7 +240,7 @@ static void test_overlapping_copy(void **context) {
 }
 
 static void test_real_mode(void **context) {
-    struct rig *rig = *context;
+    struct engine_rig *rig = *context;
     struct x86_state state;
     vcpu_reset(rig->vcpu, false);
     vcpu_get_state(rig->vcpu, &state);
@@ -333,7 +258,7 @@ static void test_real_mode(void **context) {
 
 /* HLT ends at the interrupt that the local APIC's timer brings. */
 static void test_halt_timer(void **context) {
-    struct rig *rig = *context;
+    struct engine_rig *rig = *context;
     struct x86_state state = long_mode(rig);
     /* Uses the x2APIC's MSRs: vector 0x11's handler ends the program. */
     static const char code[] = "\xb9\x1b\0\0\0\x0f\x32\x80\xcc\x0c\x0f\x30" /* APIC base: x2APIC */
@@ -341,13 +266,13 @@ static void test_halt_timer(void **context) {
                                "\xb9\x32\x08\0\0\xb8\x11\0\0\0\x0f\x30"           /* LVT timer */
                                "\xb9\x38\x08\0\0\xb8\x10\x27\0\0\x0f\x30" /* initial count */
                                "\xfb\xf4\xeb\xfd";                        /* sti; hlt; jmp */
-    poke(rig, CODE, code, sizeof code - 1);
+    rig_poke(rig, CODE, code, sizeof code - 1);
     run_from(rig, &state);
     assert_int_equal(state.gpr[RBX], 0x11);
 }
 
 static void test_kick(void **context) {
-    struct rig *rig = *context;
+    struct engine_rig *rig = *context;
     struct x86_state state = long_mode(rig);
     struct vcpu_exit exit;
     PROGRAM(rig, "\xf4");
@@ -360,7 +285,7 @@ static void test_kick(void **context) {
 }
 
 static void test_triple_fault(void **context) {
-    struct rig *rig = *context;
+    struct engine_rig *rig = *context;
     struct x86_state state = long_mode(rig);
     struct vcpu_exit exit;
     state.idtr.limit = 0;
@@ -378,7 +303,7 @@ static void *run_second(void *context) {
 
 /* INIT and SIPI start a second processor in real mode; both add to one counter with LOCK. */
 static void test_second_processor(void **context) {
-    struct rig *rig = *context;
+    struct engine_rig *rig = *context;
     struct x86_state state = long_mode(rig);
     struct vcpu *second;
     pthread_t thread;
@@ -392,9 +317,9 @@ static void test_second_processor(void **context) {
     /* mov ax, 0x3000; mov ds, ax; mov cx, 10000; again: lock inc dword [0]; loop again; hlt */
     static const char other[] =
         "\xb8\0\x30\x8e\xd8\xb9\x10\x27\xf0\x66\xff\x06\0\0\xe2\xf8\xf4\xeb\xfd";
-    poke(rig, CODE, start, sizeof start - 1);
-    poke(rig, 0x31000, other, sizeof other - 1);
-    poke64(rig, DATA, 0);
+    rig_poke(rig, CODE, start, sizeof start - 1);
+    rig_poke(rig, 0x31000, other, sizeof other - 1);
+    rig_poke64(rig, DATA, 0);
     assert_int_equal(vcpu_create(rig->engine, 1, &second, NULL), 0);
     assert_int_equal(pthread_create(&thread, NULL, run_second, second), 0);
     run_from(rig, &state);

@@ -3,31 +3,18 @@
  * and descriptor tables that are partly random, too. Nothing is asked of the results but that the
  * engine comes back: a guest cannot end its monitor. Fixed seeds; SOFT_GARBAGE_ROUNDS for more.
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#include "base/bytes.h"
-#include "cpu/engine.h"
+#include "engine_rig.h"
 
 enum { RAM = 4 << 20, ROUNDS = 150, KICK_NS = 1000 * 1000, TABLES = 0x1000 };
 
 struct rig {
-    struct memory *memory;
-    struct ports *ports;
-    struct vm_clock *clock;
-    struct irqchip *irqchip;
-    struct engine *engine;
-    struct vcpu *vcpu;
+    struct engine_rig on;
     atomic_bool done;
     pthread_t kicker;
 };
@@ -47,41 +34,23 @@ static void *kick(void *context) {
     struct timespec pause = {0, KICK_NS};
     while (!atomic_load(&rig->done)) {
         nanosleep(&pause, NULL);
-        vcpu_kick(rig->vcpu);
+        vcpu_kick(rig->on.vcpu);
     }
     return NULL;
 }
 
-static void rig_create(struct rig *rig) {
-    memset(rig, 0, sizeof *rig);
-    assert_int_equal(memory_create(&rig->memory, NULL), 0);
-    assert_int_equal(memory_add_ram(rig->memory, "ram", 0, RAM, NULL), 0);
-    assert_int_equal(ports_create(&rig->ports, NULL), 0);
-    assert_int_equal(vm_clock_create(&rig->clock, NULL), 0);
-    assert_int_equal(irqchip_create(rig->memory, rig->ports, rig->clock, &rig->irqchip, NULL), 0);
-    struct engine_config config = {.memory = rig->memory,
-                                   .ports = rig->ports,
-                                   .irqchip = rig->irqchip,
-                                   .clock = rig->clock,
-                                   .vcpus = 1};
-    assert_int_equal(engine_create(ENGINE_SOFT, &config, &rig->engine, NULL, NULL), 0);
-    assert_int_equal(vcpu_create(rig->engine, 0, &rig->vcpu, NULL), 0);
+static void set_up(struct rig *rig) {
+    struct engine_config config = {.vcpus = 1};
+    atomic_init(&rig->done, false);
+    assert_int_equal(rig_create(&rig->on, ENGINE_SOFT, RAM, config, NULL), 0);
+    assert_int_equal(vcpu_create(rig->on.engine, 0, &rig->on.vcpu, NULL), 0);
     assert_int_equal(pthread_create(&rig->kicker, NULL, kick, rig), 0);
 }
 
-static void rig_destroy(struct rig *rig) {
+static void tear_down(struct rig *rig) {
     atomic_store(&rig->done, true);
     pthread_join(rig->kicker, NULL);
-    vcpu_destroy(rig->vcpu);
-    engine_destroy(rig->engine);
-    irqchip_destroy(rig->irqchip);
-    ports_destroy(rig->ports);
-    vm_clock_destroy(rig->clock);
-    memory_destroy(rig->memory);
-}
-
-static void poke64(struct rig *rig, uint64_t gpa, uint64_t value) {
-    memory_write(rig->memory, gpa, &value, sizeof value);
+    rig_destroy(&rig->on);
 }
 
 /* Random bytes; half of the time opcodes of a two-byte map or prefixes come more often. */
@@ -96,28 +65,29 @@ static void fill(struct rig *rig) {
             if (spiced)
                 bytes[i + (value & 7)] = spice[(value >> 8) % sizeof spice];
         }
-        memory_write(rig->memory, gpa, bytes, sizeof bytes);
+        memory_write(rig->on.memory, gpa, bytes, sizeof bytes);
     }
 }
 
 /* 2 MiB identity pages for the first 4 MiB, with random rights now and then; a flat GDT; an IDT
  * whose gates lead to random places of RAM. */
 static void build_tables(struct rig *rig) {
-    poke64(rig, TABLES, (TABLES + 0x1000) | 7);
-    poke64(rig, TABLES + 0x1000, (TABLES + 0x2000) | 7);
+    rig_poke64(&rig->on, TABLES, (TABLES + 0x1000) | 7);
+    rig_poke64(&rig->on, TABLES + 0x1000, (TABLES + 0x2000) | 7);
     for (unsigned i = 0; i < RAM >> 21; i++)
-        poke64(rig, TABLES + 0x2000 + 8 * i,
-               (uint64_t)i << 21 | 0x80 | (random64() % 4 == 0 ? random64() & 0x1ff : 7));
-    poke64(rig, TABLES + 0x3000, 0);
-    poke64(rig, TABLES + 0x3008, UINT64_C(0x00af9b000000ffff));
-    poke64(rig, TABLES + 0x3010, UINT64_C(0x00cf93000000ffff));
-    poke64(rig, TABLES + 0x3018, UINT64_C(0x00affb000000ffff));
-    poke64(rig, TABLES + 0x3020, UINT64_C(0x00cff3000000ffff));
-    poke64(rig, TABLES + 0x3028, UINT64_C(0x00cf9b000000ffff));
+        rig_poke64(&rig->on, TABLES + 0x2000 + 8 * i,
+                   (uint64_t)i << 21 | 0x80 | (random64() % 4 == 0 ? random64() & 0x1ff : 7));
+    rig_poke64(&rig->on, TABLES + 0x3000, 0);
+    rig_poke64(&rig->on, TABLES + 0x3008, UINT64_C(0x00af9b000000ffff));
+    rig_poke64(&rig->on, TABLES + 0x3010, UINT64_C(0x00cf93000000ffff));
+    rig_poke64(&rig->on, TABLES + 0x3018, UINT64_C(0x00affb000000ffff));
+    rig_poke64(&rig->on, TABLES + 0x3020, UINT64_C(0x00cff3000000ffff));
+    rig_poke64(&rig->on, TABLES + 0x3028, UINT64_C(0x00cf9b000000ffff));
     for (unsigned i = 0; i < 256; i++) {
-        poke64(rig, TABLES + 0x4000 + 16 * i,
-               (random64() & 0xffff) | 8 << 16 | (uint64_t)(0x8e00 | (random64() & 0x60f0)) << 32);
-        poke64(rig, TABLES + 0x4008 + 16 * i, 0);
+        rig_poke64(&rig->on, TABLES + 0x4000 + 16 * i,
+                   (random64() & 0xffff) | 8 << 16 |
+                       (uint64_t)(0x8e00 | (random64() & 0x60f0)) << 32);
+        rig_poke64(&rig->on, TABLES + 0x4008 + 16 * i, 0);
     }
 }
 
@@ -135,8 +105,8 @@ static void protect(struct x86_state *state, bool user, bool wide) {
 
 static void random_state(struct rig *rig, struct x86_state *state) {
     unsigned kind = random64() % 6;
-    vcpu_reset(rig->vcpu, false);
-    vcpu_get_state(rig->vcpu, state);
+    vcpu_reset(rig->on.vcpu, false);
+    vcpu_get_state(rig->on.vcpu, state);
     for (unsigned i = 0; i < 16; i++)
         state->gpr[i] = random64() % 3 == 0 ? random64() : random64() % RAM;
     for (unsigned i = 0; i < 16; i++)
@@ -168,14 +138,14 @@ static void run_round(struct rig *rig, uint64_t round) {
     fill(rig);
     build_tables(rig);
     random_state(rig, &state);
-    assert_int_equal(vcpu_set_state(rig->vcpu, &state, &err), 0);
+    assert_int_equal(vcpu_set_state(rig->on.vcpu, &state, &err), 0);
     for (unsigned i = 0; i < 3; i++) {
-        vcpu_run(rig->vcpu, &exit);
+        vcpu_run(rig->on.vcpu, &exit);
         if (exit.stop != VCPU_KICKED)
             break;
     }
     assert_in_range(exit.stop, VCPU_KICKED, VCPU_FAILED);
-    vcpu_get_state(rig->vcpu, &state);
+    vcpu_get_state(rig->on.vcpu, &state);
 }
 
 static void test_garbage(void **context) {
@@ -183,10 +153,10 @@ static void test_garbage(void **context) {
     uint64_t rounds = more != NULL ? strtoull(more, NULL, 0) : ROUNDS;
     uint64_t from = first != NULL ? strtoull(first, NULL, 0) : 0;
     struct rig rig;
-    rig_create(&rig);
+    set_up(&rig);
     for (uint64_t round = from; round < from + rounds; round++)
         run_round(&rig, round);
-    rig_destroy(&rig);
+    tear_down(&rig);
 }
 
 int main(void) {

@@ -3,85 +3,40 @@
  * found, whatever they spoil, and told. A program runs once, so that its translation is there; then
  * bytes of that are changed in code memory.
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/bytes.h"
-#include "cpu/engine.h"
 #include "cpu/soft/jit/translation.h"
+#include "engine_rig.h"
 
 enum {
     RAM = 16 << 20,
     CODE = 0x10000,
     STACK_TOP = 0x20000,
     DATA = 0x30000,
-    PML4 = 0x1000,
-    PDPT = 0x2000,
-    PD = 0x3000,
+    TABLES = 0x1000,
     GDT = 0x5000,
     IDT = 0x6000,
     HANDLER = 0x8000,
-    END_PORT = 0xf4,
+    END_PORT = RIG_END_PORT,
     REPORT_MAX = 64 << 10,
 };
 
 struct rig {
-    struct memory *memory;
-    struct ports *ports;
-    struct vm_clock *clock;
-    struct irqchip *irqchip;
-    struct engine *engine;
-    struct vcpu *vcpu;
+    struct engine_rig on;
     char report[REPORT_MAX];
 };
 
-static void end_round(void *context, uint64_t offset, uint64_t value, unsigned size) {
-    struct rig *rig = context;
-    vcpu_kick(rig->vcpu);
-}
-
-static uint64_t read_nothing(void *context, uint64_t offset, unsigned size) {
-    return 0;
-}
-
-static const struct io_ops end_ops = {.read = read_nothing, .write = end_round};
-
-static void poke(struct rig *rig, uint64_t gpa, const void *bytes, size_t length) {
-    assert_int_equal(memory_write(rig->memory, gpa, bytes, length), 0);
-}
-
-static void poke64(struct rig *rig, uint64_t gpa, uint64_t value) {
-    poke(rig, gpa, &value, sizeof value);
-}
-
 static int setup(void **state) {
     struct rig *rig = calloc(1, sizeof *rig);
-    struct port_range *range;
+    struct engine_config config = {.vcpus = 1, .verify = true};
     struct error err;
-    assert_int_equal(memory_create(&rig->memory, NULL), 0);
-    assert_int_equal(memory_add_ram(rig->memory, "ram", 0, RAM, NULL), 0);
-    assert_int_equal(ports_create(&rig->ports, NULL), 0);
-    assert_int_equal(vm_clock_create(&rig->clock, NULL), 0);
-    assert_int_equal(irqchip_create(rig->memory, rig->ports, rig->clock, &rig->irqchip, NULL), 0);
-    assert_int_equal(ports_add(rig->ports, "end", END_PORT, 1, &end_ops, rig, &range, NULL), 0);
-    struct engine_config config = {.memory = rig->memory,
-                                   .ports = rig->ports,
-                                   .irqchip = rig->irqchip,
-                                   .clock = rig->clock,
-                                   .vcpus = 1,
-                                   .verify = true};
-    assert_int_equal(engine_create(ENGINE_SOFT, &config, &rig->engine, NULL, NULL), 0);
-    int r = vcpu_create(rig->engine, 0, &rig->vcpu, &err);
+    assert_int_equal(rig_create(&rig->on, ENGINE_SOFT, RAM, config, NULL), 0);
+    rig_add_end_port(&rig->on);
+    int r = vcpu_create(rig->on.engine, 0, &rig->on.vcpu, &err);
     if (r == -ENOTSUP)
-        rig->vcpu = NULL; /* each test skips */
+        rig->on.vcpu = NULL; /* each test skips */
     else
         assert_int_equal(r, 0);
     *state = rig;
@@ -90,13 +45,7 @@ static int setup(void **state) {
 
 static int teardown(void **state) {
     struct rig *rig = *state;
-    if (rig->vcpu != NULL)
-        vcpu_destroy(rig->vcpu);
-    engine_destroy(rig->engine);
-    irqchip_destroy(rig->irqchip);
-    ports_destroy(rig->ports);
-    vm_clock_destroy(rig->clock);
-    memory_destroy(rig->memory);
+    rig_destroy(&rig->on);
     free(rig);
     return 0;
 }
@@ -104,19 +53,13 @@ static int teardown(void **state) {
 /* ---- Programs: 64-bit, CPL 0, 16 MiB mapped by large pages ---- */
 
 /* All exceptions go on at R15 with an empty stack: mov rsp, STACK_TOP; jmp r15. */
-static void build_tables(struct rig *rig) {
+static void build_idt(struct rig *rig) {
     static const uint8_t handler[] = {0x48, 0xc7, 0xc4, 0,   STACK_TOP >> 8 & 0xff, STACK_TOP >> 16,
                                       0,    0x41, 0xff, 0xe7};
-    poke64(rig, PML4, PDPT | 7);
-    poke64(rig, PDPT, PD | 7);
-    for (unsigned i = 0; i < RAM >> 21; i++)
-        poke64(rig, PD + 8 * i, (uint64_t)i << 21 | 0x87);
-    poke64(rig, GDT + 8, UINT64_C(0x00af9b000000ffff));
-    poke64(rig, GDT + 16, UINT64_C(0x00cf93000000ffff));
-    poke(rig, HANDLER, handler, sizeof handler);
+    rig_poke(&rig->on, HANDLER, handler, sizeof handler);
     for (unsigned n = 0; n < 32; n++) {
-        poke64(rig, IDT + 16 * n, HANDLER | 8 << 16 | (uint64_t)0x8e00 << 32);
-        poke64(rig, IDT + 16 * n + 8, 0);
+        rig_poke64(&rig->on, IDT + 16 * n, HANDLER | 8 << 16 | (uint64_t)0x8e00 << 32);
+        rig_poke64(&rig->on, IDT + 16 * n + 8, 0);
     }
 }
 
@@ -124,30 +67,21 @@ static void build_tables(struct rig *rig) {
 static void load(struct rig *rig, const uint8_t *code, size_t length) {
     struct x86_state state;
     uint8_t tail[] = {0xe6, END_PORT, 0xe9, 0, 0, 0, 0};
-    if (rig->vcpu == NULL)
+    if (rig->on.vcpu == NULL)
         skip();
     store_le32(tail + 3, (uint32_t) - (length + sizeof tail));
-    build_tables(rig);
-    poke(rig, CODE, code, length);
-    poke(rig, CODE + length, tail, sizeof tail);
-    vcpu_get_state(rig->vcpu, &state);
-    state.cr0 = CR0_PE | CR0_PG | CR0_WP | CR0_ET | CR0_NE;
-    state.cr3 = PML4;
-    state.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXSAVE;
+    build_idt(rig);
+    rig_poke(&rig->on, CODE, code, length);
+    rig_poke(&rig->on, CODE + length, tail, sizeof tail);
+    rig_long_mode(&rig->on, TABLES, GDT, RAM, &state);
+    state.cr4 |= CR4_OSXSAVE;
     state.xcr0 = 7;
-    state.efer = EFER_LME | EFER_LMA | EFER_SCE | EFER_NXE;
-    for (unsigned i = 0; i < SEG_COUNT; i++)
-        state.segment[i] =
-            (struct x86_segment){0, UINT32_MAX, 16, SEG_P | SEG_S | 3 | SEG_G | SEG_DB};
-    state.segment[SEG_CS] =
-        (struct x86_segment){0, UINT32_MAX, 8, SEG_P | SEG_S | 11 | SEG_G | SEG_L};
-    state.gdtr = (struct x86_table){GDT, 23};
     state.idtr = (struct x86_table){IDT, 32 * 16 - 1};
     state.rip = CODE;
     state.rflags = 2;
     state.gpr[RSP] = STACK_TOP;
     state.gpr[RBX] = DATA;
-    assert_int_equal(vcpu_set_state(rig->vcpu, &state, NULL), 0);
+    assert_int_equal(vcpu_set_state(rig->on.vcpu, &state, NULL), 0);
 }
 
 static void add_line(void *context, const char *text) {
@@ -158,9 +92,9 @@ static void add_line(void *context, const char *text) {
 
 static enum vcpu_stop run_round(struct rig *rig) {
     struct vcpu_exit exit;
-    vcpu_run(rig->vcpu, &exit);
+    vcpu_run(rig->on.vcpu, &exit);
     rig->report[0] = 0;
-    vcpu_dump(rig->vcpu, add_line, rig);
+    vcpu_dump(rig->on.vcpu, add_line, rig);
     if (exit.stop == VCPU_DIFFERENCE)
         assert_non_null(strstr(exit.text, "differ"));
     return exit.stop;
@@ -168,7 +102,7 @@ static enum vcpu_stop run_round(struct rig *rig) {
 
 /* Changes translated code: the byte `at` of each place where `bytes` stand. */
 static void plant(struct rig *rig, const uint8_t *bytes, size_t length, size_t at, uint8_t change) {
-    struct code_memory *memory = &((struct soft_cpu *)rig->vcpu)->jit.jit->memory;
+    struct code_memory *memory = &((struct soft_cpu *)rig->on.vcpu)->jit.jit->memory;
     unsigned found = 0;
     for (size_t i = 0; i + length <= memory->used; i++) {
         if (memcmp(memory->writable + i, bytes, length) != 0)
@@ -295,7 +229,7 @@ static void test_stray_store(void **state) {
     struct rig *rig = *state;
     load(rig, code, sizeof code);
     assert_int_equal(run_round(rig), VCPU_KICKED);
-    poke(rig, DATA + 0x1234, "\0", 1);
+    rig_poke(&rig->on, DATA + 0x1234, "\0", 1);
     plant(rig, code + 10, 4, 1, 0x40); /* 5234h */
     assert_int_equal(run_round(rig), VCPU_DIFFERENCE);
     assert_marked(rig, "000000031230");

@@ -1,13 +1,13 @@
 /*
  * A hundred thousand functions of two instructions, each called often enough to be translated,
- * and changed between two rounds: more translations than there is room for.
+ * and changed ten times: a million small blocks, more than there is room for.
  */
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
-enum { FUNCTIONS = 100000, SIZE = 16, CALLS = 40, ROUNDS = 2 };
+enum { FUNCTIONS = 100000, SIZE = 16, CALLS = 40, ROUNDS = 10 };
 
 int main(void) {
     uint8_t *code = mmap(NULL, FUNCTIONS * SIZE, PROT_READ | PROT_WRITE | PROT_EXEC,

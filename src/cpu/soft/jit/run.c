@@ -84,6 +84,8 @@ const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t number) {
     struct block *block = site->block;
     bool x87_live = jit_x87_store(cpu);
     if (unlikely(block->insns == NULL) && !block_decode(cpu, block)) {
+        /* Another processor or a device has changed the bytes just now, and nobody has synchronised
+         * yet: what flags a recipe would have made is undefined like the code. */
         cpu->rip = block->rip + site->offset;
         cpu->jit.exit = JIT_EXIT_RIP;
         return jit->leave_now;
