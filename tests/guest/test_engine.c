@@ -332,6 +332,26 @@ static void kick_by_device(void **context) {
     assert_int_equal(state.gpr[RAX], 0x44332211);
 }
 
+/* One instruction of four thousand million accesses: a kick in the middle does not wait for its
+ * end, and it goes on where it was. */
+static void kick_in_string(void **context) {
+    enum { REP = CODE + 10, PATIENCE = 100000 };
+    struct rig *rig = *context;
+    struct x86_state state;
+    rig->kick_on_read = true;
+    LOAD(rig, 0xbe, BYTES4(DEVICE), 0xb9, BYTES4(UINT32_MAX), 0xf3, 0xac, SPIN); /* rep lodsb */
+    for (unsigned i = 0; i < 3; i++) {
+        run(rig, VCPU_KICKED);
+        vcpu_get_state(rig->on.vcpu, &state);
+        assert_int_equal(state.rip, REP);
+        assert_in_range(UINT32_MAX - state.gpr[RCX], 1, PATIENCE);
+        assert_int_equal(state.gpr[RSI] - DEVICE, UINT32_MAX - state.gpr[RCX]);
+        state.gpr[RSI] = DEVICE; /* where reads kick */
+        state.gpr[RCX] = UINT32_MAX;
+        assert_int_equal(vcpu_set_state(rig->on.vcpu, &state, NULL), 0);
+    }
+}
+
 /* ---- Stops ---- */
 
 static void shutdown(void **context) {
@@ -690,6 +710,7 @@ int main(int argc, char **argv) {
         TEST(kicks_while_running),
         TEST(kicks_while_halted),
         TEST(kick_by_device),
+        TEST(kick_in_string),
         TEST(shutdown),
         TEST(breakpoints),
         TEST(too_many_breakpoints),
