@@ -333,6 +333,42 @@ static void all_registers_32(void) {
     write_cr3(read_cr3());
 }
 
+/* ---- 32-bit user code: the stack at the ends of the address space ---- */
+
+/* ESP is 0 at first: the top of the stack is the last page's. */
+CODE(user_wrap, "mov %edi, %esp\n mov $0x11, %eax\n .code32\n"
+                "push %eax\n mov %esp, %ebx\n push $0x22\n mov 4(%esp), %ecx\n pop %edx\n"
+                "pop %esi\n mov %esp, %ebp\n add -4(%esp), %esi\n lea -8(%esp), %edi\n"
+                "sub $0x30, %esp\n call 1f\n1:pop %eax\n add $0x40, %esp\n mov %esp, %eax\n"
+                "sub $0x14, %esp\n add (%esp), %esi\n pop %eax\n"
+                ".code64\n ud2");
+CODE(user_pop_at_0, "mov %edi, %esp\n .code32\n push $0x33\n pop %ecx\n pop %eax\n .code64\n ud2");
+
+static void stack_wraps_32(void) {
+    static uint64_t top_table[512] __attribute__((aligned(4096)));
+    const unsigned last = 2047;
+    uint64_t before = boot_pds[last];
+    top_table[511] = PHYSICAL(test_page[5]) | ALL;
+    boot_pds[last] = PHYSICAL(top_table) | ALL;
+    write_cr3(read_cr3());
+    for (unsigned turn = 0; turn < HOT; turn++) {
+        check("wraps", run_user32(user_wrap, CODE_SIZE(user_wrap), 0), UD);
+        check("esp pushed", trap.frame.rbx, 0xfffffffc);
+        check("above esp", trap.frame.rcx, 0x11);
+        check("popped", trap.frame.rdx, 0x22);
+        check("esp wrapped", trap.frame.rbp, 0);
+        check("sum", trap.frame.rsi, 0x33);
+        check("address", trap.frame.rdi, 0xfffffff8);
+        check("esp", trap.frame.rsp, 0);
+        check("beyond", run_user32(user_pop_at_0, CODE_SIZE(user_pop_at_0), 0), PF);
+        check("cr2", trap.cr2, 0);
+        check("ecx", trap.frame.rcx, 0x33);
+        check("esp", trap.frame.rsp, 0);
+    }
+    boot_pds[last] = before;
+    write_cr3(read_cr3());
+}
+
 /* ---- IRETQ whose frame ends in a page that is not there ---- */
 
 STEP(iret_frame, "iretq")
@@ -365,5 +401,6 @@ void program(void) {
     TEST(enter_display);
     TEST(bit_string);
     TEST(all_registers_32);
+    TEST(stack_wraps_32);
     TEST(iret_across);
 }
