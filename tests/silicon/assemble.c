@@ -71,12 +71,18 @@ bool fixups_resolve(struct program *p) {
 
 /* ---- Instructions ---- */
 
-static void put_prefixes(struct program *p, unsigned size, unsigned reg, unsigned base) {
-    unsigned rex = (size == 8 ? 8 : 0) | (reg >= 8 ? 4 : 0) | (base >= 8 ? 1 : 0);
+static void put_prefixes_indexed(struct program *p, unsigned size, unsigned reg, unsigned base,
+                                 unsigned index) {
+    unsigned rex =
+        (size == 8 ? 8 : 0) | (reg >= 8 ? 4 : 0) | (index >= 8 ? 2 : 0) | (base >= 8 ? 1 : 0);
     if (size == 2)
         put_bytes(p, 0x66, 1);
     if (!p->mode32 && (rex != 0 || random_once_in(p->random, 16)))
         put_bytes(p, 0x40 | rex, 1);
+}
+
+static void put_prefixes(struct program *p, unsigned size, unsigned reg, unsigned base) {
+    put_prefixes_indexed(p, size, reg, base, 0);
 }
 
 static void put_opcode(struct program *p, uint32_t opcode) {
@@ -102,6 +108,15 @@ void put_opcode_mem(struct program *p, unsigned size, uint32_t opcode, unsigned 
     if ((base & 7) == RSP)
         put_bytes(p, 0x24, 1);
     put_bytes(p, (uint32_t)disp, small ? 1 : 4);
+}
+
+void put_opcode_indexed(struct program *p, unsigned size, uint32_t opcode, unsigned reg,
+                        unsigned base, unsigned index, unsigned scale, int32_t disp) {
+    put_prefixes_indexed(p, size, reg, base, index);
+    put_opcode(p, opcode);
+    put_bytes(p, 0x84 | (reg & 7) << 3, 1);
+    put_bytes(p, scale << 6 | (index & 7) << 3 | (base & 7), 1);
+    put_bytes(p, (uint32_t)disp, 4);
 }
 
 void put_opcode_label(struct program *p, unsigned size, uint32_t opcode, unsigned reg,

@@ -435,6 +435,84 @@ static void loop(struct program *p) {
     piece_end(p, begin);
 }
 
+/* ---- Loops over memory: one block, addresses that stay or step, across pages' ends ---- */
+
+/* SSE moves ask for alignment in every other form. */
+static void stream_access(struct program *p) {
+    static const uint32_t vector[] = {0x0f10, 0x0f11, 0x0f28, 0x0f29, 0x0f57, 0x0f58};
+    bool sse = once_in(p, 3);
+    uint32_t opcode = vector[below(p, ARRAY_SIZE(vector))];
+    int32_t disp = any_disp(p);
+    if (sse)
+        disp &= ~15;
+    if (p->index >= 0 && once_in(p, 2)) {
+        bool loads = once_in(p, 2);
+        put_opcode_indexed(p, sse ? 4 : any_size(p),
+                           sse     ? opcode
+                           : loads ? 0x8b
+                                   : 0x89,
+                           sse ? below(p, 8) : free_register(p), any_pointer(p), (unsigned)p->index,
+                           below(p, 4), disp);
+    } else if (sse) {
+        put_opcode_mem(p, 4, opcode, below(p, 8), any_pointer(p), disp);
+    } else {
+        put_access(p, once_in(p, 6) ? RSP : any_pointer(p), disp);
+    }
+}
+
+static void stream_step(struct program *p) {
+    static const int8_t steps[] = {1, 2, 4, 8, 8, 16, 16, 32, 64, 100, -1, -8, -16, -24};
+    unsigned reg = p->index >= 0 && once_in(p, 2) ? (unsigned)p->index : any_pointer(p);
+    int32_t step = steps[below(p, ARRAY_SIZE(steps))];
+    switch (below(p, 6)) {
+    case 0: put_opcode_reg(p, p->word, 0xff, 0, reg); break; /* INC */
+    case 1: put_opcode_reg(p, p->word, 0xff, 1, reg); break;
+    case 2: put_opcode_mem(p, once_in(p, 8) ? 4 : p->word, 0x8d, reg, reg, step); break; /* LEA */
+    case 3: put_group1(p, p->word, 5, reg, step); break;
+    default: put_group1(p, p->word, 0, reg, step); break;
+    }
+    if (p->unknown == 0 || once_in(p, 3))
+        normalise(p);
+}
+
+static void stream_part(struct program *p) {
+    uint32_t begin = piece_begin(p);
+    if (once_in(p, 2))
+        stream_access(p);
+    else
+        stream_step(p);
+    if (p->unknown == 0)
+        normalise(p);
+    piece_end(p, begin);
+    if (once_in(p, 6))
+        element_row(p);
+}
+
+static void stream(struct program *p) {
+    uint16_t start = label_new(p), out = label_new(p);
+    uint32_t begin = piece_begin(p);
+    put_mov_imm(p, p->counter, 1 + below(p, once_in(p, 3) ? 80 : 12));
+    piece_end(p, begin);
+    label_here(p, start);
+    for (unsigned n = 1 + below(p, 7); n > 0; n--)
+        stream_part(p);
+    begin = piece_begin(p);
+    if (once_in(p, 4)) {
+        put_group1(p, p->word, 7, p->counter, (int32_t)below(p, 20));
+        put_jcc(p, 4, out);
+    }
+    put_group1(p, p->word, 5, p->counter, 1);
+    put_bytes(p, 0x0f, 1);
+    put_bytes(p, 0x8f, 1); /* JG */
+    fixup_add(p, FIXUP_REL32, 4, start, 0, 0);
+    label_here(p, out);
+    for (unsigned n = 0; n < p->pointers; n++)
+        put_mov_imm(p, p->pointer[n].reg, p->pointer[n].value);
+    if (p->index >= 0)
+        put_mov_imm(p, (unsigned)p->index, p->index_value);
+    piece_end(p, begin);
+}
+
 /* ---- Strings ---- */
 
 static void put_string(struct program *p) {
@@ -666,7 +744,7 @@ void element(struct program *p, bool main) {
     else if (dice < 83)
         odd_call(p);
     else if (dice < 87 && main && !p->in_loop)
-        loop(p);
+        (once_in(p, 2) ? loop : stream)(p);
     else if (dice < 91)
         string(p);
     else if (dice < 96)

@@ -67,6 +67,9 @@ void put_bytes(struct program *p, uint64_t value, unsigned size);
 void put_opcode_reg(struct program *p, unsigned size, uint32_t opcode, unsigned reg, unsigned rm);
 void put_opcode_mem(struct program *p, unsigned size, uint32_t opcode, unsigned reg, unsigned base,
                     int32_t disp);
+/* The same off two registers. */
+void put_opcode_indexed(struct program *p, unsigned size, uint32_t opcode, unsigned reg,
+                        unsigned base, unsigned index, unsigned scale, int32_t disp);
 /* The memory operand is a label plus a number; `tail` bytes follow in the instruction. */
 void put_opcode_label(struct program *p, unsigned size, uint32_t opcode, unsigned reg,
                       uint16_t label, int32_t add, unsigned tail);

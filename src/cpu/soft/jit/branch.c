@@ -59,7 +59,7 @@ static void prepare_exit(struct translation *t, uint64_t rip) {
         flags_to_host(t);
 }
 
-static void emit_poll(struct translation *t, uint64_t rip) {
+void lower_poll(struct translation *t, uint64_t rip) {
     if (!is_backward(t, rip))
         return;
     emit_group1_gs(&t->out, 7, 4, CPU_AT(request), 0);
@@ -73,7 +73,7 @@ void lower_goto(struct translation *t, uint64_t rip) {
     unsigned flags = t->flags;
     uint8_t recipe = t->recipe;
     prepare_exit(t, rip);
-    emit_poll(t, rip);
+    lower_poll(t, rip);
     new_exit(t, rip, emit_jmp(&t->out));
     t->flags = flags;
     t->recipe = recipe;
@@ -81,6 +81,8 @@ void lower_goto(struct translation *t, uint64_t rip) {
 
 void lower_jcc(struct translation *t) {
     uint64_t taken = lower_target_rip(t, t->insn->imm);
+    if (loop_back(t))
+        return;
     unsigned condition = t->insn->opcode & 15;
     flags_to_host(t);
     if (is_same_page(t, taken) && !is_backward(t, taken)) {
@@ -186,7 +188,7 @@ void lower_call(struct translation *t) {
     lower_push_rip(t, lower_next_rip(t));
     lower_settle_rsp(t);
     prepare_exit(t, target);
-    emit_poll(t, target);
+    lower_poll(t, target);
     new_exit(t, target, emit_call(&t->out));
     lower_return_point(t);
 }

@@ -83,6 +83,11 @@ void emit_group1_gs(struct emitter *e, unsigned group, unsigned size, int32_t di
     emit32(e, (uint32_t)imm);
 }
 
+void emit_store_imm_gs(struct emitter *e, int32_t disp, int32_t imm) {
+    emit_gs(e, 0xc7, 4, 0, disp);
+    emit32(e, (uint32_t)imm);
+}
+
 void emit_mov_imm(struct emitter *e, unsigned reg, uint64_t imm) {
     if (imm == (uint32_t)imm) {
         rex(e, 4, 0, 0, reg);

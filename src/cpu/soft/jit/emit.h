@@ -69,6 +69,8 @@ void emit_mov(struct emitter *e, unsigned to, unsigned from);
 void emit_group1(struct emitter *e, unsigned group, unsigned size, unsigned reg, int32_t imm);
 /* Group 1 on gs:[disp], 4 or 8 bytes. */
 void emit_group1_gs(struct emitter *e, unsigned group, unsigned size, int32_t disp, int32_t imm);
+/* MOV dword gs:[disp], imm32. */
+void emit_store_imm_gs(struct emitter *e, int32_t disp, int32_t imm);
 /* MOV reg, imm in its shortest form. */
 void emit_mov_imm(struct emitter *e, unsigned reg, uint64_t imm);
 /* RORX reg, rm, count (BMI2): a shift that leaves flags alone. */

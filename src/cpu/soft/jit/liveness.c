@@ -74,17 +74,39 @@ static const uint8_t *page_bytes(const struct translation *t, uint64_t rip) {
     return t->block->host + (int64_t)(rip - t->block->rip);
 }
 
-/* Of `live`, what code at rip may read before it writes it. `fuel`: instructions left to look at.
- */
-static unsigned look(struct translation *t, uint64_t rip, unsigned live, unsigned *fuel) {
-    while (live != 0 && rip >> PAGE_SHIFT == t->pages_rip && *fuel > 0) {
+/* A look ahead: how many instructions are left, and where it has been with which flags. */
+struct search {
+    unsigned fuel, count;
+    struct {
+        uint64_t rip;
+        unsigned live;
+    } been[2 * LOOK_AHEAD + 1];
+};
+
+/* True: what can be found there is found already, or being looked for. */
+static bool been_there(struct search *search, uint64_t rip, unsigned live) {
+    for (unsigned i = 0; i < search->count; i++)
+        if (search->been[i].rip == rip && (live & ~search->been[i].live) == 0)
+            return true;
+    if (search->count < ARRAY_SIZE(search->been)) {
+        search->been[search->count].rip = rip;
+        search->been[search->count++].live = live;
+    }
+    return false;
+}
+
+/* Of `live`, what code at rip may read before it writes it. */
+static unsigned look(struct translation *t, uint64_t rip, unsigned live, struct search *search) {
+    if (been_there(search, rip, live))
+        return 0;
+    while (live != 0 && rip >> PAGE_SHIFT == t->pages_rip && search->fuel > 0) {
         struct insn insn;
         unsigned offset = rip & (PAGE_SIZE - 1);
         int length = insn_decode(&insn, page_bytes(t, rip), PAGE_SIZE - offset, rip, t->mode,
                                  t->cpu->features);
         if (length <= 0)
             return live;
-        --*fuel;
+        search->fuel--;
         rest_on(t->block, offset, offset + (unsigned)length);
         const struct lowering *l = lowering_of(&insn);
         rip += (unsigned)length;
@@ -95,7 +117,7 @@ static unsigned look(struct translation *t, uint64_t rip, unsigned live, unsigne
         if (kind == LOWER_JMP || kind == LOWER_CALL)
             rip += insn.imm;
         else if (kind == LOWER_JCC)
-            return look(t, rip + insn.imm, live, fuel) | look(t, rip, live, fuel);
+            return look(t, rip + insn.imm, live, search) | look(t, rip, live, search);
         else if (kind == LOWER_NATIVE)
             live &= ~(unsigned)l->flags_killed;
     }
@@ -117,11 +139,12 @@ static bool code_may_change(const struct translation *t) {
 }
 
 unsigned liveness_at(struct translation *t, uint64_t rip) {
-    unsigned fuel = LOOK_AHEAD, n = rip % ARRAY_SIZE(t->looked);
+    struct search search = {.fuel = LOOK_AHEAD};
+    unsigned n = rip % ARRAY_SIZE(t->looked);
     if (t->jit->exact)
         return FLAGS_STATUS;
     if (t->looked[n].rip != rip || rip == 0)
-        t->looked[n].live = look(t, rip, FLAGS_STATUS, &fuel);
+        t->looked[n].live = look(t, rip, FLAGS_STATUS, &search);
     t->looked[n].rip = rip;
     return t->looked[n].live;
 }

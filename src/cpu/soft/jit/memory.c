@@ -44,6 +44,12 @@ static void lower_address_rsp(struct translation *t, unsigned size, int32_t disp
     emit_lea(&t->out, size, TEMP_A, TEMP_A, index, insn->scale, 0);
 }
 
+void lower_add_segment(struct translation *t, unsigned seg) {
+    emit_gs(&t->out, OP_ADD_RM, 8, TEMP_A,
+            (int32_t)(offsetof(struct soft_cpu, seg) + seg * sizeof(struct soft_segment) +
+                      offsetof(struct soft_segment, read.base)));
+}
+
 void lower_address(struct translation *t, int32_t disp) {
     const struct insn *insn = t->insn;
     unsigned size = insn->address_size == 4 ? 4 : 8;
@@ -62,9 +68,7 @@ void lower_address(struct translation *t, int32_t disp) {
         emit_lea(&t->out, size, TEMP_A, base, index, insn->scale, disp);
     }
     if ((insn->seg == SEG_FS || insn->seg == SEG_GS) && t->mode == INSN_MODE_64)
-        emit_gs(&t->out, OP_ADD_RM, 8, TEMP_A,
-                (int32_t)(offsetof(struct soft_cpu, seg) + insn->seg * sizeof(struct soft_segment) +
-                          offsetof(struct soft_segment, read.base)));
+        lower_add_segment(t, insn->seg);
 }
 
 /* An operand that only its displacement names. */
@@ -168,20 +172,27 @@ static int32_t tlb_at(const struct translation *t, enum tlb_kind kind, size_t me
     return (int32_t)(table + member);
 }
 
-static void emit_check(struct translation *t, enum tlb_kind kind, unsigned span, uint32_t site) {
+int32_t lower_tlb_table(const struct translation *t, enum tlb_kind kind) {
+    return tlb_at(t, kind, 0);
+}
+
+/* What differs from the tag is the offset in the page, or more when the entry does not hold. What
+ * straddles a page's end is beyond the last offset at which `span` bytes fit. */
+void lower_look_up(struct translation *t, int32_t table, unsigned span) {
     struct emitter *e = &t->out;
-    const int32_t tag = tlb_at(t, kind, offsetof(struct tlb_entry, tag));
-    const int32_t host = tlb_at(t, kind, offsetof(struct tlb_entry, host));
     _Static_assert(sizeof(struct tlb_entry) == 16, "entries are found by address >> 8");
-    /* What differs from the tag is the offset in the page, or more when the entry does not hold.
-     * What straddles a page's end is beyond the last offset at which `span` bytes fit. */
     t->temp_group = NO_GROUP;
     emit_rorx(e, TEMP_B, TEMP_A, PAGE_SHIFT - 4);
     emit_group1(e, 4, 4, TEMP_B, (TLB_ENTRIES - 1) << 4);
-    emit_gs_at(e, OP_XOR_RM, 8, TEMP_A, TEMP_B, tag);
+    emit_gs_at(e, OP_XOR_RM, 8, TEMP_A, TEMP_B, table + (int32_t)offsetof(struct tlb_entry, tag));
     emit_group1(e, 7, 8, TEMP_A, PAGE_SIZE - (int32_t)span);
+}
+
+static void emit_check(struct translation *t, enum tlb_kind kind, unsigned span, uint32_t site) {
+    lower_look_up(t, lower_tlb_table(t, kind), span);
     lower_stub_if(t, COND_A, t->jit->miss[tlb_index_of(t)][kind], site);
-    emit_gs_at(e, OP_ADD_RM, 8, TEMP_A, TEMP_B, host);
+    emit_gs_at(&t->out, OP_ADD_RM, 8, TEMP_A, TEMP_B,
+               tlb_at(t, kind, offsetof(struct tlb_entry, host)));
 }
 
 /* A single access whose linear address the code from `retry` on puts into TEMP_A. */
@@ -222,7 +233,7 @@ static struct operand constant_operand(struct translation *t, enum tlb_kind kind
     emit_gs(e, OP_MOV_LOAD, 8, TEMP_A, host);
     if (relative)
         relocate(t, e->at - 4, RELOCATE_SLOT);
-    return (struct operand){TEMP_A, (int32_t)(linear & (PAGE_SIZE - 1))};
+    return (struct operand){.base = TEMP_A, .disp = (int32_t)(linear & (PAGE_SIZE - 1))};
 }
 
 /* ---- Groups ---- */
@@ -262,14 +273,14 @@ static struct operand group_operand(struct translation *t, unsigned g, int32_t d
     if (group->stack) {
         if (!group->checked)
             check_stack(t, group, write);
-        return (struct operand){STACK, disp + t->rsp_pending};
+        return (struct operand){.base = STACK, .disp = disp + t->rsp_pending};
     }
     if (!group->checked)
         check_group(t, g, write);
     else if (t->temp_group != g)
         emit_gs(&t->out, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.group_host) + 8 * (int32_t)g);
     t->temp_group = (uint8_t)g;
-    return (struct operand){TEMP_A, disp - group->low};
+    return (struct operand){.base = TEMP_A, .disp = disp - group->low};
 }
 
 /* ---- Operands ---- */
@@ -303,8 +314,10 @@ static void check_group_alignment(struct translation *t, struct operand operand,
 struct operand lower_operand(struct translation *t, enum tlb_kind kind, unsigned size,
                              unsigned aligned) {
     const struct insn *insn = t->insn;
+    if (t->loop.running && t->loop.group_of[t->index] != NO_GROUP)
+        return loop_operand(t);
     unsigned g = t->operand_group[t->index];
-    struct operand operand = {TEMP_A, 0};
+    struct operand operand = {.base = TEMP_A};
     if (g != NO_GROUP) {
         operand = group_operand(t, g, (int32_t)insn->disp, kind == TLB_WRITE);
         if (aligned > 1)
@@ -344,5 +357,5 @@ struct operand lower_stack(struct translation *t, enum tlb_kind kind, int32_t di
     emit_gs(&t->out, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.stack_subtrahend));
     emit_lea(&t->out, t->word, TEMP_A, TEMP_A, STACK, 0, disp);
     check_single(t, retry, kind, t->word);
-    return (struct operand){TEMP_A, 0};
+    return (struct operand){.base = TEMP_A};
 }

@@ -35,8 +35,7 @@ bool uses_high_byte(const struct insn *insn, const struct lowering *l) {
            (l->gpr_rm && !(insn->flags & I_MEMORY) && insn->rm >= 20);
 }
 
-/* How many different registers have to be stood in for. */
-static unsigned elsewhere_count(const struct insn *insn, const struct lowering *l) {
+unsigned lower_elsewhere_count(const struct insn *insn, const struct lowering *l) {
     uint32_t mask = 0;
     if (l->gpr_reg && insn->reg < 16 && is_elsewhere(insn->reg))
         mask |= 1u << insn->reg;
@@ -59,7 +58,7 @@ static bool native_calls_out(const struct insn *insn, const struct lowering *l) 
         (row->opcode == 0xa3 || row->opcode == 0xab || row->opcode == 0xb3 || row->opcode == 0xbb);
     if (memory && (l->memory == MEMORY_NONE || bit_string || insn->address_size == 2))
         return true;
-    unsigned count = elsewhere_count(insn, l);
+    unsigned count = lower_elsewhere_count(insn, l);
     if (count > (memory ? 1 : 2))
         return true;
     return uses_high_byte(insn, l) && (memory || count != 0);
@@ -286,6 +285,9 @@ static void emit_recoded(struct translation *t, const struct lowering *l,
         to.kind = RM_ADDRESS;
         to.rm = operand->base;
         to.disp = operand->disp;
+        to.indexed = operand->indexed;
+        to.index = operand->index;
+        to.scale = operand->scale;
     } else if (rm_at_home(insn, l)) {
         to.kind = RM_STATE;
         to.disp = GPR_AT(insn->rm);

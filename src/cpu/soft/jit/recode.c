@@ -154,8 +154,10 @@ struct recode recode_of(const struct raw *raw) {
 
 static void emit_vex(struct emitter *e, const struct raw *raw, const struct recode *r) {
     unsigned b = r->kind == RM_STATE ? 0 : r->rm >> 3;
+    unsigned x = r->indexed ? r->index >> 3 : 0;
     emit8(e, VEX3);
-    emit8(e, (uint8_t)((~r->reg >> 3 & 1) << 7 | 1 << 6 | (~b & 1) << 5 | (raw->vex[1] & 0x1f)));
+    emit8(e, (uint8_t)((~r->reg >> 3 & 1) << 7 | (~x & 1) << 6 | (~b & 1) << 5 |
+                       (raw->vex[1] & 0x1f)));
     emit8(e, (uint8_t)((raw->vex[2] & 0x87) | (~r->vvvv & 15) << 3));
 }
 
@@ -165,6 +167,8 @@ static void emit_rex(struct emitter *e, const struct raw *raw, const struct reco
         bits |= (r->reg >> 3) << 2;
     if (r->kind != RM_STATE)
         bits |= r->rm >> 3;
+    if (r->indexed)
+        bits |= (r->index >> 3 & 1u) << 1;
     if (bits != 0 || raw->rex != 0)
         emit8(e, (uint8_t)(0x40 | bits));
 }
@@ -180,9 +184,11 @@ static void emit_operands(struct emitter *e, const struct recode *r) {
         break;
     case RM_ADDRESS: {
         unsigned mod = r->disp == 0 && (r->rm & 7) != RBP ? 0 : r->disp == (int8_t)r->disp ? 1 : 2;
-        emit8(e, (uint8_t)(mod << 6 | reg | (r->rm & 7)));
-        if ((r->rm & 7) == RSP)
-            emit8(e, 0x24);
+        unsigned index = r->indexed ? r->index & 7u : RSP;
+        bool sib = r->indexed || (r->rm & 7) == RSP;
+        emit8(e, (uint8_t)(mod << 6 | reg | (sib ? RSP : r->rm & 7)));
+        if (sib)
+            emit8(e, (uint8_t)(r->scale << 6 | index << 3 | (r->rm & 7)));
         if (mod == 1)
             emit8(e, (uint8_t)r->disp);
         else if (mod == 2)

@@ -31,7 +31,7 @@ void raw_parse(struct raw *raw, const uint8_t *bytes, const struct insn *insn, e
 
 enum rm_kind {
     RM_REGISTER, /* rm is a register number */
-    RM_ADDRESS,  /* [rm + disp] */
+    RM_ADDRESS,  /* [rm + disp], or [rm + index << scale + disp] */
     RM_STATE,    /* gs:[disp] */
 };
 
@@ -41,6 +41,8 @@ struct recode {
     enum rm_kind kind;
     unsigned rm; /* with an opcode register: that */
     int32_t disp;
+    bool indexed;
+    uint8_t index, scale;
 };
 
 /* What the instruction has now, for the caller to change. Memory operands: kind RM_ADDRESS. */

@@ -100,10 +100,10 @@ static void check_second_page(struct translation *t) {
 
 /* The two entries, and the state in which the body begins. Five bytes of each may be overwritten by
  * a jump once the block is dead. */
-static void lower_entries(struct translation *t) {
+static void lower_entries(struct translation *t, bool loops) {
     static const uint8_t nop5[] = {0x0f, 0x1f, 0x44, 0x00, 0x00};
     struct emitter *e = &t->out;
-    switch (t->live[0] == 0 ? 0 : first_use_of_flags(t)) {
+    switch (t->live[0] == 0 ? 0 : loops ? FLAGS_SAVED : first_use_of_flags(t)) {
     case FLAGS_SAVED:
         t->made->entry_host = e->at;
         emit_save_flags(e);
@@ -144,20 +144,47 @@ static bool lower_next(struct translation *t) {
     return goes_on;
 }
 
-static void lower_block(struct translation *t) {
+/* The first so many instructions, from a state in which nothing is known. */
+static void lower_body(struct translation *t, unsigned count) {
     bool goes_on = true;
+    t->x87_ready = t->in_shadow = false;
+    t->temp_group = t->loop.running && t->loop.resident != 0 ? LOOP_TEMP_GROUP : NO_GROUP;
+    for (unsigned g = 0; g < t->group_count; g++)
+        t->groups[g].checked = t->groups[g].aligned = false;
+    for (t->index = 0; t->index < count && goes_on && emit_has_room(&t->out); t->index++)
+        goes_on = lower_next(t);
+    lower_settle_rsp(t);
+    t->insn = &t->block->insns[count - 1];
+    if (goes_on && emit_has_room(&t->out))
+        lower_goto(t, lower_next_rip(t));
+}
+
+/* A loop's body once more, without the checks that are made before it. */
+static void lower_loop(struct translation *t, unsigned flags) {
+    uint8_t *fails[LOOP_FAILS_MAX];
+    t->flags = flags;
+    t->recipe = RECIPE_NONE;
+    unsigned count = loop_enter(t, fails);
+    t->loop.running = true;
+    lower_body(t, t->loop.count);
+    t->loop.running = false;
+    t->flags = flags;
+    t->recipe = RECIPE_NONE;
+    loop_fails(t, fails, count);
+}
+
+static void lower_block(struct translation *t) {
     for (unsigned i = 0; i < t->block->count; i++)
         t->kinds[i] = lower_kind(&t->block->insns[i], lowering_of(&t->block->insns[i]));
     liveness_find(t);
     groups_find(t);
-    t->temp_group = NO_GROUP;
-    lower_entries(t);
-    for (t->index = 0; t->index < t->block->count && goes_on && emit_has_room(&t->out); t->index++)
-        goes_on = lower_next(t);
-    lower_settle_rsp(t);
-    t->insn = &t->block->insns[t->block->count - 1];
-    if (goes_on && emit_has_room(&t->out))
-        lower_goto(t, lower_next_rip(t));
+    lower_entries(t, loop_find(t));
+    unsigned flags = t->flags & (FLAGS_SAVED | FLAGS_STALE);
+    if (t->loops)
+        loop_begin(t);
+    lower_body(t, t->block->count);
+    if (t->loops && emit_has_room(&t->out))
+        lower_loop(t, flags);
     lower_slow_paths(t);
     lower_exits(t);
     lower_dead_entries(t);

@@ -180,6 +180,43 @@ static inline unsigned side_of_block(const struct block *block) {
 struct operand {
     unsigned base; /* host register */
     int32_t disp;
+    bool indexed; /* index << scale is added: only where a native instruction uses it */
+    uint8_t index, scale;
+};
+
+enum { LOOP_GROUPS_MAX = 8 };
+
+/* Accesses of a loop off the same registers, checked together before it (loops.c). */
+struct loop_group {
+    int64_t low, high; /* displacements of all turns' bytes, by what the registers hold before */
+    int32_t step;      /* bytes a turn */
+    uint8_t base, index, scale, seg;
+    bool base_steps, index_steps;
+    bool stack;    /* near RSP: in the stack window */
+    bool relative; /* to RIP */
+    bool write;
+    uint8_t alignment; /* of what is at aligned_at; 1: none is asked for */
+    int64_t aligned_at;
+};
+
+/* A block that branches back to its own start. */
+struct loop {
+    unsigned count; /* instructions, up to that branch */
+    bool running;   /* its unchecked body is being made */
+    unsigned group_count;
+    struct loop_group groups[LOOP_GROUPS_MAX];
+    uint8_t
+        group_of[BLOCK_INSNS_MAX]; /* whose check covers an instruction's operand, or NO_GROUP */
+    int64_t disp[BLOCK_INSNS_MAX]; /* of the operand, by what the registers hold before */
+    int64_t rest[BLOCK_INSNS_MAX]; /* the same, but by what those hold then that step */
+    int64_t step[16];              /* by which a register changes each turn, */
+    uint32_t varying;              /* unless it changes otherwise */
+    unsigned turns;                /* between two checks */
+    int limit;                     /* the register that counts them, or -1 */
+    unsigned resident;             /* groups that keep a temporary register: the first so many */
+    uint8_t *start, *ordinary;     /* the ordinary body: from outside, and its next turn */
+    uint8_t *to_head;              /* the jump from there to the checks */
+    uint8_t *head, *body;          /* the checks; where an unchecked turn begins */
 };
 
 struct translation {
@@ -219,7 +256,7 @@ struct translation {
         uint32_t number; /* of a site */
         uint8_t *stub;
         bool in_temp; /* the number goes to TEMP_B, else it is pushed */
-    } slow[4 * BLOCK_INSNS_MAX];
+    } slow[8 * BLOCK_INSNS_MAX];
     unsigned slow_count;
     uint32_t leaving[2 * BLOCK_INSNS_MAX + 4]; /* exits, to be completed behind the block */
     unsigned leaving_count;
@@ -231,6 +268,8 @@ struct translation {
     bool x87_ready;     /* the guest's x87 state is in the host's registers */
     uint32_t site;      /* of the present instruction, or SITES_MAX before one is made */
     uint64_t pages_rip; /* linear rip's page of the block */
+    struct loop loop;
+    bool loops; /* the block is one */
     struct jit_block *made;
     bool in_shadow;             /* of an STI before the present instruction */
     bool moves;                 /* relocations are noted */
@@ -241,6 +280,25 @@ struct translation {
 
 /* Which accesses are checked together. */
 void groups_find(struct translation *t);
+
+/* ---- loops.c ---- */
+
+/* Whether the block is a loop with accesses whose checks can be made before it: t->loops. */
+bool loop_find(struct translation *t);
+/* Before the ordinary body. */
+void loop_begin(struct translation *t);
+/* temp_group, where TEMP_A has a loop's group 0; 1 follows, and so on. */
+enum { LOOP_TEMP_GROUP = 0x80 };
+/* The checks, and where its unchecked body begins. Fills `fails` (LOOP_FAILS_MAX) with the jumps
+ * of those that fail; their number. Flags are saved, or nobody needs them. */
+enum { LOOP_FAILS_MAX = 2 * LOOP_GROUPS_MAX };
+unsigned loop_enter(struct translation *t, uint8_t **fails);
+/* Behind it all: where those jumps go. */
+void loop_fails(struct translation *t, uint8_t *const *fails, unsigned count);
+/* In the unchecked body: the operand of the present instruction, where loop.group_of has one. */
+struct operand loop_operand(struct translation *t);
+/* True: the present branch is the one that goes to the next turn, and has been made. */
+bool loop_back(struct translation *t);
 
 /* ---- liveness.c ---- */
 
@@ -271,6 +329,13 @@ void emit_restore_flags(struct emitter *e);
 void lower_check_stack(struct translation *t, bool write);
 /* The linear address of the memory operand, plus `more`, in TEMP_A. Leaves flags alone. */
 void lower_address(struct translation *t, int32_t more);
+/* Adds the base of FS or GS to TEMP_A. Clobbers flags. */
+void lower_add_segment(struct translation *t, unsigned seg);
+/* Where the table of level 1 is that the block's accesses use, from the vCPU's start. */
+int32_t lower_tlb_table(const struct translation *t, enum tlb_kind kind);
+/* TEMP_A: a linear address. Looks for it in that table: TEMP_B is then its slot, TEMP_A its offset
+ * in the page, and COND_A says that `span` bytes are not there. */
+void lower_look_up(struct translation *t, int32_t table, unsigned span);
 /* The memory operand, checked for an access of `size` bytes; aligned: to so many as well. */
 struct operand lower_operand(struct translation *t, enum tlb_kind kind, unsigned size,
                              unsigned aligned);
@@ -293,6 +358,8 @@ void lower_store_rsp(struct translation *t, unsigned from);
 /* ---- native.c ---- */
 
 void lower_callout(struct translation *t);
+/* How many different registers of the instruction have to be stood in for. */
+unsigned lower_elsewhere_count(const struct insn *insn, const struct lowering *l);
 void lower_native(struct translation *t, const struct lowering *l);
 void lower_lea(struct translation *t);
 void lower_divide(struct translation *t, bool is_signed);
@@ -329,6 +396,8 @@ uint64_t lower_target_rip(const struct translation *t, uint64_t offset);
 void lower_goto(struct translation *t, uint64_t rip);
 /* To code of another key; flags are saved. */
 void lower_goto_key(struct translation *t, uint64_t rip, uint64_t key);
+/* Leaves for rip, which is behind, when there are requests. Flags are saved. */
+void lower_poll(struct translation *t, uint64_t rip);
 void lower_jmp_indirect(struct translation *t);
 void lower_ret(struct translation *t);
 void lower_call(struct translation *t);

@@ -1,0 +1,530 @@
+/*
+ * Loops: blocks that branch back to their own start. After a few ordinary
+ * turns, accesses whose registers stay, or change by a constant each turn, are
+ * checked for several turns at once, and made without checks in a second body.
+ * When its turns are used up the checks are made again; when one of them fails
+ * (a page's end is near, or level 1 does not have the page), a few turns go
+ * the ordinary way, which fills level 1. So none of these accesses is called
+ * out or faults. Requests are looked at where checks have failed or are made
+ * again.
+ *
+ * What is known of a page holds for as long as no C has changed anything
+ * (jit_state.epoch), as with groups.
+ */
+#include "cpu/soft/jit/translation.h"
+
+#include <string.h>
+
+#include "base/bytes.h"
+
+enum {
+    TURNS_MAX = 16,
+    TURNS_MIN = 4,
+    REACH = 512,     /* bytes that a group may move in those turns */
+    SPAN_MAX = 1024, /* bytes of a group, all turns' */
+    STEP_MAX = REACH / TURNS_MIN,
+    ORDINARY_TURNS = 3, /* before the checks are tried: many loops are that short */
+};
+
+/* ---- What a loop does to its registers ---- */
+
+static bool is_named(const struct insn *insn, const char *name) {
+    return strcmp(insn_row_of(insn)->name, name) == 0;
+}
+
+/* True: the instruction adds a constant to a register, all 64 bits of it, and does nothing else. */
+static bool constant_step(const struct insn *insn, uint8_t kind, unsigned *reg, int64_t *by) {
+    const struct insn_row *row = insn_row_of(insn);
+    if (insn->size != 8)
+        return false;
+    if (kind == LOWER_LEA) {
+        *reg = insn->reg;
+        *by = insn->disp;
+        return insn->base == insn->reg && insn->index == REG_ZERO && insn->address_size == 8;
+    }
+    bool immediate = row->operand[1] == OPERAND_Iz || row->operand[1] == OPERAND_Ibs;
+    bool accumulator = row->operand[0] == OPERAND_rAX;
+    if (kind != LOWER_NATIVE || (insn->flags & I_MEMORY) ||
+        (row->operand[0] != OPERAND_Ev && !accumulator))
+        return false;
+    *reg = accumulator ? (unsigned)RAX : insn->rm;
+    bool add = immediate && is_named(insn, "add"), sub = immediate && is_named(insn, "sub");
+    bool inc = is_named(insn, "inc"), dec = is_named(insn, "dec");
+    *by = inc ? 1 : dec ? -1 : sub ? -(int64_t)insn->imm : (int64_t)insn->imm;
+    return add || sub || inc || dec;
+}
+
+/* Other code runs behind a call; C behind all but these, and before x87, may be for anything. */
+static bool stays_inside(uint8_t kind) {
+    switch (kind) {
+    case LOWER_NATIVE:
+    case LOWER_NOP:
+    case LOWER_LEA:
+    case LOWER_PUSH:
+    case LOWER_PUSH_MEMORY:
+    case LOWER_POP:
+    case LOWER_DIV:
+    case LOWER_IDIV:
+    case LOWER_JCC: return true;
+    default: return false;
+    }
+}
+
+/* False: the block is not for loops. */
+static bool find_steps(struct translation *t) {
+    enum { STEP_SANE = 1 << 24 };
+    struct loop *loop = &t->loop;
+    for (unsigned i = 0; i < t->loop.count; i++) {
+        const struct insn *insn = &t->block->insns[i];
+        unsigned reg;
+        int64_t by;
+        uint32_t changes = lower_changes(insn, lowering_of(insn), t->kinds[i]);
+        if (!stays_inside(t->kinds[i]) || lowering_of(insn)->x87)
+            return false;
+        if (changes == 0)
+            continue;
+        bool known = constant_step(insn, t->kinds[i], &reg, &by) && reg != RSP &&
+                     changes == 1u << reg && by > -STEP_SANE && by < STEP_SANE;
+        if (known)
+            loop->step[reg] += by;
+        else
+            loop->varying |= changes;
+    }
+    return true;
+}
+
+static int64_t step_of(const struct loop *loop, unsigned reg) {
+    return reg == REG_ZERO ? 0 : loop->step[reg];
+}
+
+static bool is_varying(const struct loop *loop, unsigned reg) {
+    return reg != REG_ZERO && (loop->varying >> reg & 1);
+}
+
+/* ---- Groups ---- */
+
+static bool is_near_rsp(const struct insn *insn) {
+    return insn->base == RSP && insn->index == REG_ZERO;
+}
+
+static bool joins(const struct loop_group *group, const struct loop_group *wanted) {
+    int64_t low = wanted->low < group->low ? wanted->low : group->low;
+    int64_t high = wanted->high > group->high ? wanted->high : group->high;
+    return group->base == wanted->base && group->index == wanted->index &&
+           group->scale == wanted->scale && group->seg == wanted->seg &&
+           group->stack == wanted->stack && group->relative == wanted->relative &&
+           high - low <= SPAN_MAX - REACH &&
+           (group->alignment == 1 || wanted->alignment == 1 ||
+            (group->alignment == wanted->alignment &&
+             (group->aligned_at - wanted->aligned_at) % group->alignment == 0));
+}
+
+static void join(struct loop_group *group, const struct loop_group *wanted) {
+    group->low = wanted->low < group->low ? wanted->low : group->low;
+    group->high = wanted->high > group->high ? wanted->high : group->high;
+    group->write |= wanted->write;
+    if (wanted->alignment > 1) {
+        group->alignment = wanted->alignment;
+        group->aligned_at = wanted->aligned_at;
+    }
+}
+
+/* The group that an access is checked with, or NO_GROUP. */
+static uint8_t group_for(struct loop *loop, const struct loop_group *wanted) {
+    for (unsigned g = 0; g < loop->group_count; g++) {
+        if (joins(&loop->groups[g], wanted)) {
+            join(&loop->groups[g], wanted);
+            return (uint8_t)g;
+        }
+    }
+    if (loop->group_count == LOOP_GROUPS_MAX || wanted->high - wanted->low > SPAN_MAX - REACH)
+        return NO_GROUP;
+    loop->groups[loop->group_count] = *wanted;
+    return (uint8_t)loop->group_count++;
+}
+
+static bool can_be_hoisted(const struct translation *t, const struct insn *insn, uint8_t kind) {
+    const struct lowering *l = lowering_of(insn);
+    return kind == LOWER_NATIVE && (insn->flags & I_MEMORY) && l->has_modrm &&
+           insn->address_size == 8 && lowering_memory_bytes(l, insn) != 0 &&
+           !is_varying(&t->loop, insn->base) && !is_varying(&t->loop, insn->index);
+}
+
+/* moved: by how much each register has changed since the turn began. */
+static void hoist(struct translation *t, unsigned i, const int64_t moved[16]) {
+    const struct insn *insn = &t->block->insns[i];
+    const struct lowering *l = lowering_of(insn);
+    struct loop *loop = &t->loop;
+    unsigned size = lowering_memory_bytes(l, insn);
+    bool segment = insn->seg == SEG_FS || insn->seg == SEG_GS;
+    int64_t base = insn->base == REG_ZERO ? 0 : moved[insn->base];
+    int64_t index = insn->index == REG_ZERO ? 0 : moved[insn->index];
+    int64_t scale = (int64_t)1 << insn->scale;
+    int64_t step = step_of(loop, insn->base) + step_of(loop, insn->index) * scale;
+    struct loop_group wanted = {
+        .low = insn->disp + base + index * scale,
+        .step = (int32_t)step,
+        .base = insn->base,
+        .index = insn->index,
+        .scale = insn->scale,
+        .seg = segment ? insn->seg : SEG_DS,
+        .base_steps = step_of(loop, insn->base) != 0,
+        .index_steps = step_of(loop, insn->index) != 0,
+        .stack = is_near_rsp(insn) && !segment,
+        .relative = insn_is_rip_relative(insn),
+        .write = l->memory_written,
+        .alignment = l->aligned ? (uint8_t)size : 1,
+    };
+    wanted.high = wanted.low + size;
+    wanted.aligned_at = loop->disp[i] = wanted.low;
+    /* A register that ends where it began may be elsewhere between. */
+    loop->rest[i] =
+        insn->disp + (wanted.base_steps ? 0 : base) + (wanted.index_steps ? 0 : index * scale);
+    if (loop->rest[i] != (int32_t)loop->rest[i] || step < -STEP_MAX || step > STEP_MAX ||
+        step % wanted.alignment != 0 || (segment && wanted.base_steps && wanted.index_steps))
+        return;
+    loop->group_of[i] = group_for(loop, &wanted);
+}
+
+static void find_groups(struct translation *t) {
+    int64_t moved[16] = {0};
+    memset(t->loop.group_of, NO_GROUP, sizeof t->loop.group_of);
+    for (unsigned i = 0; i < t->loop.count; i++) {
+        const struct insn *insn = &t->block->insns[i];
+        unsigned reg;
+        int64_t by;
+        if (can_be_hoisted(t, insn, t->kinds[i]))
+            hoist(t, i, moved);
+        if (constant_step(insn, t->kinds[i], &reg, &by))
+            moved[reg] += by;
+    }
+}
+
+/* The stack's window stays where it is only when nothing in the loop looks whether it is there. */
+static void keep_window(struct translation *t) {
+    struct loop *loop = &t->loop;
+    bool all = true;
+    for (unsigned i = 0; i < t->loop.count; i++)
+        all = all && (!is_near_rsp(&t->block->insns[i]) || !(t->block->insns[i].flags & I_MEMORY) ||
+                      loop->group_of[i] != NO_GROUP);
+    for (unsigned i = 0; i < t->loop.count; i++)
+        if (!all && loop->group_of[i] != NO_GROUP && loop->groups[loop->group_of[i]].stack)
+            loop->group_of[i] = NO_GROUP;
+}
+
+/* ---- Turns ---- */
+
+/* A register in its place that counts them. */
+static int limit_register(const struct loop *loop) {
+    enum { SMALL = 4096 };
+    for (unsigned reg = 0; reg < 16; reg++)
+        if (!is_elsewhere(reg) && !is_varying(loop, reg) && loop->step[reg] != 0 &&
+            loop->step[reg] >= -SMALL && loop->step[reg] <= SMALL)
+            return (int)reg;
+    return -1;
+}
+
+/* The groups' ranges become those of all turns. */
+static void choose_turns(struct loop *loop) {
+    int32_t most = 0;
+    for (unsigned g = 0; g < loop->group_count; g++) {
+        int32_t step = loop->groups[g].step;
+        most = step > most ? step : -step > most ? -step : most;
+    }
+    loop->limit = most != 0 ? limit_register(loop) : -1;
+    loop->turns = most == 0                            ? 0
+                  : REACH / (unsigned)most < TURNS_MAX ? REACH / (unsigned)most
+                                                       : TURNS_MAX;
+    for (unsigned g = 0; g < loop->group_count; g++) {
+        struct loop_group *group = &loop->groups[g];
+        int64_t reach = group->step * ((int64_t)loop->turns - 1);
+        if (group->step > 0)
+            group->high += reach;
+        else if (group->step < 0)
+            group->low += reach;
+        if (group->alignment > 1)
+            group->low -= (group->low - group->aligned_at) & (group->alignment - 1);
+    }
+}
+
+/* Nothing in the body needs temporary registers but for operands. */
+static bool leaves_temporaries(const struct translation *t) {
+    const struct loop *loop = &t->loop;
+    if (t->live[0] != 0)
+        return false;
+    for (unsigned i = 0; i < t->loop.count; i++) {
+        const struct insn *insn = &t->block->insns[i];
+        const struct lowering *l = lowering_of(insn);
+        uint8_t kind = t->kinds[i], g = loop->group_of[i];
+        if (kind == LOWER_NATIVE) {
+            if (lower_elsewhere_count(insn, l) != 0 || ((insn->flags & I_MEMORY) && g == NO_GROUP))
+                return false;
+        } else if (kind == LOWER_LEA) {
+            if (is_elsewhere(insn->reg) || insn->base == REG_ZERO || is_elsewhere(insn->base) ||
+                (insn->index != REG_ZERO && is_elsewhere(insn->index)) ||
+                (insn->address_size != 8 && insn->size != 4))
+                return false;
+        } else if (kind != LOWER_NOP && kind != LOWER_JCC) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* A group whose operands are one addressing mode off its host address. */
+static bool is_simple(const struct loop_group *group) {
+    return !(group->base_steps && group->index_steps) &&
+           !(group->base_steps && is_elsewhere(group->base)) &&
+           !(group->index_steps && is_elsewhere(group->index));
+}
+
+/* With two groups each keeps a temporary register; with more the first does. */
+static void choose_resident(struct translation *t) {
+    struct loop *loop = &t->loop;
+    bool simple = leaves_temporaries(t);
+    for (unsigned g = 0; g < loop->group_count; g++)
+        simple = simple && is_simple(&loop->groups[g]);
+    loop->resident = !simple ? 0 : loop->group_count == 2 ? 2 : 1;
+}
+
+/* True: the instruction branches back to the block's start. */
+static bool closes(const struct insn *insn) {
+    return lowering_of(insn)->kind == LOWER_JCC && insn->size == 8 &&
+           insn->offset + insn->length + insn->imm == 0;
+}
+
+/* Instructions up to the branch back; 0: there is none. */
+static unsigned find_end(const struct block *block) {
+    for (unsigned i = 0; i < block->count; i++)
+        if (closes(&block->insns[i]))
+            return i + 1;
+    return 0;
+}
+
+bool loop_find(struct translation *t) {
+    struct loop *loop = &t->loop;
+    const struct block *block = t->block;
+    loop->count = find_end(block);
+    if (t->mode != INSN_MODE_64 || block->straddles || (block->key & KEY_PLAIN) ||
+        loop->count == 0 || !find_steps(t))
+        return false;
+    find_groups(t);
+    keep_window(t);
+    choose_turns(loop);
+    choose_resident(t);
+    t->loops = loop->group_count != 0 && (loop->turns == 0 || loop->limit >= 0);
+    return t->loops;
+}
+
+/* ---- Entering ---- */
+
+static uint8_t *check_alignment(struct translation *t, const struct loop_group *group) {
+    emit8(&t->out, 0x41); /* TEST TEMP_A's low byte, alignment - 1 */
+    emit8(&t->out, 0xf6);
+    emit8(&t->out, 0xc0 | (TEMP_A & 7));
+    emit8(&t->out, (uint8_t)(group->alignment - 1));
+    return emit_jcc(&t->out, COND_NE);
+}
+
+/* Adds a register that stays to TEMP_A. Clobbers TEMP_B. */
+static void add_register(struct translation *t, unsigned reg, unsigned scale) {
+    if (reg == RSP)
+        lower_load_rsp(t, TEMP_B);
+    else if (is_homed(reg))
+        load_home(t, TEMP_B, reg);
+    emit_lea(&t->out, 8, TEMP_A, TEMP_A, is_elsewhere(reg) ? TEMP_B : (int)reg, scale, 0);
+}
+
+/* TEMP_A: offset in the page, TEMP_B: slot. What an operand adds to the registers that step. */
+static void emit_host(struct translation *t, const struct loop_group *group, int32_t table) {
+    struct emitter *e = &t->out;
+    const int32_t tag = table + (int32_t)offsetof(struct tlb_entry, tag);
+    const int32_t host = table + (int32_t)offsetof(struct tlb_entry, host);
+    if (!group->base_steps && !group->index_steps) {
+        emit_gs_at(e, OP_ADD_RM, 8, TEMP_A, TEMP_B, host);
+        return;
+    }
+    emit_gs_at(e, OP_MOV_LOAD, 8, TEMP_A, TEMP_B, host);
+    emit_gs_at(e, OP_SUB_RM, 8, TEMP_A, TEMP_B, tag);
+    if (group->base != REG_ZERO && !group->base_steps)
+        add_register(t, group->base, 0);
+    if (group->index != REG_ZERO && !group->index_steps)
+        add_register(t, group->index, group->scale);
+    if (group->seg != SEG_DS)
+        lower_add_segment(t, group->seg);
+}
+
+static unsigned check_stack(struct translation *t, const struct loop_group *group,
+                            uint8_t **fails) {
+    struct emitter *e = &t->out;
+    unsigned count = 0;
+    emit_lea(e, 8, TEMP_A, STACK, -1, 0, (int32_t)group->low);
+    emit_gs(e, OP_SUB_RM, 8, TEMP_A, CPU_AT(jit.stack_host) + 8 * (int32_t)side_of_block(t->block));
+    emit_group1(e, 7, 8, TEMP_A, PAGE_SIZE - (int32_t)(group->high - group->low));
+    fails[count++] = emit_jcc(e, COND_A);
+    if (group->alignment > 1)
+        fails[count++] = check_alignment(t, group);
+    return count;
+}
+
+static unsigned check(struct translation *t, unsigned g, uint8_t **fails) {
+    struct emitter *e = &t->out;
+    const struct loop_group *group = &t->loop.groups[g];
+    const int32_t table = lower_tlb_table(t, group->write ? TLB_WRITE : TLB_READ);
+    struct insn access = {.base = group->base,
+                          .index = group->index,
+                          .scale = group->scale,
+                          .seg = group->seg,
+                          .flags = I_MEMORY,
+                          .modrm = group->relative ? 5 : 0x80,
+                          .address_size = 8,
+                          .disp = group->low};
+    unsigned count = 0;
+    t->insn = &access;
+    lower_address(t, (int32_t)group->low);
+    lower_look_up(t, table, (unsigned)(group->high - group->low));
+    fails[count++] = emit_jcc(e, COND_A);
+    if (group->alignment > 1)
+        fails[count++] = check_alignment(t, group);
+    emit_host(t, group, table);
+    emit_gs(e, OP_MOV_STORE, 8, TEMP_A, CPU_AT(jit.loop_host) + 8 * (int32_t)g);
+    return count;
+}
+
+static void load_host(struct translation *t, unsigned temp, unsigned g) {
+    emit_gs(&t->out, OP_MOV_LOAD, 8, temp, CPU_AT(jit.loop_host) + 8 * (int32_t)g);
+}
+
+unsigned loop_enter(struct translation *t, uint8_t **fails) {
+    struct loop *loop = &t->loop;
+    unsigned count = 0;
+    loop->head = t->out.at;
+    if (loop->to_head != NULL)
+        emit_aim(loop->to_head, loop->head);
+    for (unsigned g = 0; g < loop->group_count && emit_has_room(&t->out); g++)
+        count += loop->groups[g].stack ? check_stack(t, &loop->groups[g], fails + count)
+                                       : check(t, g, fails + count);
+    if (loop->limit >= 0) {
+        emit_lea(&t->out, 8, TEMP_A, loop->limit, -1, 0,
+                 (int32_t)(loop->step[loop->limit] * loop->turns));
+        emit_gs(&t->out, OP_MOV_STORE, 8, TEMP_A, CPU_AT(jit.loop_limit));
+    }
+    for (unsigned g = 0; g < loop->resident; g++)
+        load_host(t, g == 0 ? TEMP_A : TEMP_B, g);
+    loop->body = t->out.at;
+    return count;
+}
+
+/* ---- The body ---- */
+
+/* The group's host address in a register. */
+static unsigned host_register(struct translation *t, unsigned g) {
+    if (g < t->loop.resident)
+        return g == 0 ? TEMP_A : TEMP_B;
+    if (t->loop.resident != 0) {
+        load_host(t, TEMP_B, g);
+        return TEMP_B;
+    }
+    if (t->temp_group != LOOP_TEMP_GROUP + g)
+        load_host(t, TEMP_A, g);
+    t->temp_group = (uint8_t)(LOOP_TEMP_GROUP + g);
+    return TEMP_A;
+}
+
+/* Two registers that step, or one that is not in its place: the address in TEMP_A. */
+static struct operand added_up(struct translation *t, unsigned g) {
+    struct emitter *e = &t->out;
+    const struct loop_group *group = &t->loop.groups[g];
+    if (group->base_steps && group->index_steps) {
+        lower_address(t, (int32_t)t->insn->disp);
+        load_host(t, TEMP_B, g);
+        emit_lea(e, 8, TEMP_A, TEMP_A, TEMP_B, 0, 0);
+    } else {
+        load_home(t, TEMP_B, group->base_steps ? group->base : group->index);
+        load_host(t, TEMP_A, g);
+        emit_lea(e, 8, TEMP_A, TEMP_A, TEMP_B, group->base_steps ? 0 : group->scale,
+                 (int32_t)t->loop.rest[t->index]);
+    }
+    t->temp_group = NO_GROUP;
+    return (struct operand){.base = TEMP_A};
+}
+
+struct operand loop_operand(struct translation *t) {
+    const struct insn *insn = t->insn;
+    unsigned g = t->loop.group_of[t->index];
+    const struct loop_group *group = &t->loop.groups[g];
+    if (group->stack)
+        return (struct operand){.base = STACK, .disp = (int32_t)insn->disp};
+    if (!is_simple(group))
+        return added_up(t, g);
+    struct operand operand = {.base = host_register(t, g)};
+    if (!group->base_steps && !group->index_steps) {
+        operand.disp = (int32_t)(t->loop.disp[t->index] - group->low);
+        return operand;
+    }
+    operand.disp = (int32_t)t->loop.rest[t->index];
+    operand.indexed = true;
+    operand.index = group->base_steps ? group->base : group->index;
+    operand.scale = group->base_steps ? 0 : group->scale;
+    return operand;
+}
+
+/* ---- Around ---- */
+
+/* SUB dword gs:[loop_turns], 1 */
+static void count_turn(struct emitter *e) {
+    emit_group1_gs(e, 5, 4, CPU_AT(jit.loop_turns), 1);
+}
+
+void loop_begin(struct translation *t) {
+    t->loop.start = t->out.at;
+    emit_store_imm_gs(&t->out, CPU_AT(jit.loop_turns), ORDINARY_TURNS);
+    t->loop.ordinary = t->out.at;
+}
+
+/* Flags are where the next turn finds them. */
+static void go_round(struct translation *t) {
+    struct emitter *e = &t->out;
+    struct loop *loop = &t->loop;
+    if (!loop->running) {
+        count_turn(e);
+        emit_aim(emit_jcc(e, COND_NE), loop->ordinary);
+        loop->to_head = emit_jmp(e);
+        return;
+    }
+    if (loop->limit >= 0) {
+        emit_gs(e, OP_CMP_RM, 8, (unsigned)loop->limit, CPU_AT(jit.loop_limit));
+        emit_aim(emit_jcc(e, COND_NE), loop->body);
+    } else {
+        emit_group1_gs(e, 7, 4, CPU_AT(request), 0);
+        emit_aim(emit_jcc(e, COND_E), loop->body);
+    }
+    lower_poll(t, t->block->rip);
+    emit_aim(emit_jmp(e), loop->head);
+}
+
+bool loop_back(struct translation *t) {
+    if (!t->loops || t->index != t->loop.count - 1)
+        return false;
+    flags_to_host(t);
+    uint8_t *over = emit_jcc(&t->out, (t->insn->opcode & 15) ^ 1);
+    unsigned flags = t->flags;
+    uint8_t recipe = t->recipe;
+    if (t->live[0] != 0)
+        flags_to_saved(t);
+    else
+        flags_not_needed(t);
+    t->flags &= ~(unsigned)FLAGS_HOST;
+    go_round(t);
+    t->flags = flags;
+    t->recipe = recipe;
+    emit_aim(over, t->out.at);
+    return true;
+}
+
+void loop_fails(struct translation *t, uint8_t *const *fails, unsigned count) {
+    for (unsigned i = 0; i < count; i++)
+        emit_aim(fails[i], t->out.at);
+    lower_poll(t, t->block->rip);
+    emit_aim(emit_jmp(&t->out), t->loop.start);
+}
