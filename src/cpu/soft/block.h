@@ -42,34 +42,38 @@ enum {
     KEYS_OF_PLACE = KEY_STEP | KEY_NO_BREAK | KEY_TLB | KEY_PLAIN,
 };
 
+/* A cache line for who looks for it or enters it, one for who moves it or follows links, one more.
+ */
 struct block {
     uint64_t rip; /* offset in CS of the first byte */
     uint64_t key;
-    const uint8_t *host;   /* of the first byte: what the fetch TLB must answer */
-    struct block *link[2]; /* same-page successors: [0] in sequence, [1] by branch; NULL: look up */
-    uint16_t count;        /* instructions, without the ending pseudo-instruction */
-    uint16_t run_count;    /* those that run when it is interpreted: up to the first branch */
-    uint16_t length;       /* bytes */
-    bool dead;
-    bool straddles;
-    bool extended;          /* by block_extend */
-    bool relative;          /* some operand is RIP-relative */
-    uint8_t branches;       /* that it passes */
-    uint32_t heat;          /* runs so far, while it is not translated */
+    const uint8_t *host; /* of the first byte: what the fetch TLB must answer */
+    struct block *hash_next;
+    struct insn *insns;     /* NULL: forgotten; only where there is code */
     struct jit_block *code; /* its translation, or NULL */
+    uint32_t heat;          /* runs so far, while it is not translated */
+    uint16_t length;        /* bytes */
+    uint8_t count;          /* instructions, without the ending pseudo-instruction */
+    uint8_t run_count;      /* those that run when it is interpreted: up to the first branch */
+    bool dead : 1;
+    bool straddles : 1;
+    bool extended : 1; /* by block_extend */
+    bool relative : 1; /* some operand is RIP-relative */
+    uint8_t branches;  /* that it passes */
     /* Bytes of its page that the translation rests on besides the block's own. */
     uint16_t watch_start, watch_end;
-    /* -- cold -- */
-    uint64_t gpa[2]; /* of the first byte; straddling: of the second page */
-    _Atomic(uint8_t) *flags[2];
-    struct block *hash_next;
-    struct block *page_next[2], **page_at[2]; /* lists of blocks on a page */
-    uintptr_t incoming;                       /* who links here: a list of block | slot */
+
+    struct block *link[2]; /* same-page successors: [0] in sequence, [1] by branch; NULL: look up */
+    struct block_place *place;            /* NULL: outside 64-bit mode */
+    struct block *place_next, **place_at; /* list of the place's blocks */
+    uint64_t gpa[2];                      /* of the first byte; straddling: of the second page */
+    uintptr_t incoming;                   /* who links here: a list of block | slot */
+
     uintptr_t incoming_next[2];               /* the list that link[slot] is in */
-    struct insn *insns;                       /* NULL: forgotten; only where there is code */
-    struct block_place *place;                /* NULL: outside 64-bit mode */
-    struct block *place_next, **place_at;     /* list of the place's blocks */
+    _Atomic(uint8_t) *flags[2];               /* of the pages */
+    struct block *page_next[2], **page_at[2]; /* lists of blocks on a page */
 };
+_Static_assert(sizeof(struct block) == 192, "three cache lines");
 
 /*
  * A page of guest memory at one linear page, as 64-bit code: the blocks that begin there, under

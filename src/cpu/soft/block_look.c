@@ -39,8 +39,8 @@ struct block *block_on_page(struct soft_cpu *cpu, uint64_t key, const struct cod
                             uint64_t linear) {
     struct block *block = *block_hash(cpu->blocks, page->gpa, cpu->rip, key);
     for (; block != NULL; block = block->hash_next) {
-        if (block->gpa[0] == page->gpa && block->rip == cpu->rip && block->key == key &&
-            block->host == page->host &&
+        if (block->rip == cpu->rip && block->host == page->host && block->key == key &&
+            block->gpa[0] == page->gpa &&
             (!block->straddles || second_page_holds(cpu, block, linear, page->available))) {
             block_place_note(cpu, block);
             return block;
