@@ -61,7 +61,7 @@ static bool native_calls_out(const struct insn *insn, const struct lowering *l) 
     unsigned count = lower_elsewhere_count(insn, l);
     if (count > (memory ? 1 : 2))
         return true;
-    return uses_high_byte(insn, l) && (memory || count != 0);
+    return uses_high_byte(insn, l) && (memory ? l->writes_rax_rdx : count != 0);
 }
 
 static bool calls_out(const struct insn *insn, const struct lowering *l) {
@@ -274,12 +274,21 @@ static bool lower_move_from_home(struct translation *t) {
     return true;
 }
 
+/* AH to BH beside a memory operand, whose register needs REX: the register is turned, so that its
+ * low byte is meant, and back. RORX leaves flags alone. */
+static void turn_high_byte(struct translation *t, unsigned gpr, bool back) {
+    emit_rorx(&t->out, gpr, gpr, back ? 64 - 8 : 8);
+}
+
 static void emit_recoded(struct translation *t, const struct lowering *l,
                          const struct operand *operand) {
     const struct insn *insn = t->insn;
     struct stand_ins s = {.count = 0};
     struct recode to = recode_of(&t->raw);
-    if (l->gpr_reg)
+    bool turned = operand != NULL && uses_high_byte(insn, l);
+    if (turned)
+        turn_high_byte(t, to.reg = insn->reg - 20u, false);
+    else if (l->gpr_reg)
         to.reg = replace(t, l, &s, FIELD_REG, insn->reg, to.reg);
     if (operand != NULL) {
         to.kind = RM_ADDRESS;
@@ -299,6 +308,8 @@ static void emit_recoded(struct translation *t, const struct lowering *l,
     load_stand_ins(t, &s);
     recode_emit(&t->out, &t->raw, &to);
     store_stand_ins(t, &s);
+    if (turned)
+        turn_high_byte(t, to.reg, true);
 }
 
 static void after_native(struct translation *t, const struct lowering *l) {
