@@ -62,6 +62,28 @@ void level1_drop_page(struct soft_cpu *cpu, uint64_t page) {
             empty(table_at(cpu, table), slot);
 }
 
+/* Entries of one list that lie in [page, page + count pages), which its slots do not wrap around.
+ */
+static void drop_filled(struct soft_cpu *cpu, const struct level1_filled *filled, unsigned table,
+                        uint64_t page, unsigned count) {
+    struct tlb_entry *entries = table_at(cpu, table);
+    for (unsigned word = tlb_slot(page) / 64, left = count / 64; left != 0; word++, left--)
+        for (uint64_t bits = filled->words[table][word]; bits != 0; bits &= bits - 1) {
+            unsigned slot = 64 * word + (unsigned)__builtin_ctzll(bits);
+            if (entries[slot].tag - page < (uint64_t)count * PAGE_SIZE)
+                empty(entries, slot);
+        }
+}
+
+void level1_drop_pages(struct soft_cpu *cpu, uint64_t page, unsigned count) {
+    struct mmu *mmu = mmu_of(cpu);
+    jit_drop_window(cpu);
+    for (unsigned table = 0; table < TABLES; table++) {
+        drop_filled(cpu, &mmu->of_space, table, page, count);
+        drop_filled(cpu, &mmu->of_all, table, page, count);
+    }
+}
+
 static void drop_host(struct soft_cpu *cpu, const struct level1_filled *filled, unsigned table,
                       const void *host) {
     struct tlb_entry *entries = table_at(cpu, table);

@@ -112,11 +112,25 @@ static void level2_drop_page(struct mmu *mmu, uint64_t page, uint64_t context) {
         entry->tag = MMU_EMPTY;
 }
 
+/* A large page's entries: 512 in a row, in some order. */
+static void level2_drop_fragments(struct mmu *mmu, uint64_t region, uint64_t context) {
+    enum { RUN = MIB(2) / PAGE_SIZE };
+    unsigned first = (unsigned)(page_slot(mmu, region, context) - mmu->pages) & ~(RUN - 1u);
+    for (unsigned word = first / 64; word < (first + RUN) / 64; word++)
+        for (uint64_t bits = mmu->fragments[word]; bits != 0; bits &= bits - 1) {
+            struct mmu_page *entry = &mmu->pages[64 * word + (unsigned)__builtin_ctzll(bits)];
+            if (entry->tag != MMU_EMPTY && (entry->tag & (PAGE_SIZE - 1)) == context &&
+                ((entry->tag ^ region) & ~(MIB(2) - 1)) == 0)
+                entry->tag = MMU_EMPTY;
+        }
+}
+
 void mmu_flush_page(struct soft_cpu *cpu, uint64_t linear) {
     struct mmu *mmu = mmu_of(cpu);
     uint64_t page = linear & PAGE_MASK;
     mmu->flushes++;
-    if (jit_fetched_page(&cpu->jit, linear) || bit_test(mmu->large, linear >> 21))
+    bool large = bit_test(mmu->large, linear >> 21);
+    if (large ? jit_fetched_region(&cpu->jit, linear) : jit_fetched_page(&cpu->jit, linear))
         jit_forget_jumps(&cpu->jit);
     if (bit_test(mmu->huge, linear >> 30)) {
         mmu_flush_all(cpu);
@@ -124,16 +138,16 @@ void mmu_flush_page(struct soft_cpu *cpu, uint64_t linear) {
     }
     /* INVLPG also forgets what upper levels said (APM vol. 2, 5.5.2); ours are few. */
     mmu->directories[(linear >> 21) % MMU_DIRECTORIES].tag = MMU_EMPTY;
-    uint64_t count = 1;
-    if (bit_test(mmu->large, linear >> 21)) {
-        page = linear & ~(MIB(2) - 1);
-        count = MIB(2) / PAGE_SIZE;
-    }
-    for (; count != 0; count--, page += PAGE_SIZE) {
+    if (large) {
+        uint64_t region = linear & ~(MIB(2) - 1);
+        level1_drop_pages(cpu, region, MIB(2) / PAGE_SIZE);
+        level2_drop_fragments(mmu, region, cpu->tlb_context);
+        level2_drop_fragments(mmu, region, mmu->global_context);
+    } else {
         level1_drop_page(cpu, page);
-        level2_drop_page(mmu, page, cpu->tlb_context);
-        level2_drop_page(mmu, page, mmu->global_context);
     }
+    level2_drop_page(mmu, page, cpu->tlb_context);
+    level2_drop_page(mmu, page, mmu->global_context);
 }
 
 /* ---- Filling ---- */
@@ -182,6 +196,10 @@ static struct mmu_page *page_fill(struct soft_cpu *cpu, uint64_t linear, const s
         entry->gpa = page.region_gpa;
     }
     remember_large(mmu, linear, walk->size);
+    unsigned slot = (unsigned)(entry - mmu->pages);
+    mmu->fragments[slot / 64] &= ~(UINT64_C(1) << slot % 64);
+    if (walk->size > PAGE_SIZE)
+        mmu->fragments[slot / 64] |= UINT64_C(1) << slot % 64;
     return entry;
 }
 

@@ -110,6 +110,7 @@ struct mmu {
     struct mmu_directory directories[MMU_DIRECTORIES];
     /* Which 2 MiB / 1 GiB of linear addresses (hashed) hold fragments of large pages. */
     uint64_t large[MMU_LARGE_BITS / 64], huge[MMU_LARGE_BITS / 64];
+    uint64_t fragments[MMU_PAGES / 64]; /* which level 2 entries are such */
 
     struct level1_filled of_space, of_all; /* pages of the address space; global ones */
 
@@ -173,6 +174,8 @@ bool mmu_allows(const struct soft_cpu *cpu, unsigned rights, unsigned access);
 /* Forgets the address space's pages; `global`: those of all spaces, too. */
 void level1_flush(struct soft_cpu *cpu, bool global);
 void level1_drop_page(struct soft_cpu *cpu, uint64_t page);
+/* Forgets a naturally aligned range of 64 to TLB_ENTRIES pages, a power of two. */
+void level1_drop_pages(struct soft_cpu *cpu, uint64_t page, unsigned count);
 /* Forgets everything, whatever it was. */
 void level1_clear(struct soft_cpu *cpu);
 /* Forgets write entries of the page at host. */

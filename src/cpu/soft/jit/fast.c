@@ -46,6 +46,20 @@ static void set_address(struct soft_cpu *cpu, unsigned n, uint64_t value, uint64
     cpu->gpr[n] = value & mask;
 }
 
+/* The page of an element, looked for when the TLB does not have it. In 64-bit mode the access is
+ * then sure to find it: its dirty bit is not set in vain. */
+static void *page_of(struct soft_cpu *cpu, enum tlb_kind kind, unsigned seg, uint64_t offset,
+                     unsigned size) {
+    void *host = access_fast(cpu, kind, seg, offset, size);
+    if (likely(host != NULL) || cpu->mode != INSN_MODE_64)
+        return host;
+    uint64_t base = kind == TLB_WRITE ? cpu->seg[seg].write.base : cpu->seg[seg].read.base;
+    if (base == SEGMENT_SLOW || !jit_fast_fill(cpu, base + offset, kind) ||
+        earlier_checks_fail(cpu))
+        return NULL;
+    return access_fast(cpu, kind, seg, offset, size);
+}
+
 /* True: all of it is done. What was done stands in any case. */
 static bool run_string(struct soft_cpu *cpu, const struct insn *insn) {
     enum { LAST_MOVS = 0xa5 }; /* A4, A5; STOS is AA, AB */
@@ -62,13 +76,15 @@ static bool run_string(struct soft_cpu *cpu, const struct insn *insn) {
         uint64_t linear = cpu->seg[insn->seg].read.base + from;
         if (moves)
             n = on_page(linear, n, size);
-        void *target = n != 0 ? access_fast(cpu, TLB_WRITE, SEG_ES, to, size) : NULL;
-        if (target == NULL || soft_requested(cpu))
+        if (n == 0 || soft_requested(cpu))
+            return false;
+        const void *source = moves ? page_of(cpu, TLB_READ, insn->seg, from, size) : NULL;
+        if (moves && source == NULL)
+            return false;
+        void *target = page_of(cpu, TLB_WRITE, SEG_ES, to, size);
+        if (target == NULL)
             return false;
         if (moves) {
-            const void *source = access_fast(cpu, TLB_READ, insn->seg, from, size);
-            if (source == NULL)
-                return false;
             move_run(target, source, n, size);
             set_address(cpu, RSI, from + n * size, mask);
         } else {

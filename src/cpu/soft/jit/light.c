@@ -55,7 +55,7 @@ void jit_callout_done(struct soft_cpu *cpu, const struct insn *insn) {
 }
 
 static bool alarm_is_right(const struct soft_cpu *cpu) {
-    return cpu->lapic == NULL || lapic_timer_deadline(cpu->lapic) == cpu->jit.alarm_ns;
+    return cpu->lapic == NULL || cpu->jit.alarm_ns <= lapic_timer_deadline(cpu->lapic);
 }
 
 /* As if translated code were entered anew. */

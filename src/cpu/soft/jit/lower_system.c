@@ -117,6 +117,15 @@ static void lower_cli(struct translation *t) {
     emit_group1_gs(&t->out, 4, 4, CPU_AT(rflags), ~FLAG_IF);
 }
 
+static void lower_direction(struct translation *t) {
+    bool down = t->insn->exec == std;
+    system_begin(t);
+    if (down)
+        emit_group1_gs(&t->out, 1, 4, CPU_AT(rflags), FLAG_DF);
+    else
+        emit_group1_gs(&t->out, 4, 4, CPU_AT(rflags), ~FLAG_DF);
+}
+
 static void emit_shadow(struct translation *t, bool on) {
     emit_gs(&t->out, 0xc6, 4, 0, CPU_AT(interrupt_shadow)); /* MOV byte, imm8 */
     emit8(&t->out, on);
@@ -309,6 +318,8 @@ static const struct inline_form {
     {wrfsbase, lower_write_base, false, true},
     {wrgsbase, lower_write_base, false, true},
     {mov_r_c, lower_read_control, true, false},
+    {cld, lower_direction, false, false},
+    {std, lower_direction, false, false},
     {fence_full, lower_mfence, false, false},
 };
 

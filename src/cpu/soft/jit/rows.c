@@ -21,21 +21,22 @@ static bool name_in(const char *name, const char *const *list, size_t count) {
 /* Integer instructions whose every operand is explicit (or RAX, RDX as noted), that neither fault
  * by themselves nor need the processor's other state. */
 static const char *const native_names[] = {
-    "mov",   "movzx",   "movsx",  "movsxd", "movbe", "add",   "adc",   "sub",    "sbb",   "and",
-    "or",    "xor",     "cmp",    "test",   "not",   "neg",   "inc",   "dec",    "mul",   "imul",
-    "shl",   "shr",     "sar",    "rol",    "ror",   "rcl",   "rcr",   "shld",   "shrd",  "bt",
-    "bts",   "btr",     "btc",    "bsf",    "bsr",   "tzcnt", "lzcnt", "popcnt", "bswap", "xchg",
-    "xadd",  "cmpxchg", "cbw",    "cwd",    "cmc",   "clc",   "stc",   "lahf",   "sahf",  "andn",
-    "bextr", "blsi",    "blsmsk", "blsr",   "bzhi",  "mulx",  "pdep",  "pext",   "rorx",  "sarx",
-    "shlx",  "shrx",    "adcx",   "adox",   "crc32",
+    "mov",   "movzx",  "movsx",     "movsxd",     "movbe", "add",     "adc",  "sub",    "sbb",
+    "and",   "or",     "xor",       "cmp",        "test",  "not",     "neg",  "inc",    "dec",
+    "mul",   "imul",   "shl",       "shr",        "sar",   "rol",     "ror",  "rcl",    "rcr",
+    "shld",  "shrd",   "bt",        "bts",        "btr",   "btc",     "bsf",  "bsr",    "tzcnt",
+    "lzcnt", "popcnt", "bswap",     "xchg",       "xadd",  "cmpxchg", "cbw",  "cwd",    "cmc",
+    "clc",   "stc",    "lahf",      "sahf",       "andn",  "bextr",   "blsi", "blsmsk", "blsr",
+    "bzhi",  "mulx",   "pdep",      "pext",       "rorx",  "sarx",    "shlx", "shrx",   "adcx",
+    "adox",  "crc32",  "cmpxchg8b", "cmpxchg16b",
 };
 /* The host loads in order as the guest expects of LFENCE, stores of SFENCE. */
 static const char *const nop_names[] = {"nop",     "pause",  "prefetch", "prefetchw",
                                         "endbr64", "lfence", "sfence"};
 static const char *const system_names[] = {"cli",      "sti",      "swapgs",   "rdfsbase",
                                            "rdgsbase", "wrfsbase", "wrgsbase", "mfence"};
-static const char *const rax_rdx_names[] = {"mul",     "imul", "cbw",   "cwd",
-                                            "cmpxchg", "lahf", "fnstsw"};
+static const char *const rax_rdx_names[] = {"mul",  "imul",   "cbw",       "cwd",       "cmpxchg",
+                                            "lahf", "fnstsw", "cmpxchg8b", "cmpxchg16b"};
 /* A count of zero leaves all flags as they were: the tables count them as read then. */
 static const char *const shift_names[] = {"shl", "shr", "sar", "rol", "ror", "shld", "shrd"};
 static const char *const second_written_names[] = {"xchg", "xadd", "mulx"};
@@ -185,6 +186,8 @@ static uint8_t special_kind(const struct insn_row *row) {
         return LOWER_STOS;
     if (NAME_IN(row->name, nop_names))
         return LOWER_NOP;
+    if (strcmp(row->name, "cld") == 0 || strcmp(row->name, "std") == 0)
+        return LOWER_SYSTEM;
     return LOWER_CALLOUT;
 }
 
@@ -218,6 +221,7 @@ static bool host_runs(unsigned feature) {
     __get_cpuid_count(7, 0, &a, &b, &c, &d);
     __get_cpuid(0x80000001, &a, &unused, &extended, &d);
     switch (feature) {
+    case FEAT_CX16: return basic >> 13 & 1;
     case FEAT_MOVBE: return basic >> 22 & 1;
     case FEAT_POPCNT: return basic >> 23 & 1;
     case FEAT_BMI1: return b >> 3 & 1;
@@ -286,7 +290,7 @@ static struct lowering describe(const struct insn_row *row) {
     l.first_read_only = row->properties & INSN_WRITES_NONE;
     l.first_read = row->properties & (INSN_READS_DEST | INSN_WRITES_NONE | INSN_UNDEFINED_REG);
     l.writes_rax_rdx = NAME_IN(row->name, rax_rdx_names);
-    l.aligned = row->properties & INSN_ALIGNED;
+    l.aligned = (row->properties & INSN_ALIGNED) || strcmp(row->name, "cmpxchg16b") == 0;
     l.recipe = recipe_of(row);
     return l;
 }

@@ -70,7 +70,7 @@ struct jit_state {
     uint64_t generation;  /* part of it: changes when code pages may be mapped differently */
     uint32_t spaces;      /* how often the address space has changed */
     uint64_t fetched[64]; /* which linear pages (hashed) the jump table has code of */
-    uint64_t alarm_ns;    /* what the alarm is set to */
+    uint64_t alarm_ns;    /* what the alarm is set to: the timer's deadline, or before it */
     timer_t alarm;
     uint32_t x87_live;     /* the guest's x87 state is in the host's registers (x87_live.h) */
     bool x87_spilled;      /* it was before a light call that spilled */
@@ -86,6 +86,15 @@ struct jit_state {
 static inline bool jit_fetched_page(const struct jit_state *state, uint64_t linear) {
     uint64_t page = linear >> 12;
     return state->fetched[page / 64 % 64] >> (page % 64) & 1;
+}
+
+/* The same of any page of the 2 MiB around it. */
+static inline bool jit_fetched_region(const struct jit_state *state, uint64_t linear) {
+    const uint64_t *words = &state->fetched[linear >> 12 >> 6 & 63 & ~7u];
+    uint64_t any = 0;
+    for (unsigned i = 0; i < 8; i++)
+        any |= words[i];
+    return any != 0;
 }
 
 static inline void jit_note_fetch(struct jit_state *state, uint64_t linear) {
