@@ -205,8 +205,9 @@ const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t num
 
 /* ---- TLB misses ---- */
 
-static bool fill(struct soft_cpu *cpu, uint64_t linear, enum tlb_kind kind, bool maybe) {
-    struct fault fault;
+/* False: fault->vector is EXC_PF where the page tables say no. */
+static bool fill(struct soft_cpu *cpu, uint64_t linear, enum tlb_kind kind, bool maybe,
+                 struct fault *fault) {
     unsigned access = access_by_cpl(cpu);
     if (kind == TLB_FETCH)
         access |= ACCESS_FETCH;
@@ -214,7 +215,7 @@ static bool fill(struct soft_cpu *cpu, uint64_t linear, enum tlb_kind kind, bool
         access |= ACCESS_WRITE;
     if (!linear_canonical(linear))
         return false;
-    const struct mmu_page *page = mmu_translate(cpu, linear, access, &fault);
+    const struct mmu_page *page = mmu_translate(cpu, linear, access, fault);
     if (page == NULL)
         return false;
     /* Translated for reading: whether a write may follow is a question of its own. */
@@ -225,11 +226,17 @@ static bool fill(struct soft_cpu *cpu, uint64_t linear, enum tlb_kind kind, bool
     return cpu->tlb[kind][tlb_slot(linear)].tag == (linear & PAGE_MASK);
 }
 
-uint64_t jit_fast_fill(struct soft_cpu *cpu, uint64_t linear, uint32_t kind) {
+static bool fill_or(struct soft_cpu *cpu, uint64_t linear, uint32_t kind, struct fault *fault) {
+    *fault = (struct fault){0};
     light_begin(cpu);
-    bool filled = fill(cpu, linear, kind & ~(uint32_t)FILL_MAYBE, kind & FILL_MAYBE);
+    bool filled = fill(cpu, linear, kind & ~(uint32_t)FILL_MAYBE, kind & FILL_MAYBE, fault);
     light_end(cpu);
     return filled;
+}
+
+uint64_t jit_fast_fill(struct soft_cpu *cpu, uint64_t linear, uint32_t kind) {
+    struct fault fault;
+    return fill_or(cpu, linear, kind, &fault);
 }
 
 /* The code without shared checks from a site on; NULL: there is none yet, or it does not find its
@@ -248,7 +255,11 @@ static const uint8_t *miss(struct soft_cpu *cpu, uint64_t linear, const struct j
     bool group = site->kind == SITE_GROUP;
     if (group && kind == TLB_WRITE && !site->writes_now)
         kind |= FILL_MAYBE;
-    bool filled = linear % PAGE_SIZE + site->span <= PAGE_SIZE && jit_fast_fill(cpu, linear, kind);
+    struct fault fault = {0};
+    bool filled =
+        linear % PAGE_SIZE + site->span <= PAGE_SIZE && fill_or(cpu, linear, kind, &fault);
+    if (!filled && fault.vector == EXC_PF && site->faults && cpu->verify == NULL)
+        return jit_deliver(cpu, site, &fault);
     if (earlier_checks_fail(cpu))
         return NULL;
     if (filled)

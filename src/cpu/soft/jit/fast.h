@@ -7,6 +7,7 @@
 #define LODGE_CPU_SOFT_JIT_FAST_H
 
 #include "cpu/soft/jit/translation.h"
+#include "cpu/soft/mmu.h"
 
 /*
  * The calls that stubs make: what is asked about and a site's or exit's
@@ -20,6 +21,9 @@ const uint8_t *jit_fast_string(struct soft_cpu *cpu, uint64_t unused, uint32_t s
 const uint8_t *jit_fast_light(struct soft_cpu *cpu, uint64_t unused, uint32_t site);
 /* The check again, now that the guest's x87 state is in the host's registers. */
 const uint8_t *jit_fast_x87(struct soft_cpu *cpu, uint64_t unused, uint32_t site);
+/* Delivers the page fault that the instruction of a site with `faults` raises; goes on there. */
+const uint8_t *jit_deliver(struct soft_cpu *cpu, const struct jit_site *site,
+                           const struct fault *fault);
 /* The code at rip, which the jump table has from now on. */
 const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t site);
 /* The code that an exit leads to; linked from now on. */

@@ -125,3 +125,18 @@ const uint8_t *jit_fast_light(struct soft_cpu *cpu, uint64_t unused, uint32_t nu
     light_end(cpu);
     return code != NULL ? code : cpu->jit.jit->leave_here;
 }
+
+/* Where a fault is known with all that comes before it in its instruction, and flags are saved. */
+const uint8_t *jit_deliver(struct soft_cpu *cpu, const struct jit_site *site,
+                           const struct fault *fault) {
+    const uint8_t *code = NULL;
+    light_begin(cpu);
+    cpu->rip = site->block->rip + site->offset;
+    cpu->insn = NULL;
+    cpu->cr2 = fault->address;
+    jit_unpack_flags(cpu);
+    if (event_deliver(cpu, fault->vector, EVENT_FAULT, true, fault->error))
+        code = go_on(cpu);
+    light_end(cpu);
+    return code != NULL ? code : cpu->jit.jit->leave_here;
+}

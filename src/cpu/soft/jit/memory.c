@@ -113,6 +113,10 @@ static uint32_t check_site(struct translation *t, enum site_kind kind, const uin
         site->recipe = RECIPE_NONE;
     site->tlb = (uint8_t)tlb;
     site->span = (uint16_t)span;
+    /* A misaligned operand comes before a page fault, and flags by a recipe are the full call-out's
+     * affair. */
+    site->faults =
+        kind == SITE_ACCESS && !lowering_of(t->insn)->aligned && (t->flags & FLAGS_SAVED);
     return number;
 }
 

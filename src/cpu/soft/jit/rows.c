@@ -247,6 +247,13 @@ static uint8_t recipe_of(const struct insn_row *row) {
     return strcmp(row->name, "sub") == 0 ? RECIPE_UNDO_ADD : RECIPE_NONE;
 }
 
+/* MUL and IMUL of one operand read it. */
+static bool writes_first(const struct insn_row *row) {
+    bool multiplies = strcmp(row->name, "mul") == 0 || strcmp(row->name, "imul") == 0;
+    return !(row->properties & INSN_WRITES_NONE) &&
+           !(multiplies && row->operand[1] == OPERAND_NONE);
+}
+
 static void describe_operands(struct lowering *l, const struct insn_row *row) {
     for (unsigned i = 0; i < 4 && row->operand[i] != OPERAND_NONE; i++) {
         unsigned operand = row->operand[i];
@@ -257,7 +264,7 @@ static void describe_operands(struct lowering *l, const struct insn_row *row) {
         if (width != NULL) {
             l->memory = width->kind;
             l->memory_bytes = width->bytes;
-            l->memory_written = i == 0 && !(row->properties & INSN_WRITES_NONE);
+            l->memory_written = i == 0 && writes_first(row);
         }
     }
 }

@@ -61,6 +61,7 @@ struct jit_site {
     uint8_t recipe;       /* enum flags_recipe: flags come from it; RECIPE_NONE: from saved_flags */
     uint8_t kind;         /* enum site_kind */
     uint8_t tlb;          /* enum tlb_kind of the access */
+    bool faults;          /* a page fault of the access is what the instruction raises */
     bool writes_now;      /* the access itself writes, not only a later one of its group */
     uint16_t span;        /* bytes that the check covers */
     int32_t disp;         /* SITE_STACK: from RSP */
