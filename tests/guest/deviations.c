@@ -19,6 +19,11 @@ static const struct {
     {"smap.elf", "the program did not end: failed KVM cannot emulate",
      "emulated: no STAC and CLAC"},
 
+    {"sides.elf", "system_calls", "emulated: SYSCALL's page is not found; TCG: flags get lost"},
+    {"sides.elf", "sysret_far_away", "emulated: SYSCALL's page is not found"},
+    {"sides.elf", "the program did not end: failed KVM cannot emulate",
+     "emulated: no STAC and CLAC"},
+
     {"gates.elf", "user_gates", "emulated: no INT in protected mode; TCG: error code of 16 * n"},
     {"gates.elf", "user_breakpoint", "emulated: no INT3"},
     {"gates.elf", "software_interrupts", "TCG: error code of 16 * n"},
