@@ -214,25 +214,40 @@ static void keep_window(struct translation *t) {
 
 /* ---- Turns ---- */
 
-/* A register in its place that counts them. */
+/* A register in its place that counts them, one that counts up if there is one. */
 static int limit_register(const struct loop *loop) {
     enum { SMALL = 4096 };
+    int found = -1;
     for (unsigned reg = 0; reg < 16; reg++)
         if (!is_elsewhere(reg) && !is_varying(loop, reg) && loop->step[reg] != 0 &&
-            loop->step[reg] >= -SMALL && loop->step[reg] <= SMALL)
-            return (int)reg;
-    return -1;
+            loop->step[reg] >= -SMALL && loop->step[reg] <= SMALL &&
+            (found < 0 || (loop->step[found] < 0 && loop->step[reg] > 0)))
+            found = (int)reg;
+    return found;
 }
 
-/* The groups' ranges become those of all turns. */
-static void choose_turns(struct loop *loop) {
+/* All groups that step do so by the same power of two, upwards, and so does what counts the turns,
+ * or by a smaller one. */
+static bool can_count(const struct loop *loop, int32_t step) {
+    for (unsigned g = 0; g < loop->group_count; g++)
+        if (loop->groups[g].step != 0 && loop->groups[g].step != step)
+            return false;
+    int64_t by = loop->limit >= 0 ? loop->step[loop->limit] : 0;
+    return (step & (step - 1)) == 0 && by > 0 && by <= step && step % by == 0;
+}
+
+/* The groups' ranges become those of all turns. In lock-step units are kept short. */
+static void choose_turns(struct translation *t) {
+    struct loop *loop = &t->loop;
     int32_t most = 0;
     for (unsigned g = 0; g < loop->group_count; g++) {
         int32_t step = loop->groups[g].step;
         most = step > most ? step : -step > most ? -step : most;
     }
     loop->limit = most != 0 ? limit_register(loop) : -1;
-    loop->turns = most == 0                            ? 0
+    loop->all = most > 0 && t->cpu->verify == NULL && can_count(loop, most);
+    loop->turns = loop->all                            ? TURNS_MIN
+                  : most == 0                          ? 0
                   : REACH / (unsigned)most < TURNS_MAX ? REACH / (unsigned)most
                                                        : TURNS_MAX;
     for (unsigned g = 0; g < loop->group_count; g++) {
@@ -310,7 +325,7 @@ bool loop_find(struct translation *t) {
         return false;
     find_groups(t);
     keep_window(t);
-    choose_turns(loop);
+    choose_turns(t);
     choose_resident(t);
     t->loops = loop->group_count != 0 && (loop->turns == 0 || loop->limit >= 0);
     return t->loops;
@@ -386,6 +401,8 @@ static unsigned check(struct translation *t, unsigned g, uint8_t **fails) {
     fails[count++] = emit_jcc(e, COND_A);
     if (group->alignment > 1)
         fails[count++] = check_alignment(t, group);
+    if (t->loop.all && group->step != 0)
+        emit_gs(e, OP_MOV_STORE, 8, TEMP_A, CPU_AT(jit.loop_offset) + 8 * (int32_t)g);
     emit_host(t, group, table);
     emit_gs(e, OP_MOV_STORE, 8, TEMP_A, CPU_AT(jit.loop_host) + 8 * (int32_t)g);
     return count;
@@ -393,6 +410,50 @@ static unsigned check(struct translation *t, unsigned g, uint8_t **fails) {
 
 static void load_host(struct translation *t, unsigned temp, unsigned g) {
     emit_gs(&t->out, OP_MOV_LOAD, 8, temp, CPU_AT(jit.loop_host) + 8 * (int32_t)g);
+}
+
+/* By how much what counts may go up until the group that is nearest to its page's end has no
+ * further turn there, beyond those that were checked: in TEMP_B. */
+static void count_room(struct translation *t) {
+    enum { CMOVG = 0x0f4f, SHIFT = 0xc1, SHR = 5 };
+    struct emitter *e = &t->out;
+    const struct loop *loop = &t->loop;
+    const struct loop_group *first = NULL;
+    for (unsigned g = 0; g < loop->group_count; g++) {
+        const struct loop_group *group = &loop->groups[g];
+        const int32_t offset = CPU_AT(jit.loop_offset) + 8 * (int32_t)g;
+        if (group->step == 0)
+            continue;
+        emit_gs(e, OP_MOV_LOAD, 8, first == NULL ? TEMP_A : TEMP_B, offset);
+        if (first == NULL) {
+            first = group;
+            continue;
+        }
+        emit_lea(e, 8, TEMP_B, TEMP_B, -1, 0,
+                 (int32_t)((group->high - group->low) - (first->high - first->low)));
+        emit_rr(e, OP_CMP_RM, 8, TEMP_B, TEMP_A);
+        emit_rr(e, CMOVG, 8, TEMP_A, TEMP_B);
+    }
+    unsigned shift = 0;
+    while (loop->step[loop->limit] << shift < first->step)
+        shift++;
+    emit_mov_imm(e, TEMP_B, (uint64_t)(PAGE_SIZE - (first->high - first->low)));
+    emit_rr(e, OP_SUB_RM, 8, TEMP_B, TEMP_A);
+    emit_group1(e, 4, 8, TEMP_B, -first->step);
+    if (shift != 0) {
+        emit_rr(e, SHIFT, 8, SHR, TEMP_B);
+        emit8(e, (uint8_t)shift);
+    }
+}
+
+/* What the register that counts will hold when the turns are used up. */
+static void set_limit(struct translation *t) {
+    const struct loop *loop = &t->loop;
+    if (loop->all)
+        count_room(t);
+    emit_lea(&t->out, 8, TEMP_A, loop->limit, loop->all ? TEMP_B : -1, 0,
+             (int32_t)(loop->step[loop->limit] * loop->turns));
+    emit_gs(&t->out, OP_MOV_STORE, 8, TEMP_A, CPU_AT(jit.loop_limit));
 }
 
 unsigned loop_enter(struct translation *t, uint8_t **fails) {
@@ -404,11 +465,8 @@ unsigned loop_enter(struct translation *t, uint8_t **fails) {
     for (unsigned g = 0; g < loop->group_count && emit_has_room(&t->out); g++)
         count += loop->groups[g].stack ? check_stack(t, &loop->groups[g], fails + count)
                                        : check(t, g, fails + count);
-    if (loop->limit >= 0) {
-        emit_lea(&t->out, 8, TEMP_A, loop->limit, -1, 0,
-                 (int32_t)(loop->step[loop->limit] * loop->turns));
-        emit_gs(&t->out, OP_MOV_STORE, 8, TEMP_A, CPU_AT(jit.loop_limit));
-    }
+    if (loop->limit >= 0)
+        set_limit(t);
     for (unsigned g = 0; g < loop->resident; g++)
         load_host(t, g == 0 ? TEMP_A : TEMP_B, g);
     loop->body = t->out.at;

@@ -47,6 +47,7 @@ struct jit_state {
     uint64_t stack_addend, stack_subtrahend;  /* the present side's, and its negative */
     uint64_t group_host[32];                  /* where groups of accesses are (translation.h) */
     uint64_t loop_host[8];                    /* where those of a loop are, less what steps */
+    uint64_t loop_offset[8];                  /* where in their pages those are */
     uint32_t loop_turns;                      /* ordinary ones that are left */
     uint64_t loop_limit;                      /* what a loop's register is when it checks again */
     /* Changes whenever something cached by level 1 of the TLB, or the mode, may hold no more. */

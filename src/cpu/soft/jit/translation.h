@@ -213,6 +213,7 @@ struct loop {
     int64_t step[16];              /* by which a register changes each turn, */
     uint32_t varying;              /* unless it changes otherwise */
     unsigned turns;                /* between two checks */
+    bool all;                      /* and as many more as there are on the page */
     int limit;                     /* the register that counts them, or -1 */
     unsigned resident;             /* groups that keep a temporary register: the first so many */
     uint8_t *start, *ordinary;     /* the ordinary body: from outside, and its next turn */
