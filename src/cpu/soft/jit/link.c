@@ -105,6 +105,6 @@ void jit_link(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *t
         return;
     if (exit->guard_field != NULL)
         link_guarded(cpu, exit, to);
-    else if (exit->from->place == to->place)
+    else if (exit->from->place == to->place && (exit->from->gpa[0] ^ to->gpa[0]) < PAGE_SIZE)
         aim(exit->field, exit->flags_saved ? to->code->entry_saved : to->code->entry_host);
 }
