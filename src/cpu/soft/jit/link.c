@@ -74,7 +74,7 @@ uint32_t jit_mapping_of(struct soft_cpu *cpu, const struct block *block, unsigne
 static void note_mapping(struct soft_cpu *cpu, uint64_t rip, uint32_t number) {
     if (rip >> 63 && !mmu_is_global(cpu, rip))
         cpu->jit.upper_is_local = true;
-    ((uint32_t *)cpu->jit.code_map)[jit_map_slot(rip)] = number;
+    jit_set_map(&cpu->jit, rip, number);
     jit_note_fetch(&cpu->jit, rip);
 }
 

@@ -305,7 +305,8 @@ static void flush(struct soft_cpu *cpu) {
     jit->last_number = 0;
     if (cpu->blocks != NULL)
         block_places_forget_numbers(cpu->blocks->places);
-    memset(cpu->jit.code_map, 0, sizeof cpu->jit.code_map);
+    jit_clear_map(&cpu->jit, 0);
+    jit_clear_map(&cpu->jit, 1);
     cpu->jit.exit = JIT_EXIT_RIP;
     jit_empty_shadows(&cpu->jit);
     jit->full = false;

@@ -11,6 +11,8 @@
 
 enum { JIT_JUMP_BITS = 16, JIT_JUMPS = 1 << JIT_JUMP_BITS, JIT_JUMP_FOLD = 13 };
 enum { JIT_SIDES = 3 };
+/* code_map: pages that share no entry when they are near each other, and entries listed as used. */
+enum { JIT_MAP_PAGES = 4096, JIT_MAP_LISTED = 512 };
 
 /* Where an indirect jump, a return or a jump to another page goes on. */
 struct jit_jump {
@@ -65,8 +67,11 @@ struct jit_state {
     bool upper_is_local;      /* some code in the upper half is not global */
     bool lower_is_privileged; /* some privileged code was in the lower half */
     uint32_t plain;           /* KEY_PLAIN: the next block is to be run without groups */
-    /* Which mapping (jit.mappings) a page of code has now, by half and page number. */
-    uint32_t code_map[2][256];
+    /* Which mapping (jit.mappings) a page of code has now, by half and page number; and which
+     * entries are not 0, for as many as are listed. */
+    uint32_t code_map[2][JIT_MAP_PAGES];
+    uint16_t map_used[2][JIT_MAP_LISTED];
+    uint32_t map_used_count[2];
     uint64_t key;         /* the running blocks' block.key */
     uint64_t generation;  /* part of it: changes when code pages may be mapped differently */
     uint32_t spaces;      /* how often the address space has changed */
@@ -119,15 +124,38 @@ static inline void jit_empty_shadows(struct jit_state *state) {
         jit_empty_shadow(state, side);
 }
 
+/* An index into code_map, as if it were one array. */
+static inline unsigned jit_map_slot(uint64_t rip) {
+    return (unsigned)(rip >> 63) * JIT_MAP_PAGES + (rip >> 12 & (JIT_MAP_PAGES - 1));
+}
+
+static inline void jit_set_map(struct jit_state *state, uint64_t rip, uint32_t number) {
+    unsigned half = rip >> 63, page = jit_map_slot(rip) % JIT_MAP_PAGES;
+    uint32_t *count = &state->map_used_count[half];
+    if (state->code_map[half][page] == 0 && *count <= JIT_MAP_LISTED) {
+        if (*count < JIT_MAP_LISTED)
+            state->map_used[half][*count] = (uint16_t)page;
+        ++*count;
+    }
+    state->code_map[half][page] = number;
+}
+
+static inline void jit_clear_map(struct jit_state *state, unsigned half) {
+    uint32_t count = state->map_used_count[half];
+    bool listed = count <= JIT_MAP_LISTED;
+    for (uint32_t i = 0; i < (listed ? count : JIT_MAP_PAGES); i++)
+        state->code_map[half][listed ? state->map_used[half][i] : i] = 0;
+    state->map_used_count[half] = 0;
+}
+
 static inline void jit_forget_jumps(struct jit_state *state) {
     jit_empty_shadows(state);
     state->generation++;
     state->epoch++;
     for (unsigned i = 0; i < 64; i++)
         state->fetched[i] = 0;
-    for (unsigned half = 0; half < 2; half++)
-        for (unsigned i = 0; i < 256; i++)
-            state->code_map[half][i] = 0;
+    jit_clear_map(state, 0);
+    jit_clear_map(state, 1);
 }
 
 /* Another address space: its code is mapped differently. */
@@ -137,14 +165,9 @@ static inline void jit_change_space(struct jit_state *state) {
         jit_empty_shadows(state);
     else
         jit_empty_shadow(state, 0); /* TLB_USER */
-    for (unsigned half = 0; half <= (unsigned)state->upper_is_local; half++)
-        for (unsigned i = 0; i < 256; i++)
-            state->code_map[half][i] = 0;
-}
-
-/* An index into code_map, as if it were one array. */
-static inline unsigned jit_map_slot(uint64_t rip) {
-    return (unsigned)(rip >> 63) << 8 | (rip >> 12 & 255);
+    jit_clear_map(state, 0);
+    if (state->upper_is_local)
+        jit_clear_map(state, 1);
 }
 
 static inline unsigned jit_jump_slot(uint64_t rip) {
