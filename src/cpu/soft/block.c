@@ -6,9 +6,11 @@
 
 #include "base/bytes.h"
 #include "cpu/soft/jit/jit.h"
+#include "cpu/soft/mmu.h"
 
 enum {
     PAGE_HASH_BITS = 14,
+    HEAT_BITS = 19,
     SEGMENTS = 8,
     BLOCK_ALIGN = 16,
     BREAKPOINTS_MAX = 32,
@@ -40,6 +42,8 @@ struct block_store {
     uint64_t breakpoints[BREAKPOINTS_MAX];
     unsigned breakpoint_count;
     bool drop_all; /* at the next safe point */
+    /* How often blocks ran that lost their place in the arena, by hash of where they are. */
+    uint8_t heat[1 << HEAT_BITS];
 };
 
 static unsigned page_hash(uint64_t gpa) {
@@ -302,6 +306,11 @@ static size_t chunk_size(uint64_t count) {
     return round_up(sizeof(struct chunk) + count * sizeof(struct insn), BLOCK_ALIGN);
 }
 
+static uint8_t *heat_of(struct block_store *store, const struct block *block) {
+    uint64_t mixed = (block->gpa[0] ^ block->rip << 20) * UINT64_C(0x9e3779b97f4a7c15);
+    return &store->heat[mixed >> (64 - HEAT_BITS)];
+}
+
 /* Forgets a segment's instructions, and their blocks unless they are translated. */
 static void empty_segment(struct soft_cpu *cpu, unsigned n) {
     struct block_store *store = cpu->blocks->store;
@@ -312,10 +321,13 @@ static void empty_segment(struct soft_cpu *cpu, unsigned n) {
         at += chunk_size(chunk->count);
         if (chunk->owner == NULL)
             continue;
-        if (chunk->owner->code == NULL || chunk->owner->straddles)
+        if (chunk->owner->code == NULL) {
+            *heat_of(store, chunk->owner) =
+                (uint8_t)(chunk->owner->heat < UINT8_MAX ? chunk->owner->heat : UINT8_MAX);
             block_drop(cpu, chunk->owner);
-        else
+        } else {
             chunk->owner->insns = NULL;
+        }
     }
     store->segments[n].used = 0;
 }
@@ -528,6 +540,7 @@ static struct block *make(struct soft_cpu *cpu, uint64_t key, const struct code_
     block->host = page->host;
     block->gpa[0] = page->gpa;
     block->flags[0] = page->flags;
+    block->heat = *heat_of(cpu->blocks->store, block);
     if (!decode_block(cpu, block, page, linear, limit))
         return NULL;
     seal(block);
@@ -538,13 +551,17 @@ static struct block *make(struct soft_cpu *cpu, uint64_t key, const struct code_
     return block;
 }
 
-struct block *block_extend(struct soft_cpu *cpu, struct block *block,
-                           uint8_t copy[BLOCK_BYTES_MAX]) {
+bool block_may_extend(const struct soft_cpu *cpu, const struct block *block) {
     enum { NOT_FURTHER = KEY_STEP | KEY_NO_BREAK | KEY_PLAIN | KEY_NO_FP | KEY_X87_RAISES };
     const struct insn *last = &block->insns[block->count - 1];
-    if (block->extended || block->straddles || block->dead || block->key & NOT_FURTHER ||
-        last->exec == refuse_ud || last->exec == refuse_gp || !jit_goes_on_behind(last) ||
-        is_breakpoint(cpu, block->rip))
+    return !(block->extended || block->straddles || block->dead || block->key & NOT_FURTHER ||
+             last->exec == refuse_ud || last->exec == refuse_gp || !jit_goes_on_behind(last) ||
+             is_breakpoint(cpu, block->rip));
+}
+
+struct block *block_extend(struct soft_cpu *cpu, struct block *block,
+                           uint8_t copy[BLOCK_BYTES_MAX]) {
+    if (!block_may_extend(cpu, block))
         return NULL;
     struct block old = *block;
     struct block *longer = reserve_block(cpu);
@@ -576,18 +593,37 @@ struct block *block_extend(struct soft_cpu *cpu, struct block *block,
     return longer;
 }
 
+/* The bytes of a block as they are now. False: the second page is elsewhere. */
+static bool copy_bytes(struct soft_cpu *cpu, const struct block *block,
+                       uint8_t copy[BLOCK_BYTES_MAX]) {
+    struct code_page second;
+    struct fault fault;
+    size_t first = PAGE_SIZE - (block->gpa[0] & (PAGE_SIZE - 1));
+    if (!block->straddles) {
+        memcpy(copy, block->host, block->length);
+        return true;
+    }
+    if (!mmu_fetch_or(cpu, block_linear(cpu, block->rip) + first, &second, &fault) ||
+        second.host == NULL || second.gpa != block->gpa[1])
+        return false;
+    memcpy(copy, block->host, first);
+    memcpy(copy + first, second.host, block->length - first);
+    return true;
+}
+
 bool block_decode(struct soft_cpu *cpu, struct block *block) {
+    uint8_t bytes[BLOCK_BYTES_MAX];
     if (block->insns != NULL || block->dead)
         return !block->dead;
     uint16_t count = block->count, length = block->length;
     int last = 1;
+    bool same = copy_bytes(cpu, block, bytes);
     block->insns = reserve_chunk(cpu)->insns;
     block->count = block->length = block->run_count = block->branches = 0;
-    while (block->count < count && block->length < length &&
-           add_insn(cpu, block, block->host + block->length, (size_t)(length - block->length),
-                    &last)) {
+    while (same && block->count < count && block->length < length &&
+           add_insn(cpu, block, bytes + block->length, (size_t)(length - block->length), &last)) {
     }
-    bool same = block->count == count && block->length == length;
+    same = same && block->count == count && block->length == length;
     block->count = count;
     block->length = length;
     if (!same) {

@@ -160,6 +160,7 @@ struct block *block_find(struct soft_cpu *cpu, uint64_t key);
  * NULL where there is nothing to gain.
  */
 enum { BLOCK_BYTES_MAX = BLOCK_INSNS_MAX * 15 };
+bool block_may_extend(const struct soft_cpu *cpu, const struct block *block);
 struct block *block_extend(struct soft_cpu *cpu, struct block *block,
                            uint8_t copy[BLOCK_BYTES_MAX]);
 

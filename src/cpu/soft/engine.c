@@ -64,12 +64,13 @@ static int init_waiting(struct soft_cpu *cpu, struct error *err) {
 
 /*
  * LODGE_TRANSLATE=off leaves all to the interpreter, a number is how often a
- * block is interpreted before it is translated (0: at once), and "exact" behind
- * it keeps flags exact where only a fault could show them; "verify" behind it
+ * block is interpreted before it is translated (0: at once), "/" and another how
+ * often it runs then before it is extended (0: at once), and "exact" behind them
+ * keeps flags exact where only a fault could show them; "verify" behind it
  * is as config.verify. For tests, and to tell whose fault something is.
  */
 static int init_translator(struct soft_cpu *cpu, struct error *err) {
-    enum { HEAT = 30 };
+    enum { HEAT = 8, RUNS = 16000 };
     const char *wish = getenv("LODGE_TRANSLATE");
     char *end;
     cpu->heat_limit = UINT32_MAX;
@@ -79,7 +80,9 @@ static int init_translator(struct soft_cpu *cpu, struct error *err) {
     if (strcmp(wish, "off") == 0)
         return 0;
     uint32_t limit = end != wish && heat < UINT32_MAX ? (uint32_t)heat : HEAT;
-    int r = jit_create(cpu, limit, strstr(wish, "exact") != NULL, err);
+    unsigned long runs = *end == '/' ? strtoul(end + 1, &end, 10) : limit == 0 ? 0 : RUNS;
+    int r = jit_create(cpu, limit, runs < INT32_MAX ? (uint32_t)runs : INT32_MAX,
+                       strstr(wish, "exact") != NULL, err);
     return r == -ENOTSUP ? 0 : r;
 }
 

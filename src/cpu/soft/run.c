@@ -201,7 +201,7 @@ static void run_block(struct soft_cpu *cpu) {
     jit_safe_point(cpu);
     block = soft_block(cpu, key);
     if ((block->heat >= cpu->heat_limit || key & KEY_PLAIN) && jit_usable(cpu)) {
-        if (block->code == NULL)
+        if (jit_wants(cpu, block))
             block = jit_translate(cpu, block);
         if (block->code != NULL) {
             jit_run(cpu, block);

@@ -290,7 +290,7 @@ static void translate_way(struct soft_cpu *cpu, struct verify *v) {
     struct block *block = soft_block(cpu, block_key(cpu) | v->plain);
     v->untranslated = false;
     cpu->jit.plain = 0;
-    if (block->code == NULL)
+    if (jit_wants(cpu, block))
         block = jit_translate(cpu, block);
     if (block->code == NULL) {
         v->untranslated = true;

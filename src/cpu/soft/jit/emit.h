@@ -95,7 +95,7 @@ uint8_t *emit_call(struct emitter *e);
 void emit_aim(uint8_t *field, const uint8_t *target);
 
 /* Condition codes (low four bits of Jcc, SETcc, CMOVcc). */
-enum { COND_O, COND_NO, COND_B, COND_AE, COND_E, COND_NE, COND_BE, COND_A };
+enum { COND_O, COND_NO, COND_B, COND_AE, COND_E, COND_NE, COND_BE, COND_A, COND_S };
 
 enum {
     OP_ADD_RM = 0x03,

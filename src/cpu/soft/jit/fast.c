@@ -186,13 +186,6 @@ const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t number
     return code_at(cpu, site->retry);
 }
 
-const uint8_t *jit_fast_enter(struct soft_cpu *cpu, uint64_t rip, uint32_t unused) {
-    cpu->rip = rip;
-    /* Without numbers for mappings it would come here again. */
-    const struct block *block = cpu->jit.jit->full ? NULL : find_translated(cpu, 0);
-    return block == NULL ? NULL : jit_entry(cpu, block);
-}
-
 const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
     struct jit_exit *exit = &cpu->jit.jit->exits[number];
     cpu->rip = exit->rip;
@@ -200,6 +193,19 @@ const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t num
     if (block == NULL)
         return NULL;
     jit_link(cpu, exit, block);
+    return jit_entry(cpu, block);
+}
+
+const uint8_t *jit_fast_gone(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
+    struct jit_block *gone = &cpu->jit.jit->blocks[number];
+    cpu->rip = gone->rip;
+    /* Without numbers for mappings it would come here again. */
+    const struct block *block = cpu->jit.jit->full ? NULL : find_translated(cpu, 0);
+    if (block == NULL || jit_is_worn(cpu, block->code))
+        return cpu->jit.jit->leave_here;
+    /* What moves together may jump to each other (move.c). */
+    if (gone->block == NULL && gone->place == block->place && gone->key == block->key)
+        jit_replace(gone, block->code->entry_host, block->code->entry_saved);
     return jit_entry(cpu, block);
 }
 

@@ -28,8 +28,9 @@ const uint8_t *jit_deliver(struct soft_cpu *cpu, const struct jit_site *site,
 const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t site);
 /* The code that an exit leads to; linked from now on. */
 const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t exit);
-/* The code at rip as it is mapped now: who came to `rip` by a link that does not hold. */
-const uint8_t *jit_fast_enter(struct soft_cpu *cpu, uint64_t rip, uint32_t unused);
+/* The code at a block's rip as it is mapped now: who came to the block's entry by a link that does
+ * not hold. What has taken a dead block's place is gone to directly from now on. */
+const uint8_t *jit_fast_gone(struct soft_cpu *cpu, uint64_t unused, uint32_t block);
 /* The check again, now that the TLB has the page. */
 const uint8_t *jit_fast_miss(struct soft_cpu *cpu, uint64_t linear, uint32_t site);
 const uint8_t *jit_fast_constant_miss(struct soft_cpu *cpu, uint64_t unused, uint32_t site);

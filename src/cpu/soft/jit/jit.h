@@ -28,11 +28,12 @@ struct jit_memory {
 struct jit_memory jit_memory(const struct soft_cpu *cpu);
 
 /*
- * Blocks are translated when they have run `heat` times. exact: a fault shows
+ * Blocks are translated when they have run `heat` times, and well when they have run another `runs`
+ * times (0: at once). exact: a fault shows
  * even flags that no instruction would have read. -ENOTSUP when the
  * host's processor lacks what translated code uses (AVX2, BMI2).
  */
-int jit_create(struct soft_cpu *cpu, uint32_t heat, bool exact, struct error *err);
+int jit_create(struct soft_cpu *cpu, uint32_t heat, uint32_t runs, bool exact, struct error *err);
 void jit_destroy(struct soft_cpu *cpu);
 
 /* Once on the vCPU's thread before it runs translated code: GS points to the vCPU from then on. */
@@ -42,8 +43,15 @@ void jit_enter_thread(struct soft_cpu *cpu);
  * flat segments; all SIMD exceptions masked, no debugging. */
 bool jit_usable(const struct soft_cpu *cpu);
 
-/* Translates a block of at least one instruction, extended (block_extend), and returns the block
- * that took its place; its code is set unless it cannot be. */
+/*
+ * Whether jit_translate would do something for a block: it is not translated,
+ * or was translated quickly and has run so often since that it is worth
+ * translating well, extended (block_extend).
+ */
+bool jit_wants(const struct soft_cpu *cpu, const struct block *block);
+
+/* Translates a block of at least one instruction and returns it, or the longer block that took its
+ * place; its code is set unless it cannot be. */
 struct block *jit_translate(struct soft_cpu *cpu, struct block *block);
 
 /* Whether a translated block goes on behind this instruction although it may branch. */

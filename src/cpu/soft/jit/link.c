@@ -108,3 +108,20 @@ void jit_link(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *t
     else if (exit->from->place == to->place && (exit->from->gpa[0] ^ to->gpa[0]) < PAGE_SIZE)
         aim(exit->field, exit->flags_saved ? to->code->entry_saved : to->code->entry_host);
 }
+
+/* JMP rel32 over an entry. */
+static void redirect(uint8_t *entry, const uint8_t *to) {
+    entry[0] = 0xe9;
+    aim(entry + 1, to);
+}
+
+void jit_replace(struct jit_block *old, const uint8_t *host, const uint8_t *saved) {
+    if (old->entry_host != old->entry_saved)
+        redirect(old->entry_host, host);
+    redirect(old->entry_saved, saved);
+}
+
+bool jit_is_worn(const struct soft_cpu *cpu, const struct jit_block *made) {
+    size_t number = (size_t)(made - cpu->jit.jit->blocks);
+    return made->counted && cpu->jit.runs_left[number % JIT_COUNTERS] < 0;
+}

@@ -6,7 +6,7 @@
  *
  * Code of dropped blocks moves along as long as its place has blocks: jumps
  * within the page may lead to it, and then out of it to the address that it
- * was made for (jit_block.dead_host).
+ * was made for (jit_fast_gone).
  */
 #include "cpu/soft/jit/translation.h"
 #include "cpu/soft/mmu.h"
@@ -144,9 +144,10 @@ static void change_second_page(struct soft_cpu *cpu, const struct jit_block *mad
                  second != NULL ? number_at(cpu->jit.jit, second, linear + delta) : NOWHERE);
 }
 
-static void move_code(struct soft_cpu *cpu, const struct jit_block *made, uint64_t delta) {
+static void move_code(struct soft_cpu *cpu, struct jit_block *made, uint64_t delta) {
     struct jit *jit = cpu->jit.jit;
     const struct block *block = made->block;
+    made->rip += delta;
     change_relocations(jit, made, delta);
     change_exits(jit, made, delta);
     jit_map_move(cpu, made->map, delta);

@@ -324,17 +324,7 @@ void jit_forget(struct soft_cpu *cpu, struct block *block) {
     struct jit_block *made = block->code;
     if (made == NULL)
         return;
-    /* E9 rel32 over each entry. */
-    struct {
-        uint8_t *entry, *dead;
-    } entries[] = {{made->entry_host, made->dead_host}, {made->entry_saved, made->dead_saved}};
-    for (unsigned i = 0; i < ARRAY_SIZE(entries); i++) {
-        bool shared = made->entry_host == made->entry_saved && i == 0;
-        if (shared)
-            continue;
-        entries[i].entry[0] = 0xe9;
-        emit_aim(entries[i].entry + 1, entries[i].dead);
-    }
+    jit_replace(made, made->dead_host, made->dead_saved);
     struct jit_jump *jump = &cpu->jit.jumps[jit_jump_slot(block->rip)];
     if (jump->rip == block->rip)
         jump->context = UINT64_MAX;
@@ -362,7 +352,7 @@ static size_t budget_of(const struct soft_cpu *cpu) {
     return JIT_BUDGET / vcpus;
 }
 
-int jit_create(struct soft_cpu *cpu, uint32_t heat, bool exact, struct error *err) {
+int jit_create(struct soft_cpu *cpu, uint32_t heat, uint32_t runs, bool exact, struct error *err) {
     if (!host_is_able())
         return error_set(err, -ENOTSUP, "the translator needs a processor with AVX2 and BMI2");
     lowerings_init();
@@ -389,6 +379,7 @@ int jit_create(struct soft_cpu *cpu, uint32_t heat, bool exact, struct error *er
     flush(cpu);
     cpu->jit.alarm_ns = UINT64_MAX;
     cpu->heat_limit = heat;
+    jit->runs = runs;
     jit->exact = exact;
     jit->budget = budget_of(cpu);
     cpu->jit.host_mxcsr = 0x1f80;

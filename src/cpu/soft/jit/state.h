@@ -13,6 +13,8 @@ enum { JIT_JUMP_BITS = 16, JIT_JUMPS = 1 << JIT_JUMP_BITS, JIT_JUMP_FOLD = 13 };
 enum { JIT_SIDES = 3 };
 /* code_map: pages that share no entry when they are near each other, and entries listed as used. */
 enum { JIT_MAP_PAGES = 4096, JIT_MAP_LISTED = 512 };
+/* Counters of runs, which blocks share by their numbers. */
+enum { JIT_COUNTERS = 1 << 15 };
 
 /* Where an indirect jump, a return or a jump to another page goes on. */
 struct jit_jump {
@@ -72,7 +74,8 @@ struct jit_state {
     uint32_t code_map[2][JIT_MAP_PAGES];
     uint16_t map_used[2][JIT_MAP_LISTED];
     uint32_t map_used_count[2];
-    uint64_t key;         /* the running blocks' block.key */
+    int32_t runs_left[JIT_COUNTERS]; /* until a block is worth extending */
+    uint64_t key;                    /* the running blocks' block.key */
     uint64_t generation;  /* part of it: changes when code pages may be mapped differently */
     uint32_t spaces;      /* how often the address space has changed */
     uint64_t fetched[64]; /* which linear pages (hashed) the jump table has code of */

@@ -131,10 +131,6 @@ static void make_leave(struct jit *jit, struct emitter *e) {
     jit->leave_saved = e->at;
     emit_gs(e, OP_MOV_STORE, 4, TEMP_B, CPU_AT(jit.exit));
     uint8_t *common = emit_jmp(e);
-    jit->leave_rip_host = e->at;
-    emit_save_flags(e);
-    jit->leave_rip_saved = e->at;
-    emit_gs(e, OP_MOV_STORE, 8, TEMP_A, CPU_AT(rip));
     jit->leave_here = code_executable(&jit->memory, e->at);
     emit_mov_imm(e, TEMP_B, JIT_EXIT_RIP);
     emit_gs(e, OP_MOV_STORE, 4, TEMP_B, CPU_AT(jit.exit));
@@ -263,8 +259,7 @@ static void make_finds(struct jit *jit, struct emitter *e, struct soft_cpu *cpu)
         emit_aim(emit_jmp(e), jit->find);
     }
     jit->exit = make_light(e, cpu, jit_fast_exit, jit->leave_saved);
-    jit->again = make_light(e, cpu, jit_fast_enter,
-                            jit->memory.writable + (jit->leave_here - jit->memory.executable));
+    jit->gone = make_light(e, cpu, jit_fast_gone, jit->leave_saved);
 }
 
 void stubs_make(struct jit *jit, struct soft_cpu *cpu) {

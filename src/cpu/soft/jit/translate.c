@@ -74,15 +74,18 @@ static void lower_slow_paths(struct translation *t) {
     }
 }
 
+/* Where the entries lead when the block is dead. */
 static void lower_dead_entries(struct translation *t) {
+    uint32_t number = (uint32_t)(t->made - t->jit->blocks);
     t->made->dead_host = t->out.at;
-    emit_mov_address(t, TEMP_A, t->block->rip);
-    emit_aim(emit_jmp(&t->out), t->jit->leave_rip_host);
+    if (t->made->entry_host != t->made->entry_saved)
+        emit_save_flags(&t->out);
     t->made->dead_saved = t->out.at;
     if (t->second_page_field != NULL)
         emit_aim(t->second_page_field, t->out.at);
-    emit_mov_address(t, TEMP_A, t->block->rip);
-    emit_to_stub(&t->out, 0, t->jit->again);
+    if (t->worn_field != NULL)
+        emit_aim(t->worn_field, t->out.at);
+    emit_to_stub(&t->out, number, t->jit->gone);
 }
 
 /* Who came here made sure of the first page's mapping. */
@@ -96,6 +99,19 @@ static void check_second_page(struct translation *t) {
     t->made->second_page = t->out.at - 4;
     t->second_page_field = emit_jcc(&t->out, COND_NE);
     t->flags &= ~(unsigned)FLAGS_HOST;
+}
+
+static int32_t *runs_left(struct translation *t) {
+    return &t->cpu->jit.runs_left[(size_t)(t->made - t->jit->blocks) % JIT_COUNTERS];
+}
+
+/* Counts the block's runs, where flags are not in EFLAGS. */
+static void emit_count(struct translation *t) {
+    int32_t at = (int32_t)((char *)runs_left(t) - (char *)t->cpu);
+    emit_gs(&t->out, 0xff, 4, 1, at); /* DEC */
+    t->worn_field = emit_jcc(&t->out, COND_S);
+    t->made->counted = true;
+    *runs_left(t) = (int32_t)t->jit->runs;
 }
 
 /* The two entries, and the state in which the body begins. Five bytes of each may be overwritten by
@@ -122,6 +138,8 @@ static void lower_entries(struct translation *t, bool loops) {
         break;
     }
     emit_bytes(e, nop5, sizeof nop5);
+    if (t->counts && !(t->flags & FLAGS_HOST))
+        emit_count(t);
     if (t->block->straddles)
         check_second_page(t);
 }
@@ -252,6 +270,8 @@ struct block *jit_translate(struct soft_cpu *cpu, struct block *block) {
     struct jit *jit = cpu->jit.jit;
     if (!can_translate(jit, block))
         return block;
+    if (block->insns == NULL && !block_decode(cpu, block))
+        return block;
     struct code_memory *memory = &jit->memory;
     uint32_t sites = jit->site_count, exits = jit->exit_count;
     struct translation t = {
@@ -263,14 +283,20 @@ struct block *jit_translate(struct soft_cpu *cpu, struct block *block) {
         .pages_rip = block->rip >> PAGE_SHIFT,
         .made = &jit->blocks[jit->block_count],
     };
-    t.block = block_extend(cpu, block, t.code);
-    if (t.block == NULL) {
+    bool may_extend = block_may_extend(cpu, block);
+    if (may_extend && (jit->runs == 0 || block->code != NULL)) {
+        t.block = block_extend(cpu, block, t.code);
+    } else if (block->code != NULL) {
+        block->code->counted = false; /* a breakpoint, perhaps: it stays as it is */
+        return block;
+    } else {
         t.block = block;
+        t.counts = may_extend;
         if (!copy_code(&t))
             return block;
     }
     block = t.block;
-    *t.made = (struct jit_block){.block = block};
+    *t.made = (struct jit_block){.block = block, .rip = block->rip, .key = block->key};
     cpu->jit.lower_is_privileged |= !(block->key & KEY_CPL) && !(block->rip >> 63);
     block->watch_start = PAGE_SIZE - 1;
     relocations_begin(&t);
@@ -289,6 +315,10 @@ struct block *jit_translate(struct soft_cpu *cpu, struct block *block) {
     block->code = t.made;
     relocations_end(&t);
     return block;
+}
+
+bool jit_wants(const struct soft_cpu *cpu, const struct block *block) {
+    return block->code == NULL || jit_is_worn(cpu, block->code);
 }
 
 bool jit_goes_on_behind(const struct insn *insn) {

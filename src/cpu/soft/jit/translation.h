@@ -96,6 +96,8 @@ struct jit_block {
     /* What to aim the entries at once the block is dead. */
     uint8_t *dead_host, *dead_saved;
     struct block *block; /* NULL: dropped */
+    uint64_t rip, key;   /* of the block, to find what has taken its place */
+    bool counted;        /* its runs are, until it is worth more (jit_wants) */
     /* What moving it takes (move.c). */
     struct block_place *place; /* NULL: never moves, or its place is gone */
     struct jit_block *place_next;
@@ -120,9 +122,7 @@ struct jit {
     uint8_t *callout;
     /* TEMP_B: exit */
     uint8_t *leave_saved;
-    /* TEMP_A: rip */
-    uint8_t *leave_rip_saved, *leave_rip_host;
-    /* With the number of a site or exit pushed; these go on where C says. */
+    /* With the number of a site, exit or block pushed; these go on where C says. */
     uint8_t *miss[TLB_INDEXES][TLB_KINDS]; /* TEMP_A: linear ^ tag, TEMP_B: slot */
     uint8_t *x87;                          /* the guest's x87 state is not in the host's */
     uint8_t *constant_miss;                /* a TLB miss at a known address */
@@ -132,7 +132,7 @@ struct jit {
     uint8_t *find;      /* TEMP_A: rip */
     uint8_t *find_slot; /* TEMP_B: the jump table's slot that has the rip */
     uint8_t *exit;      /* an exit that is not linked, flags saved */
-    uint8_t *again;     /* TEMP_A: rip, whose code may be another by now, flags saved */
+    uint8_t *gone; /* the block of this number is dead, or its second page elsewhere; flags saved */
     /* By side. TEMP_A: rip, TEMP_B: site of the RET: it met another's return point */
     uint8_t *returned[JIT_SIDES];
     const uint8_t *shadow_bottom[JIT_SIDES]; /* executable: where a RET without CALL goes on */
@@ -148,6 +148,7 @@ struct jit {
     uint8_t *shadow;        /* the shadow stacks, a guard below each */
     pid_t alarm_thread;     /* that the alarm goes to; 0: there is none yet */
     size_t budget;          /* bytes of jit_memory, at which all is dropped */
+    uint32_t runs;          /* of a block until it is extended */
     bool exact;             /* keep flags that only a fault could show */
     bool full;              /* flush at the next chance */
     uint64_t random;        /* for stack windows that hold nothing */
@@ -275,6 +276,8 @@ struct translation {
     struct jit_block *made;
     bool in_shadow;             /* of an STI before the present instruction */
     bool moves;                 /* relocations are noted */
+    bool counts;                /* the block's runs are to be counted */
+    uint8_t *worn_field;        /* the jump when the block has run often */
     uint8_t *second_page_field; /* the jump when a straddling block's second page is elsewhere */
 };
 
@@ -435,6 +438,10 @@ void jit_link(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *t
 uint32_t jit_mapping_of(struct soft_cpu *cpu, const struct block *block, unsigned page);
 /* The number that the place's mapping has when it is at `linear`, now or next; 0 as before. */
 uint32_t jit_number_at(struct jit *jit, struct block_place *place, uint64_t linear);
+/* Whoever enters the old block, with flags in EFLAGS or saved, goes on there instead. */
+void jit_replace(struct jit_block *old, const uint8_t *host, const uint8_t *saved);
+/* A translated block that has run often enough to be extended. */
+bool jit_is_worn(const struct soft_cpu *cpu, const struct jit_block *made);
 /* Where to enter a translated block (executable), with flags saved, under the present mapping. A
  * straddling one checks its second page's mapping itself. */
 const uint8_t *jit_entry(struct soft_cpu *cpu, const struct block *block);
