@@ -10,7 +10,7 @@
 
 enum {
     PAGE_HASH_BITS = 14,
-    HEAT_BITS = 19,
+    HEAT_BITS = 18,
     SEGMENTS = 8,
     BLOCK_ALIGN = 16,
     BREAKPOINTS_MAX = 32,
@@ -43,7 +43,7 @@ struct block_store {
     unsigned breakpoint_count;
     bool drop_all; /* at the next safe point */
     /* How often blocks ran that lost their place in the arena, by hash of where they are. */
-    uint8_t heat[1 << HEAT_BITS];
+    uint16_t heat[1 << HEAT_BITS];
 };
 
 static unsigned page_hash(uint64_t gpa) {
@@ -306,9 +306,22 @@ static size_t chunk_size(uint64_t count) {
     return round_up(sizeof(struct chunk) + count * sizeof(struct insn), BLOCK_ALIGN);
 }
 
-static uint8_t *heat_of(struct block_store *store, const struct block *block) {
+static uint16_t *heat_of(struct block_store *store, const struct block *block) {
     uint64_t mixed = (block->gpa[0] ^ block->rip << 20) * UINT64_C(0x9e3779b97f4a7c15);
     return &store->heat[mixed >> (64 - HEAT_BITS)];
+}
+
+void block_set_aside(struct soft_cpu *cpu, struct block *block) {
+    *heat_of(cpu->blocks->store, block) =
+        (uint16_t)(block->heat < UINT16_MAX ? block->heat : UINT16_MAX);
+    block_drop(cpu, block);
+}
+
+void block_cool(struct soft_cpu *cpu) {
+    struct block_store *store = cpu->blocks->store;
+    memset(store->heat, 0, sizeof store->heat);
+    for (unsigned i = 0; i < store->made; i++)
+        store->blocks[i].heat = 0;
 }
 
 /* Forgets a segment's instructions, and their blocks unless they are translated. */
@@ -321,13 +334,10 @@ static void empty_segment(struct soft_cpu *cpu, unsigned n) {
         at += chunk_size(chunk->count);
         if (chunk->owner == NULL)
             continue;
-        if (chunk->owner->code == NULL) {
-            *heat_of(store, chunk->owner) =
-                (uint8_t)(chunk->owner->heat < UINT8_MAX ? chunk->owner->heat : UINT8_MAX);
-            block_drop(cpu, chunk->owner);
-        } else {
+        if (chunk->owner->code == NULL)
+            block_set_aside(cpu, chunk->owner);
+        else
             chunk->owner->insns = NULL;
-        }
     }
     store->segments[n].used = 0;
 }

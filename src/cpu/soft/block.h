@@ -228,6 +228,12 @@ size_t block_memory(const struct soft_cpu *cpu);
 /* Drops a block: nothing finds it any more. Between blocks. */
 void block_drop(struct soft_cpu *cpu, struct block *block);
 
+/* The same for want of room: how often it ran is kept for when it is made again. */
+void block_set_aside(struct soft_cpu *cpu, struct block *block);
+
+/* Forgets how often blocks ran: what is hot from now on counts. */
+void block_cool(struct soft_cpu *cpu);
+
 /* Links the block that just ended to its successor, when both are on one page. */
 void block_link(struct block *from, unsigned slot, struct block *to);
 

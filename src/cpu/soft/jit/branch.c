@@ -249,9 +249,7 @@ static void lower_exit(struct translation *t, uint32_t number) {
         emit_guard(t, exit, &leave_field);
     }
     emit_aim(leave_field != NULL ? leave_field : exit->field, e->at);
-    if (!exit->flags_saved)
-        emit_save_flags(e);
-    emit_to_stub(e, number, t->jit->exit);
+    emit_to_stub(e, number, exit->flags_saved ? t->jit->exit : t->jit->exit_host);
 }
 
 void lower_exits(struct translation *t) {

@@ -258,6 +258,19 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
 
 /* ---- Life ---- */
 
+void jit_set_heat(struct soft_cpu *cpu, size_t used) {
+    enum { FREELY = 2, STEP_BITS = 1, HEAT_MAX = 1 << 14 }; /* eighths of the room; of block.heat */
+    const struct jit *jit = cpu->jit.jit;
+    if (cpu->heat_limit == 0 || cpu->heat_limit == UINT32_MAX)
+        return;
+    size_t filled = used > jit->least ? used - jit->least : 0;
+    size_t eighths = jit->budget > jit->least ? filled * 8 / (jit->budget - jit->least) : 0;
+    uint32_t heat = jit->heat;
+    for (; eighths > FREELY && heat < HEAT_MAX; eighths--)
+        heat <<= STEP_BITS;
+    cpu->heat_limit = heat;
+}
+
 struct jit_memory jit_memory(const struct soft_cpu *cpu) {
     const struct jit *jit = cpu->jit.jit;
     struct jit_memory memory = {.metadata = block_memory(cpu)};
@@ -310,6 +323,12 @@ static void flush(struct soft_cpu *cpu) {
     cpu->jit.exit = JIT_EXIT_RIP;
     jit_empty_shadows(&cpu->jit);
     jit->full = false;
+    if (cpu->blocks != NULL) {
+        struct jit_memory memory = jit_memory(cpu);
+        jit->least = memory.code + memory.metadata;
+        block_cool(cpu);
+        jit_set_heat(cpu, jit->least);
+    }
     empty_arrays(jit);
     cpu->count.flushes++;
     jit_map_clear(cpu);
@@ -378,7 +397,7 @@ int jit_create(struct soft_cpu *cpu, uint32_t heat, uint32_t runs, bool exact, s
     shadow_prepare(cpu);
     flush(cpu);
     cpu->jit.alarm_ns = UINT64_MAX;
-    cpu->heat_limit = heat;
+    cpu->heat_limit = jit->heat = heat;
     jit->runs = runs;
     jit->exact = exact;
     jit->budget = budget_of(cpu);

@@ -260,6 +260,12 @@ static void make_finds(struct jit *jit, struct emitter *e, struct soft_cpu *cpu)
     }
     jit->exit = make_light(e, cpu, jit_fast_exit, jit->leave_saved);
     jit->gone = make_light(e, cpu, jit_fast_gone, jit->leave_saved);
+    jit->exit_host = e->at;
+    emit_save_flags(e);
+    emit_aim(emit_jmp(e), jit->exit);
+    jit->gone_host = e->at;
+    emit_save_flags(e);
+    emit_aim(emit_jmp(e), jit->gone);
 }
 
 void stubs_make(struct jit *jit, struct soft_cpu *cpu) {

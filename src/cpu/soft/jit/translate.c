@@ -79,7 +79,7 @@ static void lower_dead_entries(struct translation *t) {
     uint32_t number = (uint32_t)(t->made - t->jit->blocks);
     t->made->dead_host = t->out.at;
     if (t->made->entry_host != t->made->entry_saved)
-        emit_save_flags(&t->out);
+        emit_to_stub(&t->out, number, t->jit->gone_host);
     t->made->dead_saved = t->out.at;
     if (t->second_page_field != NULL)
         emit_aim(t->second_page_field, t->out.at);
@@ -259,10 +259,11 @@ static bool can_translate(const struct jit *jit, const struct block *block) {
            (block->key & (KEY_STEP | KEY_NO_BREAK)) == 0 && !must_ask(block);
 }
 
-static bool is_over_budget(const struct soft_cpu *cpu) {
+static bool is_over_budget(struct soft_cpu *cpu) {
     enum { LEAST = 12 << 20 }; /* for translations, whatever decoded blocks take */
     struct jit_memory memory = jit_memory(cpu);
     size_t all = memory.code + memory.metadata;
+    jit_set_heat(cpu, all);
     return all > cpu->jit.jit->budget && all - block_memory(cpu) > LEAST;
 }
 

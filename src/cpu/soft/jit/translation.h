@@ -128,11 +128,12 @@ struct jit {
     uint8_t *constant_miss;                /* a TLB miss at a known address */
     uint8_t *stack_miss;
     uint8_t *string;
-    uint8_t *light;     /* an instruction of the system */
-    uint8_t *find;      /* TEMP_A: rip */
-    uint8_t *find_slot; /* TEMP_B: the jump table's slot that has the rip */
-    uint8_t *exit;      /* an exit that is not linked, flags saved */
-    uint8_t *gone; /* the block of this number is dead, or its second page elsewhere; flags saved */
+    uint8_t *light;            /* an instruction of the system */
+    uint8_t *find;             /* TEMP_A: rip */
+    uint8_t *find_slot;        /* TEMP_B: the jump table's slot that has the rip */
+    uint8_t *exit, *exit_host; /* an exit that is not linked, flags saved or in EFLAGS */
+    /* The block of this number is dead, or its second page elsewhere; flags saved or in EFLAGS. */
+    uint8_t *gone, *gone_host;
     /* By side. TEMP_A: rip, TEMP_B: site of the RET: it met another's return point */
     uint8_t *returned[JIT_SIDES];
     const uint8_t *shadow_bottom[JIT_SIDES]; /* executable: where a RET without CALL goes on */
@@ -147,7 +148,9 @@ struct jit {
     uint32_t last_number;   /* of a mapping; 0 is none */
     uint8_t *shadow;        /* the shadow stacks, a guard below each */
     pid_t alarm_thread;     /* that the alarm goes to; 0: there is none yet */
+    size_t least;           /* bytes of jit_memory when there are no translations */
     size_t budget;          /* bytes of jit_memory, at which all is dropped */
+    uint32_t heat;          /* of a block to be translated, while there is much room */
     uint32_t runs;          /* of a block until it is extended */
     bool exact;             /* keep flags that only a fault could show */
     bool full;              /* flush at the next chance */
@@ -463,6 +466,8 @@ insn_exec jit_callout_done;
 enum { JIT_CALLOUT_BUDGET = 4000 };
 
 const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t site);
+/* Sets cpu->heat_limit by how much of the budget is used: what is left is for the hottest. */
+void jit_set_heat(struct soft_cpu *cpu, size_t used);
 
 /* The address of an operand that only its displacement names, FS and GS aside. */
 static inline uint64_t lower_constant(const struct insn *insn) {
