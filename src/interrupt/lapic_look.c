@@ -61,9 +61,8 @@ bool lapic_attention(struct lapic *lapic) {
 }
 
 struct lapic_look lapic_where_to_look(const struct lapic *lapic) {
-    return (struct lapic_look){.signals = &lapic->signals,
-                               .ready = &lapic->ready,
-                               .mask = SIGNAL_POSTED | SIGNAL_EVENTS};
+    return (struct lapic_look){
+        .signals = &lapic->signals, .ready = &lapic->ready, .mask = SIGNAL_POSTED | SIGNAL_EVENTS};
 }
 
 uint64_t lapic_base(const struct lapic *lapic) {
