@@ -455,6 +455,9 @@ static void stream_access(struct program *p) {
                            below(p, 4), disp);
     } else if (sse) {
         put_opcode_mem(p, 4, opcode, below(p, 8), any_pointer(p), disp);
+    } else if (once_in(p, 6)) { /* bytes, BH among them, off RBX, which others may change */
+        put_opcode_mem(p, 4, once_in(p, 2) ? 0x88 : 0x38, once_in(p, 2) ? 7 : below(p, 8), RBX,
+                       disp);
     } else {
         put_access(p, once_in(p, 6) ? RSP : any_pointer(p), disp);
     }
@@ -464,6 +467,8 @@ static void stream_step(struct program *p) {
     static const int8_t steps[] = {1, 2, 4, 8, 8, 16, 16, 32, 64, 100, -1, -8, -16, -24};
     unsigned reg = p->index >= 0 && once_in(p, 2) ? (unsigned)p->index : any_pointer(p);
     int32_t step = steps[below(p, ARRAY_SIZE(steps))];
+    if (once_in(p, 6))
+        reg = RBX;
     switch (below(p, 6)) {
     case 0: put_opcode_reg(p, p->word, 0xff, 0, reg); break; /* INC */
     case 1: put_opcode_reg(p, p->word, 0xff, 1, reg); break;
@@ -492,6 +497,7 @@ static void stream(struct program *p) {
     uint16_t start = label_new(p), out = label_new(p);
     uint32_t begin = piece_begin(p);
     put_mov_imm(p, p->counter, 1 + below(p, once_in(p, 3) ? 80 : 12));
+    put_opcode_reg(p, p->word, 0x89, any_pointer(p), RBX);
     piece_end(p, begin);
     label_here(p, start);
     for (unsigned n = 1 + below(p, 7); n > 0; n--)

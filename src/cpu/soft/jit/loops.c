@@ -145,9 +145,11 @@ static uint8_t group_for(struct loop *loop, const struct loop_group *wanted) {
 
 static bool can_be_hoisted(const struct translation *t, const struct insn *insn, uint8_t kind) {
     const struct lowering *l = lowering_of(insn);
+    /* AH to BH are turned into their register's low byte, which may be an address's, too. */
     return kind == LOWER_NATIVE && (insn->flags & I_MEMORY) && l->has_modrm &&
-           insn->address_size == 8 && lowering_memory_bytes(l, insn) != 0 &&
-           !is_varying(&t->loop, insn->base) && !is_varying(&t->loop, insn->index);
+           !uses_high_byte(insn, l) && insn->address_size == 8 &&
+           lowering_memory_bytes(l, insn) != 0 && !is_varying(&t->loop, insn->base) &&
+           !is_varying(&t->loop, insn->index);
 }
 
 /* moved: by how much each register has changed since the turn began. */
