@@ -111,7 +111,8 @@ static void breakpoints_hold_it(void **state) {
 
 static void code_moves_along(void **state) {
     struct fixture *f = *state;
-    if (jit_create(f->cpu, 1, 0, false, NULL) < 0)
+    const struct jit_config config = {.heat = 1, .code = JIT_CODE_SIZE};
+    if (jit_create(f->cpu, &config, NULL) < 0)
         skip();
     struct block *block = jit_translate(f->cpu, find(f, FIRST));
     assert_non_null(block->code);

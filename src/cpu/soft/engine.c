@@ -62,27 +62,40 @@ static int init_waiting(struct soft_cpu *cpu, struct error *err) {
     return cpu->run != NULL ? 0 : error_set_errno(err, -ENOMEM, "no memory for a vCPU");
 }
 
+/* The number at *at, behind `mark` unless that is 0; else `otherwise`. */
+static unsigned long wished(const char **at, char mark, unsigned long most,
+                            unsigned long otherwise) {
+    char *end;
+    if (mark != 0 && **at != mark)
+        return otherwise;
+    unsigned long number = strtoul(*at + (mark != 0), &end, 10);
+    bool any = end != *at + (mark != 0);
+    *at = end;
+    return !any ? otherwise : number < most ? number : most;
+}
+
 /*
  * LODGE_TRANSLATE=off leaves all to the interpreter, a number is how often a
  * block is interpreted before it is translated (0: at once), "/" and another how
- * often it runs then before it is extended (0: at once), and "exact" behind them
- * keeps flags exact where only a fault could show them; "verify" behind it
- * is as config.verify. For tests, and to tell whose fault something is.
+ * often it runs then before it is extended (0: at once), "/" and a third how many
+ * KiB of code memory there are. "exact" behind them keeps flags exact where only
+ * a fault could show them; "verify" is as config.verify. For tests, and to tell
+ * whose fault something is.
  */
 static int init_translator(struct soft_cpu *cpu, struct error *err) {
-    enum { HEAT = 8, RUNS = 16000 };
+    enum { HEAT = 8, RUNS = 16000, LEAST_KIB = 64 };
     const char *wish = getenv("LODGE_TRANSLATE");
-    char *end;
+    struct jit_config config = {.exact = wish != NULL && strstr(wish, "exact") != NULL};
     cpu->heat_limit = UINT32_MAX;
     if (wish == NULL)
         wish = "";
-    unsigned long heat = strtoul(wish, &end, 10);
     if (strcmp(wish, "off") == 0)
         return 0;
-    uint32_t limit = end != wish && heat < UINT32_MAX ? (uint32_t)heat : HEAT;
-    unsigned long runs = *end == '/' ? strtoul(end + 1, &end, 10) : limit == 0 ? 0 : RUNS;
-    int r = jit_create(cpu, limit, runs < INT32_MAX ? (uint32_t)runs : INT32_MAX,
-                       strstr(wish, "exact") != NULL, err);
+    config.heat = (uint32_t)wished(&wish, 0, UINT32_MAX - 1, HEAT);
+    config.runs = (uint32_t)wished(&wish, '/', INT32_MAX, config.heat == 0 ? 0 : RUNS);
+    unsigned long kib = wished(&wish, '/', JIT_CODE_SIZE >> 10, JIT_CODE_SIZE >> 10);
+    config.code = (size_t)(kib > LEAST_KIB ? kib : LEAST_KIB) << 10;
+    int r = jit_create(cpu, &config, err);
     return r == -ENOTSUP ? 0 : r;
 }
 

@@ -27,13 +27,15 @@ struct jit_memory {
 };
 struct jit_memory jit_memory(const struct soft_cpu *cpu);
 
-/*
- * Blocks are translated when they have run `heat` times, and well when they have run another `runs`
- * times (0: at once). exact: a fault shows
- * even flags that no instruction would have read. -ENOTSUP when the
- * host's processor lacks what translated code uses (AVX2, BMI2).
- */
-int jit_create(struct soft_cpu *cpu, uint32_t heat, uint32_t runs, bool exact, struct error *err);
+struct jit_config {
+    uint32_t heat; /* runs of a block before it is translated */
+    uint32_t runs; /* and before it is extended then; 0: at once */
+    size_t code;   /* bytes of code memory */
+    bool exact;    /* a fault shows even flags that no instruction would have read */
+};
+
+/* -ENOTSUP when the host's processor lacks what translated code uses (AVX2, BMI2). */
+int jit_create(struct soft_cpu *cpu, const struct jit_config *config, struct error *err);
 void jit_destroy(struct soft_cpu *cpu);
 
 /* Once on the vCPU's thread before it runs translated code: GS points to the vCPU from then on. */

@@ -371,14 +371,14 @@ static size_t budget_of(const struct soft_cpu *cpu) {
     return JIT_BUDGET / vcpus;
 }
 
-int jit_create(struct soft_cpu *cpu, uint32_t heat, uint32_t runs, bool exact, struct error *err) {
+int jit_create(struct soft_cpu *cpu, const struct jit_config *config, struct error *err) {
     if (!host_is_able())
         return error_set(err, -ENOTSUP, "the translator needs a processor with AVX2 and BMI2");
     lowerings_init();
     struct jit *jit = calloc(1, sizeof *jit);
     if (jit == NULL)
         return error_set_errno(err, -ENOMEM, "no memory for the translator");
-    int r = code_memory_create(&jit->memory, JIT_CODE_SIZE, err);
+    int r = code_memory_create(&jit->memory, config->code, err);
     jit->sites = reserve_array(SITES_MAX * sizeof *jit->sites);
     jit->exits = reserve_array(EXITS_MAX * sizeof *jit->exits);
     jit->blocks = reserve_array(BLOCKS_MAX * sizeof *jit->blocks);
@@ -397,9 +397,9 @@ int jit_create(struct soft_cpu *cpu, uint32_t heat, uint32_t runs, bool exact, s
     shadow_prepare(cpu);
     flush(cpu);
     cpu->jit.alarm_ns = UINT64_MAX;
-    cpu->heat_limit = jit->heat = heat;
-    jit->runs = runs;
-    jit->exact = exact;
+    cpu->heat_limit = jit->heat = config->heat;
+    jit->runs = config->runs;
+    jit->exact = config->exact;
     jit->budget = budget_of(cpu);
     cpu->jit.host_mxcsr = 0x1f80;
     return 0;
