@@ -436,6 +436,10 @@ static void count_room(struct translation *t) {
         emit_rr(e, OP_CMP_RM, 8, TEMP_B, TEMP_A);
         emit_rr(e, CMOVG, 8, TEMP_A, TEMP_B);
     }
+    if (first == NULL) { /* nothing moves: loop->all says otherwise */
+        emit_mov_imm(e, TEMP_B, 0);
+        return;
+    }
     unsigned shift = 0;
     while (loop->step[loop->limit] << shift < first->step)
         shift++;
