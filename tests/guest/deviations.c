@@ -86,11 +86,18 @@ static const struct {
 
     {"stacks.elf", "refused: push reg: ", "TCG: #GP for a stack that is not canonical"},
     {"hostile.elf", "break_hot_loop: writes", "emulated: no data breakpoints"},
+    {"hostile.elf", "fifteen_bytes: 15 prefixes, then nothing", "TCG: fetches, then counts"},
     {"hostile.elf", "the program did not end: failed KVM cannot emulate", "emulated: no 0F 04"},
 
     {"microsteps.elf", "at_rdi: ", "emulated: the first page is written before the fault"},
+    {"microsteps.elf", "enter_display: r", "TCG: ENTER moves RSP and RBP before it faults"},
+    {"microsteps.elf", "bit_string: bts", "TCG: BTS faults as a read"},
+    {"microsteps.elf", "all_registers_32: cr2", "TCG: PUSHA begins with the last register"},
+    {"microsteps.elf", "iret_across: ", "TCG: IRET's second page is not looked at first"},
     {"microsteps.elf", "the program did not end: failed KVM cannot emulate",
      "emulated: no CMPXCHG16B"},
+
+    {"smc.elf", "flags_become_live_at_once: carry", "TCG: flags that were dead by the old code"},
 
     {"modes.elf", "the program did not end: failed KVM cannot emulate", "emulated: no LSL"},
     {"modes.elf", "the program did not end: shutdown", "emulated: 32-bit paging loses the GDT"},
