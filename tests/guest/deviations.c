@@ -9,7 +9,8 @@
  * The KVM engine answers what its host does, and the hosts at hand are not
  * silicon: a KVM that runs kernel mode in the instruction emulator of Linux,
  * many instructions in one go ("emulated"), and kvm-amd inside QEMU's TCG
- * ("TCG"), version 7.2.
+ * ("TCG"), version 7.2. The reasons are what the failures look like, not what
+ * reading the hosts' code has shown.
  */
 static const struct {
     const char *program;

@@ -28,7 +28,7 @@ chmod +x "$root/init"
 cp "$BUILD/tests/guest/run_baremetal" "$BUILD/tests/guest/test_engine" "$LODGE" "$root/bin"
 cp "$BUILD"/guest/baremetal/*.elf "$root/baremetal"
 rm -f "$root/baremetal/garbage.elf" # QEMU ends at things that a processor would take
-rm -f "$root/baremetal/sides.elf"   # TCG does not come back from SYSRET to where no code can be
+rm -f "$root/baremetal/sides.elf"   # on TCG it does not end; its SYSRET to a non-canonical address comes next, but why is not known
 ldd "$root"/bin/lodge "$root"/bin/run_baremetal "$root"/bin/test_engine | grep -o '/[^ ]*\.so[^ ]*' | sort -u |
     while read -r library; do cp "$library" "$root/lib"; done
 cp /lib64/ld-linux-x86-64.so.2 "$root/lib64"
