@@ -68,6 +68,10 @@ static void timer_carries(void *context) {
     lock_release(&pm->device.lock);
 }
 
+void acpi_pm_place(struct device *device, uint16_t base, bool enabled) {
+    ports_move(((struct acpi_pm *)device)->ports, base, enabled);
+}
+
 void acpi_pm_power_button(struct device *device) {
     struct acpi_pm *pm = (struct acpi_pm *)device;
     lock_take(&device->lock);

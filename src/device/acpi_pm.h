@@ -17,12 +17,14 @@ enum {
 };
 
 struct acpi_pm_config {
-    uint16_t base; /* 600h */
+    uint16_t base; /* 600h, until acpi_pm_place */
     uint8_t sci;   /* GSI 9 */
 };
 
 extern const struct device_class acpi_pm_class;
 
+/* Moves the registers in the port space and makes them answer or not: the chipset's to say. */
+void acpi_pm_place(struct device *device, uint16_t base, bool enabled);
 /* Any thread. The power button is pressed: the guest is asked to shut down. */
 void acpi_pm_power_button(struct device *device);
 /* Any thread. Sets a general-purpose event's status bit (0 to 15). */

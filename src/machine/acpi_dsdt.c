@@ -4,11 +4,12 @@
 
 #include "base/bytes.h"
 #include "device/acpi_pm.h"
+#include "device/q35.h"
 #include "machine/layout.h"
 #include "pci/pci.h"
 
 enum { HPET_LENGTH = 0x400, PM_PORTS = ACPI_PM_GPE0 + 4 };
-enum { OP_ARG0 = 0x68, OP_ARG3 = 0x6b, OP_OR = 0x7d, OP_CREATE_DWORD = 0x8a };
+enum { OP_ARG0 = 0x68, OP_ARG3 = 0x6b, OP_STORE = 0x70, OP_OR = 0x7d, OP_CREATE_DWORD = 0x8a };
 enum { OP_LOGICAL_EQUAL = 0x93, OP_RETURN = 0xa4 };
 enum { OSC_UNRECOGNISED_UUID = 4 };
 
@@ -49,18 +50,47 @@ static void osc(struct aml *aml) {
 }
 
 /* Every slot's INTA#: { address, pin, no link device, GSI }. */
-static void interrupt_routes(struct aml *aml) {
-    aml_name(aml, "_PRT");
+static void interrupt_routes(struct aml *aml, const char *name, bool apic) {
+    aml_name(aml, name);
     size_t table = aml_package(aml, PCI_SLOTS);
     for (unsigned slot = 0; slot < PCI_SLOTS; slot++) {
         size_t route = aml_package(aml, 4);
         aml_integer(aml, slot << 16 | 0xffff);
         aml_integer(aml, 0);
         aml_integer(aml, 0);
-        aml_integer(aml, pci_slot_gsi(slot));
+        aml_integer(aml, apic ? pci_slot_gsi(slot) : q35_pirq_irq(pci_slot_pirq(slot)));
         aml_close(aml, route);
     }
     aml_close(aml, table);
+}
+
+/*
+ * The I/O APIC's pins or the 8259s', as the operating system has said by _PIC:
+ *
+ *     If (\PICM) { Return (PRTA) }
+ *     Return (PRTP)
+ */
+static void routing(struct aml *aml) {
+    interrupt_routes(aml, "PRTA", true);
+    interrupt_routes(aml, "PRTP", false);
+    size_t method = aml_method(aml, "_PRT", 0);
+    size_t branch = aml_if(aml);
+    aml_path(aml, "\\PICM");
+    aml_byte(aml, OP_RETURN);
+    aml_path(aml, "PRTA");
+    aml_close(aml, branch);
+    aml_byte(aml, OP_RETURN);
+    aml_path(aml, "PRTP");
+    aml_close(aml, method);
+}
+
+static void interrupt_model(struct aml *aml) {
+    aml_name_integer(aml, "\\PICM", 0);
+    size_t method = aml_method(aml, "\\_PIC", 1);
+    aml_byte(aml, OP_STORE);
+    aml_byte(aml, OP_ARG0);
+    aml_path(aml, "\\PICM");
+    aml_close(aml, method);
 }
 
 static void pci_host(struct aml *aml) {
@@ -80,7 +110,7 @@ static void pci_host(struct aml *aml) {
     aml_window_memory64(aml, LAYOUT_MMIO64_BASE, LAYOUT_MMIO64_BASE + LAYOUT_MMIO64_SIZE - 1);
     aml_close_resources(aml, resources);
 
-    interrupt_routes(aml);
+    routing(aml);
     osc(aml);
     aml_close(aml, device);
 }
@@ -155,6 +185,7 @@ static void soft_off(struct aml *aml) {
 }
 
 void acpi_dsdt(struct aml *aml, const struct acpi_config *config) {
+    interrupt_model(aml);
     size_t scope = aml_scope(aml, "\\_SB_");
     processors(aml, config->vcpus);
     pci_host(aml);

@@ -170,7 +170,7 @@ static int check_fits(const struct load *load, struct error *err) {
     if (load->high <= end)
         return 0;
     if (load->high > LAYOUT_LOW_RAM_END)
-        return error_set(err, -ENOEXEC, "it wants to be loaded up to %#llx, above 3 GiB",
+        return error_set(err, -ENOEXEC, "it wants to be loaded up to %#llx, above what is RAM",
                          (unsigned long long)load->high);
     return error_set(
         err, -E2BIG,
@@ -187,7 +187,7 @@ static int load_bzimage(struct load *load, struct error *err) {
     load->low = image->preferred;
     load->high = load->low + image->init_size;
     if (image->preferred > LAYOUT_LOW_RAM_END)
-        return error_set(err, -ENOEXEC, "its header prefers an address above 3 GiB");
+        return error_set(err, -ENOEXEC, "its header prefers an address above what is RAM");
     uint64_t kernel_size = image->file.length - image->setup_size;
     if (load->high < load->low + kernel_size)
         load->high = load->low + kernel_size;

@@ -8,6 +8,7 @@
 #include "device/i8042.h"
 #include "device/pit.h"
 #include "device/pvpanic.h"
+#include "device/q35.h"
 #include "device/rtc.h"
 #include "device/serial.h"
 #include "machine/layout.h"
@@ -35,7 +36,6 @@ static int create_memory(struct machine *machine, struct error *err) {
 
 static int create_buses(struct machine *machine, struct error *err) {
     static const struct pci_bus_config pci = {
-        .ecam_base = LAYOUT_ECAM_BASE,
         .mmio32_base = LAYOUT_MMIO32_BASE,
         .mmio32_size = LAYOUT_MMIO32_SIZE,
         .mmio64_base = LAYOUT_MMIO64_BASE,
@@ -83,6 +83,9 @@ static int create_chips(struct machine *machine, struct error *err) {
     struct serial_config serial = {
         .port = LAYOUT_SERIAL_PORT, .gsi = LAYOUT_SERIAL_IRQ, .chardev = machine->config.serial};
     int result = add(machine, &acpi_pm_class, "acpi0", &acpi, &machine->acpi_pm, err);
+    struct q35_config q35 = {.acpi_pm = machine->acpi_pm};
+    if (result == 0)
+        result = add(machine, &q35_class, "q35", &q35, &machine->q35, err);
     if (result == 0)
         result = add(machine, &i8042_class, "i8042", NULL, NULL, err);
     if (result == 0)

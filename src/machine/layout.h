@@ -7,8 +7,8 @@
  *       00500h           what the loader leaves for the kernel (LAYOUT_BOOT_*)
  *       9fc00h - fffffh  reserved in the memory map, as on a PC
  *         e0000h         ACPI tables, the RSDP first
+ *     b0000000h          ECAM, where firmware for a Q35 puts it
  *     c0000000h          PCI memory window below 4 GiB
- *     e0000000h          ECAM, bus 0
  *     fec00000h          I/O APIC, HPET, local APIC
  *     100000000h         the rest of the RAM
  *     4000000000h        PCI memory window above 4 GiB
@@ -18,7 +18,7 @@
 
 #include <stdint.h>
 
-#define LAYOUT_LOW_RAM_END   UINT64_C(0xc0000000)
+#define LAYOUT_LOW_RAM_END   UINT64_C(0xb0000000)
 #define LAYOUT_HIGH_RAM_BASE UINT64_C(0x100000000)
 
 /* Conventional memory; what lies between its end and 1 MiB is reserved. */
@@ -41,9 +41,9 @@
 #define LAYOUT_RSDP      LAYOUT_ACPI_BASE
 
 #define LAYOUT_MMIO32_BASE UINT64_C(0xc0000000)
-#define LAYOUT_MMIO32_SIZE UINT64_C(0x20000000)
-#define LAYOUT_ECAM_BASE   UINT64_C(0xe0000000)
-#define LAYOUT_ECAM_SIZE   UINT64_C(0x100000)
+#define LAYOUT_MMIO32_SIZE UINT64_C(0x3ec00000)
+#define LAYOUT_ECAM_BASE   UINT64_C(0xb0000000)
+#define LAYOUT_ECAM_SIZE   UINT64_C(0x10000000)
 #define LAYOUT_MMIO64_BASE UINT64_C(0x4000000000)
 #define LAYOUT_MMIO64_SIZE UINT64_C(0x1000000000)
 #define LAYOUT_CHIPS_BASE  UINT64_C(0xfec00000) /* up to 4 GiB: nothing else */

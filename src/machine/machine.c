@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "device/acpi_pm.h"
+#include "device/q35.h"
 #include "machine/acpi.h"
 #include "machine/layout.h"
 #include "machine/private.h"
@@ -158,6 +159,7 @@ static int write_acpi(struct machine *machine, uint64_t *rsdp, struct error *err
 static int start_guest(struct machine *machine, struct error *err) {
     struct x86_state state;
     uint64_t rsdp = 0;
+    q35_set_up(machine->q35, LAYOUT_ECAM_BASE, LAYOUT_PM1_EVENT_PORT);
     int result = pci_bus_assign(machine->platform.pci, err);
     if (result == 0)
         result = write_acpi(machine, &rsdp, err);

@@ -43,7 +43,7 @@ struct machine {
     const char *engine_why;
     struct boot *boot;
     struct device *devices; /* the newest first */
-    struct device *acpi_pm, *vsock;
+    struct device *acpi_pm, *q35, *vsock;
     struct block *blocks[MACHINE_DISKS_MAX];
     struct net *net;
     struct machine_vcpu vcpus[MACHINE_VCPUS_MAX];

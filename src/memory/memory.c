@@ -175,7 +175,7 @@ static _Atomic(uint8_t) *page_flags(const struct ram_region *region, uint64_t gp
 
 /*
  * What is contiguous and reachable from gpa, at most length bytes. 0: nothing.
- * Hidden pages end it: there an I/O region answers, which is no RAM.
+ * Hidden pages end it: there an I/O region answers, which is no RAM; read-only ones end writes.
  */
 static size_t reach(const struct memory *memory, uint64_t gpa, size_t length, bool write,
                     const struct ram_region **region) {
@@ -188,7 +188,8 @@ static size_t reach(const struct memory *memory, uint64_t gpa, size_t length, bo
     size_t done = 0;
     while (done < length) {
         uint64_t at = gpa + done;
-        if (atomic_load_explicit(page_flags(r, at), memory_order_relaxed) & MEM_PAGE_HIDDEN)
+        uint8_t refused = MEM_PAGE_HIDDEN | (write ? MEM_PAGE_READONLY : 0);
+        if (atomic_load_explicit(page_flags(r, at), memory_order_relaxed) & refused)
             break;
         done += PAGE_SIZE - (at & (PAGE_SIZE - 1));
     }
@@ -372,12 +373,47 @@ void memory_unmap(struct memory *memory, uint64_t gpa, size_t written) {
         mark_written(memory, region, gpa, written);
 }
 
+int memory_load(struct memory *memory, uint64_t gpa, const void *from, size_t length) {
+    const uint8_t *in = from;
+    while (length > 0) {
+        const struct ram_region *region = memory_region(memory, gpa);
+        if (region == NULL)
+            return -EFAULT;
+        uint64_t left = region->size - (gpa - region->gpa);
+        size_t n = length < left ? length : (size_t)left;
+        if (region->rom)
+            mprotect(region->host, region->size, PROT_READ | PROT_WRITE);
+        memcpy(host_at(region, gpa), in, n);
+        if (region->rom)
+            mprotect(region->host, region->size, PROT_READ);
+        mark_written(memory, region, gpa, n);
+        in += n;
+        gpa += n;
+        length -= n;
+    }
+    return 0;
+}
+
+void memory_set_readonly(struct memory *memory, uint64_t gpa, uint64_t size, bool readonly) {
+    for (uint64_t at = 0; at < size; at += PAGE_SIZE) {
+        const struct ram_region *region = memory_region(memory, gpa + at);
+        if (region == NULL || region->rom)
+            continue;
+        if (readonly)
+            atomic_fetch_or(page_flags(region, gpa + at), MEM_PAGE_READONLY);
+        else
+            atomic_fetch_and(page_flags(region, gpa + at), (uint8_t)~MEM_PAGE_READONLY);
+    }
+    memory_tell_changed(memory, NULL, gpa, size);
+}
+
 /* ---- I/O regions ---- */
 
 /* Lock held. True when an enabled I/O region covers the whole page. */
 static bool page_covered(const struct memory *memory, uint64_t page) {
     for (const struct io_region *io = memory->io; io != NULL; io = io->next) {
-        if (io->enabled && page >= io->gpa && range_within(page - io->gpa, PAGE_SIZE, io->size))
+        if (io->enabled && !io->writes_only && page >= io->gpa &&
+            range_within(page - io->gpa, PAGE_SIZE, io->size))
             return true;
     }
     return false;
@@ -465,6 +501,16 @@ void memory_move_io(struct io_region *region, uint64_t gpa, bool enabled) {
         memory_tell_changed(memory, NULL, old, clip(old, region->size));
     if (enabled)
         memory_tell_changed(memory, NULL, gpa, clip(gpa, region->size));
+}
+
+void memory_io_writes_only(struct io_region *region, bool writes_only) {
+    struct memory *memory = region->memory;
+    uint64_t size = clip(region->gpa, region->size);
+    lock_take(&memory->lock);
+    region->writes_only = writes_only;
+    update_hidden(memory, region->gpa, size);
+    lock_release(&memory->lock);
+    memory_tell_changed(memory, NULL, region->gpa, size);
 }
 
 /* Copies what a call needs, so that it can be made without the lock. */

@@ -44,10 +44,20 @@ void memory_destroy(struct memory *memory); /* no vCPU or device uses it any mor
 int memory_add_ram(struct memory *memory, const char *name, uint64_t gpa, uint64_t size,
                    struct error *err);
 
-/* Adds read-only memory with the given contents (copied, zero-padded to size). Guest writes are
- * ignored. Assembly only. */
+/* Adds read-only memory with the given contents (copied, zero-padded to size). Guest writes go to
+ * the I/O region there that memory_io_writes_only has made (flash), or nowhere. Assembly only. */
 int memory_add_rom(struct memory *memory, const char *name, uint64_t gpa, uint64_t size,
                    const void *contents, size_t length, struct error *err);
+
+/*
+ * What the host puts there: as memory_write, but ROM and read-only RAM take it as well (firmware's
+ * shadow, flash contents).
+ */
+int memory_load(struct memory *memory, uint64_t gpa, const void *from, size_t length);
+
+/* Whole pages of RAM that guests and devices may not write (a chipset's shadow RAM), or again may.
+ * Guest writes are ignored as ROM's. Engines are told. Pages that are not RAM are left out. */
+void memory_set_readonly(struct memory *memory, uint64_t gpa, uint64_t size, bool readonly);
 
 /* Total RAM in bytes. */
 uint64_t memory_ram_size(const struct memory *memory);
@@ -80,7 +90,12 @@ void memory_remove_io(struct io_region *region);
 /* Moves the region and makes it answer or not: a BAR being programmed. Engines are told. */
 void memory_move_io(struct io_region *region, uint64_t gpa, bool enabled);
 
-/* An access by a vCPU to what is no RAM. Nobody there: reads answer all-ones, writes go nowhere. */
+/* A region over ROM that takes its writes alone: reads and fetches see the ROM (flash that shows
+ * its array), or takes all. Engines are told. */
+void memory_io_writes_only(struct io_region *region, bool writes_only);
+
+/* An access by a vCPU to what is no RAM, or a write to ROM. Nobody there: reads answer all-ones,
+ * writes go nowhere. */
 uint64_t memory_io_read(struct memory *memory, uint64_t gpa, unsigned size);
 void memory_io_write(struct memory *memory, uint64_t gpa, uint64_t value, unsigned size);
 
@@ -133,7 +148,7 @@ struct mem_page {
     uint8_t *host;           /* the page's first byte */
     _Atomic(uint8_t) *flags; /* its flag byte */
     uint8_t rights;          /* MEM_* that the view and the region allow */
-    bool rom;                /* writes are ignored rather than refused */
+    bool rom;                /* writes go to memory_io_write rather than being refused */
     uint64_t region_gpa;     /* where the page lives in the default view: its identity */
 };
 

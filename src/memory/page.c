@@ -37,12 +37,12 @@ void view_page(const struct view *view, uint64_t gpa, struct mem_page *page) {
         return;
     uint64_t offset = target - region->gpa;
     _Atomic(uint8_t) *flags = &region->flags[offset >> PAGE_SHIFT];
-    bool hidden = atomic_load_explicit(flags, memory_order_relaxed) & MEM_PAGE_HIDDEN;
-    if (hidden && !(entry & ENTRY_REMAP))
+    uint8_t bits = atomic_load_explicit(flags, memory_order_relaxed);
+    if ((bits & MEM_PAGE_HIDDEN) && !(entry & ENTRY_REMAP))
         return;
     page->host = region->host + offset;
     page->flags = flags;
-    page->rom = region->rom;
-    if (region->rom)
+    page->rom = region->rom || (bits & MEM_PAGE_READONLY);
+    if (page->rom)
         page->rights &= (uint8_t)~MEM_WRITE;
 }

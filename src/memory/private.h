@@ -19,8 +19,11 @@ enum { MEMORY_RAM_REGIONS = 32, REGION_NAME = 32 };
 /* The architecture's widest physical address (APM vol. 2, 5.3). */
 #define MEMORY_GPA_LIMIT (UINT64_C(1) << 52)
 
-/* A further bit of a page's flag byte: an enabled I/O region covers this whole page of RAM. */
-enum { MEM_PAGE_HIDDEN = 0x80 };
+/* Further bits of a page's flag byte. */
+enum {
+    MEM_PAGE_READONLY = 0x40, /* memory_set_readonly */
+    MEM_PAGE_HIDDEN = 0x80,   /* an enabled I/O region covers this whole page of RAM */
+};
 
 struct ram_region {
     char name[REGION_NAME];
@@ -37,7 +40,7 @@ struct io_region {
     struct io_region *next; /* latest first */
     char name[REGION_NAME];
     uint64_t gpa, size;
-    bool enabled;
+    bool enabled, writes_only;
     struct io_ops ops;
     void *context;
 };

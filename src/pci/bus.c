@@ -1,4 +1,4 @@
-/* The bus: host bridge, configuration mechanism #1, ECAM, addresses for BARs, port CF9h. */
+/* The bus: configuration mechanism #1, ECAM, interrupt lines, addresses for BARs, port CF9h. */
 #include <stdlib.h>
 
 #include "pci/private.h"
@@ -7,8 +7,8 @@ enum { CONFIG_PORT = 0xcf8, CONFIG_PORTS = 8, RESET_OFFSET = 1, DATA_OFFSET = 4 
 enum { ADDRESS_RESERVED = 0x7f000003 };
 #define ADDRESS_ENABLE UINT32_C(0x80000000)
 enum { RESET_CPU = 4, RESET_WRITABLE = 0x0e };
-enum { HOST_VENDOR = 0x1b36, HOST_DEVICE = 0x0008, HOST_CLASS = 0x060000 };
-enum { ECAM_SIZE = 1 << 20 };
+enum { BUS_SHIFT = 20 };
+enum { PIRQ_SOURCE = 8 }; /* of a PIRQ among those that share a line of the 8259s */
 
 /* ---- Configuration accesses ---- */
 
@@ -85,7 +85,7 @@ static const struct io_ops port_ops = {port_ops_read, port_ops_write};
 static struct pci_function *ecam_find(struct pci_bus *bus, uint64_t offset, unsigned size) {
     if (!range_within(offset % PCI_CONFIG_SIZE, size, PCI_CONFIG_SIZE))
         return NULL;
-    return find(bus, (unsigned)(offset >> 20), offset >> 12 & 0xff);
+    return find(bus, (unsigned)(offset >> BUS_SHIFT), offset >> 12 & 0xff);
 }
 
 static uint64_t ecam_read(void *context, uint64_t offset, unsigned size) {
@@ -110,6 +110,42 @@ static void ecam_write(void *context, uint64_t offset, uint64_t value, unsigned 
 }
 
 static const struct io_ops ecam_ops = {ecam_read, ecam_write};
+
+void pci_bus_place_ecam(struct pci_bus *bus, uint64_t base, bool enabled) {
+    memory_move_io(bus->ecam, base, enabled);
+}
+
+/* ---- Interrupt lines ---- */
+
+static void drive_8259(struct pci_bus *bus, unsigned pirq, bool level) {
+    const struct irq_wire wire = {.chip = bus->platform->irqchip,
+                                  .gsi = bus->pirq_irq[pirq],
+                                  .source = (uint8_t)(PIRQ_SOURCE + pirq)};
+    if (bus->pirq_irq[pirq])
+        irq_wire_set(&wire, level);
+}
+
+void bus_set_intx(struct pci_bus *bus, unsigned slot, bool level) {
+    unsigned pirq = pci_slot_pirq(slot);
+    const struct irq_wire wire = {.chip = bus->platform->irqchip, .gsi = (uint8_t)(16 + pirq)};
+    uint32_t bit = UINT32_C(1) << slot, before = bus->pirq_slots[pirq];
+    uint32_t after = level ? before | bit : before & ~bit;
+    bus->pirq_slots[pirq] = after;
+    if ((before != 0) == (after != 0))
+        return;
+    irq_wire_set(&wire, after != 0);
+    drive_8259(bus, pirq, after != 0);
+}
+
+void pci_bus_route(struct pci_bus *bus, unsigned pirq, uint8_t irq) {
+    lock_take(&bus->lock);
+    if (bus->pirq_irq[pirq] != irq) {
+        drive_8259(bus, pirq, false);
+        bus->pirq_irq[pirq] = irq;
+        drive_8259(bus, pirq, bus->pirq_slots[pirq] != 0);
+    }
+    lock_release(&bus->lock);
+}
 
 /* ---- Addresses, as firmware would give them ---- */
 
@@ -148,6 +184,12 @@ static int assign_bar(struct pci_function *function, unsigned index, struct wind
     return 0;
 }
 
+/* For who knows of no I/O APIC: the 8259s' interrupt, if the line is led to one. */
+static uint8_t interrupt_line(const struct pci_function *function) {
+    uint8_t irq = function->bus->pirq_irq[pci_slot_pirq(function->slot)];
+    return irq ? irq : (uint8_t)pci_slot_gsi(function->slot);
+}
+
 static int assign_function(struct pci_function *function, struct windows *windows) {
     uint16_t command = function_command(function) | COMMAND_IO | COMMAND_MEMORY;
     for (unsigned i = 0; i < PCI_BARS; i++) {
@@ -157,7 +199,7 @@ static int assign_function(struct pci_function *function, struct windows *window
     }
     store_le16(function->space + CONFIG_COMMAND, command);
     if (function->config.interrupt_pin)
-        function->space[CONFIG_INTERRUPT_LINE] = (uint8_t)pci_slot_gsi(function->slot);
+        function->space[CONFIG_INTERRUPT_LINE] = interrupt_line(function);
     function_update(function);
     return 0;
 }
@@ -182,15 +224,13 @@ int pci_bus_assign(struct pci_bus *bus, struct error *err) {
 /* ---- Life ---- */
 
 static int set_up(struct pci_bus *bus, struct error *err) {
-    const struct pci_function_config host = {
-        .vendor = HOST_VENDOR, .device = HOST_DEVICE, .class_code = HOST_CLASS, .slot = 0};
-    int rc = pci_function_create(bus, &host, &bus->host, err);
-    if (rc == 0)
-        rc = ports_add(bus->platform->ports, "PCI configuration", CONFIG_PORT, CONFIG_PORTS,
+    int rc = ports_add(bus->platform->ports, "PCI configuration", CONFIG_PORT, CONFIG_PORTS,
                        &port_ops, bus, &bus->ports, err);
     if (rc == 0)
-        rc = memory_add_io(bus->platform->memory, "PCI ECAM", bus->config.ecam_base, ECAM_SIZE,
-                           &ecam_ops, bus, &bus->ecam, err);
+        rc = memory_add_io(bus->platform->memory, "PCI ECAM", UINT32_MAX, PCI_ECAM_SIZE, &ecam_ops,
+                           bus, &bus->ecam, err);
+    if (rc == 0)
+        pci_bus_place_ecam(bus, 0, false);
     return rc;
 }
 
@@ -218,7 +258,6 @@ void pci_bus_destroy(struct pci_bus *bus) {
         ports_remove(bus->ports);
     if (bus->ecam)
         memory_remove_io(bus->ecam);
-    pci_function_destroy(bus->host);
     lock_destroy(&bus->lock);
     free(bus);
 }

@@ -53,7 +53,7 @@ static void update_intx(struct pci_function *function) {
     if (function->intx)
         status |= STATUS_INTERRUPT;
     store_le16(function->space + CONFIG_STATUS, status);
-    irq_wire_set(&function->wire,
+    bus_set_intx(function->bus, function->slot,
                  function->intx && !(function_command(function) & COMMAND_INTX_DISABLE));
 }
 
@@ -125,6 +125,10 @@ void function_write(struct pci_function *function, unsigned offset, uint32_t val
 
 uint8_t *pci_config_bytes(struct pci_function *function) {
     return function->space;
+}
+
+void pci_config_writable(struct pci_function *function, uint16_t offset, uint8_t mask) {
+    function->writable[offset] = mask;
 }
 
 uint8_t pci_function_slot(const struct pci_function *function) {
@@ -246,9 +250,6 @@ static int take_slot(struct pci_bus *bus, struct pci_function *function, struct 
     if (slot >= PCI_SLOTS || bus->slots[slot])
         return error_set(err, -ENOSPC, "PCI slot %d is taken or there is none left", slot);
     function->slot = (uint8_t)slot;
-    function->wire = (struct irq_wire){.chip = bus->platform->irqchip,
-                                       .gsi = (uint8_t)pci_slot_gsi((unsigned)slot),
-                                       .source = (uint8_t)(slot >> 3)};
     function->dma = (struct dma_context){.memory = bus->platform->memory,
                                          .requester = (uint16_t)(slot << 3),
                                          .translate = translate,
@@ -308,10 +309,11 @@ int pci_function_create(struct pci_bus *bus, const struct pci_function_config *c
 void pci_function_destroy(struct pci_function *function) {
     if (!function)
         return;
-    irq_wire_set(&function->wire, false);
     lock_take(&function->bus->lock);
-    if (function->bus->slots[function->slot] == function)
+    if (function->bus->slots[function->slot] == function) {
+        bus_set_intx(function->bus, function->slot, false);
         function->bus->slots[function->slot] = NULL;
+    }
     lock_release(&function->bus->lock);
     for (unsigned i = 0; i < PCI_BARS; i++) {
         if (function->windows[i].region)
@@ -330,12 +332,17 @@ void pci_function_reset(struct pci_function *function) {
     msix_reset(function);
     function_update(function);
     lock_release(&function->bus->lock);
+    if (function->config.config_replaced)
+        function->config.config_replaced(function->config.context);
 }
 
 /* The windows follow from the registers. The caller holds no lock: no vCPU runs. */
 static int after_load(void *object, struct error *err) {
+    struct pci_function *function = object;
     (void)err;
-    function_update(object);
+    function_update(function);
+    if (function->config.config_replaced)
+        function->config.config_replaced(function->config.context);
     return 0;
 }
 

@@ -1,7 +1,7 @@
 /*
- * The PCI bus: a host bridge with configuration mechanism #1 (ports CF8h and
- * CFCh) and ECAM, functions with their configuration space, BARs, MSI and
- * MSI-X, INTx.
+ * The PCI bus: configuration mechanism #1 (ports CF8h and CFCh) and ECAM,
+ * functions with their configuration space, BARs, MSI and MSI-X, INTx. The
+ * chipset's own functions are a device (device/q35.h).
  *
  * Source: PCI Local Bus 3.0 and PCI Express Base 3.0, chapter 7; PCI Firmware
  * Specification 3.0 for ECAM.
@@ -21,13 +21,13 @@
 #include "memory/dma.h"
 
 enum { PCI_BARS = 6, PCI_CONFIG_SIZE = 4096, PCI_SLOTS = 32, PCI_MSIX_MAX = 256 };
+enum { PCI_PIRQS = 8, PCI_ECAM_SIZE = 256 << 20 };
 
 struct pci_bus;
 struct pci_function;
 
-/* Where BARs are placed by lodge itself for direct kernel boot, and ECAM. */
+/* Where BARs are placed by lodge itself for direct kernel boot. */
 struct pci_bus_config {
-    uint64_t ecam_base; /* 1 MiB a bus, bus 0 only */
     uint64_t mmio32_base, mmio32_size;
     uint64_t mmio64_base, mmio64_size;
     uint16_t io_base, io_size;
@@ -37,8 +37,13 @@ int pci_bus_create(struct platform *platform, const struct pci_bus_config *confi
                    struct pci_bus **bus, struct error *err);
 void pci_bus_destroy(struct pci_bus *bus); /* after its functions */
 void pci_bus_reset(struct pci_bus *bus);   /* its functions, too */
-/* The bus's own registers. Functions: walk them with pci_bus_next (NULL: the first), the host
- * bridge included, and use pci_function_state on each. */
+/* Where ECAM is and whether it answers (not after creation): 1 MiB a bus, functions on bus 0. */
+void pci_bus_place_ecam(struct pci_bus *bus, uint64_t base, bool enabled);
+/* Leads PIRQ n (0 to PCI_PIRQS - 1) to an interrupt of the 8259s as well, 0: to none (so after
+ * creation). The I/O APIC's pin pci_slot_gsi gets it in any case. */
+void pci_bus_route(struct pci_bus *bus, unsigned pirq, uint8_t irq);
+/* The bus's own registers. Functions: walk them with pci_bus_next (NULL: the first), and use
+ * pci_function_state on each. */
 const struct state_table *pci_bus_state(void);
 struct pci_function *pci_bus_next(struct pci_bus *bus, const struct pci_function *function);
 /* Gives every BAR an address and turns decoding on, as firmware would. After all functions are
@@ -69,6 +74,8 @@ struct pci_function_config {
     /* Optional: bytes above the header that are about to be read; may refresh them through
      * pci_config_bytes (virtio's window to its BAR, virtio 1.2 section 4.1.4.9). */
     void (*config_reading)(void *context, uint16_t offset, unsigned size);
+    /* Optional: all of config space has changed, by a reset or a loaded state. No vCPU runs. */
+    void (*config_replaced)(void *context);
     /* Optional: MSI-X vector masked or unmasked (routes of irqfds). */
     void (*msix_changed)(void *context, uint16_t vector);
 };
@@ -91,6 +98,8 @@ uint8_t pci_function_slot(const struct pci_function *function);
 int pci_add_capability(struct pci_function *function, uint8_t id, const void *body,
                        const void *writable, unsigned length);
 uint8_t *pci_config_bytes(struct pci_function *function); /* the 4096 bytes, for config_written */
+/* Bits of a byte above the header that the guest may write; a reset clears them. At creation. */
+void pci_config_writable(struct pci_function *function, uint16_t offset, uint8_t mask);
 
 /* The function's DMA context. Valid while the function is; refuses (-EFAULT) while bus mastering is
  * off. */
@@ -106,9 +115,13 @@ bool pci_msix_message(const struct pci_function *function, uint16_t vector,
 
 void pci_intx_set(struct pci_function *function, bool level);
 
-/* INTA# of slot s is wired to this global system interrupt (16 to 23): for the ACPI _PRT. */
+/* INTA# of slot s is wired to this PIRQ, and that to global system interrupt 16 + PIRQ: for the
+ * ACPI _PRT. Firmware's idea of a Q35 agrees, modulo 4. */
+static inline unsigned pci_slot_pirq(unsigned slot) {
+    return slot <= 24 ? slot % PCI_PIRQS : 0;
+}
 static inline unsigned pci_slot_gsi(unsigned slot) {
-    return 16 + (slot & 7);
+    return 16 + pci_slot_pirq(slot);
 }
 
 #endif

@@ -59,7 +59,6 @@ struct pci_function {
     uint32_t msix_table[PCI_MSIX_MAX * MSIX_ENTRY_SIZE / 4];
     uint32_t msix_pending[PCI_MSIX_MAX / 32];
     bool intx;
-    struct irq_wire wire;
     struct dma_context dma;
     _Atomic(bool) master;
 };
@@ -69,9 +68,10 @@ struct pci_bus {
     struct pci_bus_config config;
     struct lock lock;
     struct pci_function *slots[PCI_SLOTS];
-    struct pci_function *host;
-    uint32_t address;      /* CF8h */
-    uint8_t reset_control; /* CF9h */
+    uint32_t pirq_slots[PCI_PIRQS]; /* who raises it: a bit a slot */
+    uint8_t pirq_irq[PCI_PIRQS];    /* pci_bus_route */
+    uint32_t address;               /* CF8h */
+    uint8_t reset_control;          /* CF9h */
     struct port_range *ports;
     struct io_region *ecam;
 };
@@ -81,6 +81,9 @@ uint32_t function_read(struct pci_function *function, unsigned offset, unsigned 
 void function_write(struct pci_function *function, unsigned offset, uint32_t value, unsigned size);
 /* Moves windows, bus mastering and INTx to what configuration space says. Lock held. */
 void function_update(struct pci_function *function);
+
+/* bus.c. Drives INTA# of a slot. Lock held. */
+void bus_set_intx(struct pci_bus *bus, unsigned slot, bool level);
 
 static inline uint16_t function_command(const struct pci_function *function) {
     return load_le16(function->space + CONFIG_COMMAND);

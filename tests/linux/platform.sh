@@ -10,7 +10,7 @@ boots() {
 }
 
 boots "INTx without MSI" "-fasteoi   virtio" "pci=nomsi"
-boots "8259s without I/O APIC" "XT-PIC      ttyS0" "noapic"
+boots "8259s without I/O APIC and MSI" "XT-PIC      virtio" "noapic pci=nomsi"
 boots "one-shot and periodic local timer" "IO-APIC" "lapic=notscdeadline highres=off nohz=off"
 boots "HPET as clock and tick" "hpet" "notsc clocksource=hpet nolapic_timer"
 # Linux gives up its PIT when there is a TSC deadline timer, even one that nolapic_timer forbids.

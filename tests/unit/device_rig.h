@@ -28,7 +28,6 @@ static inline void rig_on_message(void *context, struct msi_message message) {
 
 static inline void rig_start(struct rig *rig) {
     static const struct pci_bus_config bus = {
-        .ecam_base = RIG_ECAM,
         .mmio32_base = 0xc0000000,
         .mmio32_size = 0x20000000,
         .mmio64_base = UINT64_C(0x4000000000),
@@ -49,6 +48,7 @@ static inline void rig_start(struct rig *rig) {
     struct irq_delivery delivery = {.message = rig_on_message, .context = rig};
     irqchip_set_delivery(platform->irqchip, &delivery);
     assert_int_equal(pci_bus_create(platform, &bus, &platform->pci, NULL), 0);
+    pci_bus_place_ecam(platform->pci, RIG_ECAM, true);
 }
 
 static inline void rig_stop(struct rig *rig) {

@@ -39,7 +39,6 @@ static inline void rig_on_request(struct platform *platform, enum platform_reque
 
 static inline void rig_start(void) {
     static const struct pci_bus_config bus = {
-        .ecam_base = RIG_ECAM,
         .mmio32_base = 0xc0000000,
         .mmio32_size = 0x20000000,
         .mmio64_base = UINT64_C(0x4000000000),
@@ -61,6 +60,7 @@ static inline void rig_start(void) {
                      0);
     irqchip_set_delivery(platform->irqchip, &delivery);
     assert_int_equal(pci_bus_create(platform, &bus, &platform->pci, NULL), 0);
+    pci_bus_place_ecam(platform->pci, RIG_ECAM, true);
 }
 
 static inline void rig_stop(void) {

@@ -101,6 +101,55 @@ static void rom(void **state) {
 
 /* ---- The gate ---- */
 
+/* Flash: ROM under a region that takes its writes, or all. */
+static void rom_under_a_device(void **state) {
+    struct fixture *f = *state;
+    struct io_region *region;
+    struct mem_page page;
+    char text[6];
+    assert_int_equal(memory_add_rom(f->memory, "flash", MIB(8), PAGE_SIZE, "hello", 6, NULL), 0);
+    assert_int_equal(memory_add_io(f->memory, "flash", MIB(8), PAGE_SIZE, &io, f, &region, NULL),
+                     0);
+    assert_int_equal(memory_read(f->memory, MIB(8), text, 6), -EFAULT);
+    memory_io_writes_only(region, true);
+    assert_int_equal(memory_read(f->memory, MIB(8), text, 6), 0);
+    assert_string_equal(text, "hello");
+    view_page(memory_default_view(f->memory), MIB(8), &page);
+    assert_true(page.host != NULL && page.rom);
+    memory_io_write(f->memory, MIB(8) + 3, 0x42, 1);
+    assert_int_equal(f->writes, 1);
+    assert_int_equal(f->offset, 3);
+    assert_int_equal(memory_load(f->memory, MIB(8), "J", 1), 0);
+    assert_int_equal(memory_read(f->memory, MIB(8), text, 6), 0);
+    assert_string_equal(text, "Jello");
+    memory_io_writes_only(region, false);
+    view_page(memory_default_view(f->memory), MIB(8), &page);
+    assert_null(page.host);
+}
+
+static void readonly_ram(void **state) {
+    struct fixture *f = *state;
+    struct mem_page page;
+    size_t length = 3 * PAGE_SIZE;
+    assert_int_equal(memory_write(f->memory, PAGE_SIZE, "was", 4), 0);
+    memory_set_readonly(f->memory, PAGE_SIZE, PAGE_SIZE, true);
+    assert_int_equal(memory_write(f->memory, PAGE_SIZE, "new", 4), -EFAULT);
+    assert_int_equal(memory_write(f->memory, PAGE_SIZE - 1, "new", 2), -EFAULT);
+    assert_non_null(memory_map(f->memory, 0, &length, true));
+    assert_int_equal(length, PAGE_SIZE);
+    length = 3 * PAGE_SIZE;
+    assert_non_null(memory_map(f->memory, 0, &length, false));
+    assert_int_equal(length, 3 * PAGE_SIZE);
+    view_page(memory_default_view(f->memory), PAGE_SIZE, &page);
+    assert_true(page.rom);
+    assert_int_equal(page.rights, MEM_READ | MEM_EXECUTE);
+    assert_int_equal(memory_load(f->memory, PAGE_SIZE, "new", 4), 0);
+    assert_string_equal((char *)page.host, "new");
+    memory_set_readonly(f->memory, 0, 2 * RAM_SIZE + PAGE_SIZE, false);
+    assert_int_equal(memory_write(f->memory, PAGE_SIZE, "own", 4), 0);
+    assert_int_equal(memory_load(f->memory, 2 * RAM_SIZE - 1, "xy", 2), -EFAULT);
+}
+
 static void gate_copies_across_regions(void **state) {
     struct fixture *f = *state;
     char out[64], in[64];
@@ -395,6 +444,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(bad_regions_are_refused),
         TEST(rom),
+        TEST(rom_under_a_device),
+        TEST(readonly_ram),
         TEST(gate_copies_across_regions),
         TEST(gate_is_all_or_nothing),
         TEST(mapping),

@@ -115,8 +115,6 @@ static void enable_msix(uint16_t control) {
 static void both_mechanisms_agree(void **state) {
     (void)state;
     struct ports *ports = rig.platform.ports;
-    assert_int_equal(get(0, 0, 4), 0x00081b36);
-    assert_int_equal(get(0, 8, 4) >> 8, 0x060000);
     assert_int_equal(get(9, 0, 4), 0x10411af4);
     assert_int_equal(get(9, 9, 1), 0);
     assert_int_equal(get(9, 0xa, 2), 0x0200);
@@ -219,6 +217,35 @@ static void intx_is_gated(void **state) {
     assert_int_equal(get(9, STATUS, 2) & 8, 0);
 }
 
+/* The 8259s see what the bus leads to them; a line of theirs that is left goes down. */
+static void intx_reaches_the_8259s(void **state) {
+    (void)state;
+    unsigned pirq = pci_slot_pirq(9);
+    static const uint8_t slave_at_70[] = {0x11, 0x70, 0x02, 0x01};
+    static const uint8_t master_at_68[] = {0x11, 0x68, 0x04, 0x01};
+    for (unsigned i = 0; i < 4; i++) {
+        outb(i ? 0x21 : 0x20, master_at_68[i]);
+        outb(i ? 0xa1 : 0xa0, slave_at_70[i]);
+    }
+    outb(0x4d1, 0x0c); /* 10 and 11 are level-triggered */
+    outb(0x21, 0);
+    outb(0xa1, 0);
+    pci_intx_set(thing.function, true);
+    assert_false(rig.intr);
+    pci_bus_route(rig.platform.pci, pirq, 10);
+    assert_true(rig.intr);
+    assert_int_equal(irqchip_pic_ack(rig.platform.irqchip), 0x72);
+    outb(0xa0, 0x20);
+    outb(0x20, 0x20);
+    pci_bus_route(rig.platform.pci, pirq, 11);
+    assert_int_equal(irqchip_pic_ack(rig.platform.irqchip), 0x73);
+    outb(0xa0, 0x20);
+    outb(0x20, 0x20);
+    assert_true(rig.intr);
+    pci_intx_set(thing.function, false);
+    assert_false(rig.intr);
+}
+
 static void msix_sends_and_holds_back(void **state) {
     (void)state;
     struct msi_message message;
@@ -295,8 +322,8 @@ static void reset_and_state(void **state) {
     assert_int_equal(thing.writes, 1);
     assert_true(pci_msix_notify(thing.function, 2));
     assert_int_equal(rig.interrupts[0x53], 1);
-    assert_ptr_equal(pci_bus_next(rig.platform.pci, pci_bus_next(rig.platform.pci, NULL)),
-                     thing.function);
+    assert_ptr_equal(pci_bus_next(rig.platform.pci, NULL), thing.function);
+    assert_null(pci_bus_next(rig.platform.pci, thing.function));
     state_buffer_free(&buffer);
 }
 
@@ -330,6 +357,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(bad_configurations_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(capabilities_chain, setup, teardown),
         cmocka_unit_test_setup_teardown(intx_is_gated, setup, teardown),
+        cmocka_unit_test_setup_teardown(intx_reaches_the_8259s, setup, teardown),
         cmocka_unit_test_setup_teardown(msix_sends_and_holds_back, setup, teardown),
         cmocka_unit_test_setup_teardown(msix_needs_bus_mastering, setup, teardown),
         cmocka_unit_test_setup_teardown(dma_needs_bus_mastering, setup, teardown),

@@ -184,12 +184,10 @@ static bool is_watched_code(const struct mmu_page *page) {
 static void page_write(struct soft_cpu *cpu, const struct mmu_page *page, uint64_t linear,
                        const void *from, unsigned size) {
     unsigned offset = linear & (PAGE_SIZE - 1);
-    if (unlikely(page->host == NULL)) {
+    if (unlikely(page->host == NULL || page->rom)) {
         io_write(cpu, page, offset, from, size);
         return;
     }
-    if (page->rom)
-        return;
     mark_dirty(page);
     copy_bytes(page->host + offset, from, size);
     if (unlikely(is_watched_code(page)))

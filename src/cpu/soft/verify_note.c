@@ -16,9 +16,9 @@ static unsigned page_index(const struct verify *v, const uint8_t *host) {
 
 enum verify_stop verify_note(struct soft_cpu *cpu, const struct mmu_page *page, bool write) {
     struct verify *v = cpu->verify;
-    if (page->host == NULL)
+    if (page->host == NULL || (write && page->rom))
         return VERIFY_ONCE;
-    if (!write || page->rom)
+    if (!write)
         return VERIFY_GOES_ON;
     if (atomic_load_explicit(page->flags, memory_order_relaxed) & MEM_PAGE_CODE)
         return VERIFY_ONCE;
