@@ -57,9 +57,10 @@ struct block {
     uint8_t run_count;      /* those that run when it is interpreted: up to the first branch */
     bool dead : 1;
     bool straddles : 1;
-    bool extended : 1; /* by block_extend */
-    bool relative : 1; /* some operand is RIP-relative */
-    uint8_t branches;  /* that it passes */
+    bool extended : 1;       /* by block_extend */
+    bool relative : 1;       /* some operand is RIP-relative */
+    bool untranslatable : 1; /* its translation would be too large */
+    uint8_t branches;        /* that it passes */
     /* Bytes of its page that the translation rests on besides the block's own. */
     uint16_t watch_start, watch_end;
 
@@ -188,6 +189,15 @@ struct block_place **block_place_chain(struct block_places *places, uint64_t gpa
 /* NULL: no block begins on this page at this linear one. */
 struct block_place *block_place_find(struct block_places *places, uint64_t gpa, uint64_t linear,
                                      uint64_t key);
+/* A place's number, not 0; and the place. */
+static inline uint32_t block_place_number(const struct block_places *places,
+                                          const struct block_place *place) {
+    return (uint32_t)(place - places->all) + 1;
+}
+static inline struct block_place *block_place_at(const struct block_places *places,
+                                                 uint32_t number) {
+    return &places->all[number - 1];
+}
 /* All mappings' numbers are void. */
 void block_places_forget_numbers(struct block_places *places);
 /* A new block, and one that is dropped. */

@@ -4,6 +4,7 @@
  * Calls are host calls and returns host returns: the host's processor
  * predicts them, the guest's return address is compared where they arrive.
  */
+#include "base/bytes.h"
 #include "cpu/soft/jit/translation.h"
 
 uint64_t lower_target_rip(const struct translation *t, uint64_t offset) {
@@ -26,27 +27,26 @@ static bool is_same_page(const struct translation *t, uint64_t rip) {
 }
 
 /* An exit by the jump or call at field, which is filled when the block is done. */
-static void new_exit(struct translation *t, uint64_t rip, uint8_t *field) {
-    struct jit *jit = t->jit;
-    if (jit->exit_count >= EXITS_MAX ||
-        t->leaving_count >= sizeof t->leaving / sizeof t->leaving[0]) {
+static struct jit_exit *new_exit(struct translation *t, uint64_t rip, uint8_t *field) {
+    uint64_t from = rip - t->block->rip;
+    int32_t distance = (int32_t)from;
+    bool near = t->mode != INSN_MODE_64 || (int64_t)from == distance;
+    if (t->exit_count >= ARRAY_SIZE(t->exits) || !near) {
         t->out.full = true;
-        return;
+        return &t->exits[0];
     }
-    jit->exits[jit->exit_count] = (struct jit_exit){
-        .rip = rip,
-        .key = t->block->key & ~(uint64_t)KEY_PLAIN,
-        .from = t->block,
-        .field = field,
+    struct jit_exit *exit = &t->exits[t->exit_count++];
+    *exit = (struct jit_exit){
+        .rip = distance,
+        .field = (uint16_t)(field - (uint8_t *)t->made),
+        .side = (uint8_t)side_of_block(t->block),
         .flags_saved = t->flags & FLAGS_SAVED,
     };
-    t->leaving[t->leaving_count++] = jit->exit_count++;
+    return exit;
 }
 
-void lower_goto_key(struct translation *t, uint64_t rip, uint64_t key) {
-    new_exit(t, rip, emit_jmp(&t->out));
-    if (!t->out.full)
-        t->jit->exits[t->jit->exit_count - 1].key = key;
+void lower_goto_side(struct translation *t, uint64_t rip, unsigned side) {
+    new_exit(t, rip, emit_jmp(&t->out))->side = (uint8_t)side;
 }
 
 /* Flags where the exit needs them. A loop's end looks at requests: to C when there are some. */
@@ -63,9 +63,7 @@ void lower_poll(struct translation *t, uint64_t rip) {
     if (!is_backward(t, rip))
         return;
     emit_group1_gs(&t->out, 7, 4, CPU_AT(request), 0);
-    new_exit(t, rip, emit_jcc(&t->out, COND_NE));
-    if (!t->out.full)
-        t->jit->exits[t->jit->exit_count - 1].polls = true;
+    new_exit(t, rip, emit_jcc(&t->out, COND_NE))->polls = true;
 }
 
 /* Goes on at a known rip. Does not disturb the translation's flags state for what follows. */
@@ -105,8 +103,8 @@ void lower_jcc(struct translation *t) {
 static void lower_find(struct translation *t, const uint8_t *retry) {
     struct emitter *e = &t->out;
     const int32_t jumps = CPU_AT(jit.jumps);
-    uint32_t site = lower_site(t);
-    t->jit->sites[site].retry = (uint32_t)(retry - t->jit->memory.writable);
+    unsigned site = lower_site(t);
+    lower_retry_at(t, site, retry);
     unsigned half = t->block->rip >> 63;
     t->temp_group = NO_GROUP;
     /* slot * 32, as jit_jump_slot counts: (mixed rip & mask << 2) * 8. */
@@ -171,7 +169,7 @@ static void lower_return_point(struct translation *t) {
         emit_group1(e, 7, t->word, TEMP_A, (int32_t)rip);
     } else {
         uint8_t *field = emit_cmp_rip(e, TEMP_A);
-        if (t->constant_count >= sizeof t->constants / sizeof t->constants[0]) {
+        if (t->constant_count >= ARRAY_SIZE(t->constants)) {
             e->full = true;
             return;
         }
@@ -216,9 +214,9 @@ void lower_ret(struct translation *t) {
     struct operand operand = lower_stack(t, TLB_READ, 0);
     emit_rm(&t->out, OP_MOV_LOAD, t->word, TEMP_A, operand.base, operand.disp);
     if (t->insn->imm == 0) {
-        uint32_t site = lower_site(t);
-        t->jit->sites[site].kind = SITE_RETURN;
-        emit_mov_imm(&t->out, TEMP_B, site);
+        unsigned site = lower_site(t);
+        t->sites[site].kind = SITE_RETURN;
+        lower_load_site(t, site);
         emit8(&t->out, 0xc3);
         return;
     }
@@ -230,31 +228,54 @@ void lower_ret(struct translation *t) {
 /* ---- Behind the block ---- */
 
 /* cmp dword gs:[map], id; jne leave; jmp target. The id and the target are patched by jit_link. */
-static void emit_guard(struct translation *t, struct jit_exit *exit, uint8_t **leave_field) {
+static void emit_guard(struct translation *t, struct jit_exit *exit, uint64_t rip,
+                       uint8_t **leave_field) {
     struct emitter *e = &t->out;
-    int32_t entry = (int32_t)(jit_map_slot(exit->rip) * sizeof t->cpu->jit.code_map[0][0]);
+    int32_t entry = (int32_t)(jit_map_slot(rip) * sizeof t->cpu->jit.code_map[0][0]);
     emit_group1_gs(e, 7, 4, CPU_AT(jit.code_map) + entry, -1);
-    exit->guard_id = e->at - 4;
+    exit->guard = (uint16_t)(e->at - 4 - (uint8_t *)t->made);
     *leave_field = emit_jcc(e, COND_NE);
-    exit->guard_field = emit_jmp(e);
-    emit_aim(exit->guard_field, e->at);
+    uint8_t *field = emit_jmp(e);
+    emit_aim(field, e->at);
 }
 
-static void lower_exit(struct translation *t, uint32_t number) {
-    struct jit_exit *exit = &t->jit->exits[number];
+static void lower_exit(struct translation *t, struct jit_exit *exit, uint32_t number) {
     struct emitter *e = &t->out;
-    uint8_t *leave_field = NULL;
-    if (!exit->polls && !is_same_page(t, exit->rip)) {
-        emit_aim(exit->field, e->at);
-        emit_guard(t, exit, &leave_field);
+    uint8_t *field = (uint8_t *)t->made + exit->field, *leave_field = NULL;
+    uint64_t rip = t->block->rip + (uint64_t)(int64_t)exit->rip;
+    if (t->mode != INSN_MODE_64)
+        rip = (uint32_t)rip;
+    if (!exit->polls && !is_same_page(t, rip)) {
+        emit_aim(field, e->at);
+        emit_guard(t, exit, rip, &leave_field);
     }
-    emit_aim(leave_field != NULL ? leave_field : exit->field, e->at);
+    emit_aim(leave_field != NULL ? leave_field : field, e->at);
     emit_to_stub(e, number, exit->flags_saved ? t->jit->exit : t->jit->exit_host);
 }
 
+/* Their notes are before their code, which has their numbers. */
+static void lower_leaves(struct translation *t) {
+    struct emitter *e = &t->out;
+    struct jit_exit *notes;
+    uint8_t *start = (uint8_t *)t->made;
+    emit_align(e, JIT_WORD);
+    notes = (struct jit_exit *)(void *)e->at;
+    t->made->exits = (uint16_t)(e->at - start);
+    t->made->exit_count = (uint8_t)t->exit_count;
+    e->at += t->exit_count * sizeof *notes;
+    for (unsigned i = 0; i < t->exit_count && emit_has_room(e); i++) {
+        struct jit_exit *exit = &t->exits[i];
+        exit->start = (uint16_t)(((uint8_t *)&notes[i] - start) / JIT_WORD);
+        lower_exit(t, exit, jit_number(t->jit, &notes[i]));
+        notes[i] = *exit;
+    }
+}
+
 void lower_exits(struct translation *t) {
-    for (unsigned i = 0; i < t->leaving_count && emit_has_room(&t->out); i++)
-        lower_exit(t, t->leaving[i]);
+    t->out.full |= t->out.end - t->out.at < (ptrdiff_t)sizeof t->exits + EMIT_ROOM;
+    if (t->out.full)
+        return;
+    lower_leaves(t);
     for (unsigned i = 0; i < t->constant_count && emit_has_room(&t->out); i++) {
         emit_aim(t->constants[i].field, t->out.at);
         relocate(t, t->out.at, RELOCATE_ADDRESS);

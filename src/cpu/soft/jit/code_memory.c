@@ -26,6 +26,13 @@ int code_memory_create(struct code_memory *memory, size_t size, struct error *er
     return code;
 }
 
+void code_memory_empty(struct code_memory *memory, size_t used) {
+    enum { PAGE = 4096 };
+    size_t kept = (used + PAGE - 1) / PAGE * PAGE;
+    memory->used = used;
+    madvise(memory->writable + kept, memory->size - kept, MADV_REMOVE);
+}
+
 void code_memory_destroy(struct code_memory *memory) {
     if (memory->writable == NULL)
         return;

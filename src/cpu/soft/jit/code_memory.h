@@ -19,6 +19,8 @@ struct code_memory {
 };
 
 int code_memory_create(struct code_memory *memory, size_t size, struct error *err);
+/* All behind `used` is free, and given back. */
+void code_memory_empty(struct code_memory *memory, size_t used);
 void code_memory_destroy(struct code_memory *memory);
 
 static inline const uint8_t *code_executable(const struct code_memory *memory, const uint8_t *at) {

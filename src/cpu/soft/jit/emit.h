@@ -36,6 +36,12 @@ static inline void emit_bytes(struct emitter *e, const void *bytes, unsigned cou
     e->at += count;
 }
 
+/* Bytes that are never run, up to a multiple of `to`. */
+static inline void emit_align(struct emitter *e, unsigned to) {
+    while ((uintptr_t)e->at % to != 0)
+        *e->at++ = 0xcc;
+}
+
 static inline void emit8(struct emitter *e, uint8_t byte) {
     *e->at++ = byte;
 }

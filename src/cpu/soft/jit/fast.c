@@ -30,8 +30,17 @@ static uint64_t on_page(uint64_t offset, uint64_t count, unsigned size) {
     return room < count ? room : count;
 }
 
-static const uint8_t *code_at(const struct soft_cpu *cpu, uint32_t offset) {
-    return cpu->jit.jit->memory.executable + offset;
+static const struct jit_site *site_at(const struct soft_cpu *cpu, uint32_t number) {
+    return jit_at(cpu->jit.jit, number);
+}
+
+static struct block *block_of(const struct jit_site *site) {
+    return jit_block_of_site(site)->block;
+}
+
+static const uint8_t *code_at(const struct soft_cpu *cpu, const struct jit_site *site,
+                              unsigned at) {
+    return jit_code(cpu->jit.jit, jit_block_of_site(site), at);
 }
 
 /* Looking at page tables may have shown that something changed: the call-out leaves then. */
@@ -99,10 +108,11 @@ static bool run_string(struct soft_cpu *cpu, const struct insn *insn) {
 }
 
 const uint8_t *jit_fast_string(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
-    const struct jit_site *site = &cpu->jit.jit->sites[number];
-    if (site->block->insns == NULL)
+    const struct jit_site *site = site_at(cpu, number);
+    const struct insn *insns = block_of(site)->insns;
+    if (insns == NULL)
         return NULL;
-    return run_string(cpu, &site->block->insns[site->insn]) ? code_at(cpu, site->resume) : NULL;
+    return run_string(cpu, &insns[site->insn]) ? code_at(cpu, site, site->resume) : NULL;
 }
 
 /* ---- x87 ---- */
@@ -112,7 +122,8 @@ const uint8_t *jit_fast_x87(struct soft_cpu *cpu, uint64_t unused, uint32_t numb
     if ((cpu->fsw & FSW_ES) || block_x87_raises(cpu))
         return NULL;
     jit_x87_load(cpu);
-    return code_at(cpu, cpu->jit.jit->sites[number].retry);
+    const struct jit_site *site = site_at(cpu, number);
+    return code_at(cpu, site, site->retry);
 }
 
 /* ---- Finding code ---- */
@@ -128,7 +139,7 @@ void jit_note_jump(struct soft_cpu *cpu, const struct block *block) {
     }
     jump->rip = block->rip;
     jump->context = cpu->jit.context[jit_side_of(cpu->jit.key)][half];
-    jump->code = code_executable(&cpu->jit.jit->memory, block->code->entry_saved);
+    jump->code = jit_code(cpu->jit.jit, block->code, block->code->entry_saved);
     jit_note_fetch(&cpu->jit, block->rip);
 }
 
@@ -174,21 +185,21 @@ const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t number
     const struct block *block = find_translated(cpu, 0);
     if (block == NULL)
         return NULL;
-    const struct jit_site *site = &cpu->jit.jit->sites[number];
+    const struct jit_site *site = site_at(cpu, number);
     jit_note_jump(cpu, block);
     if (site->kind == SITE_RETURN) {
         cpu->gpr[RSP] = (cpu->gpr[RSP] + cpu->jit.word) & cpu->stack_mask;
         return jit_entry(cpu, block);
     }
     /* Looked for anew, with the context of its own half of the address space. */
-    if (earlier_checks_fail(cpu) || (rip ^ site->block->rip) >> 63)
+    if (earlier_checks_fail(cpu) || (rip ^ block_of(site)->rip) >> 63)
         return NULL;
-    return code_at(cpu, site->retry);
+    return code_at(cpu, site, site->retry);
 }
 
 const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
-    struct jit_exit *exit = &cpu->jit.jit->exits[number];
-    cpu->rip = exit->rip;
+    struct jit_exit *exit = jit_at(cpu->jit.jit, number);
+    cpu->rip = jit_exit_rip(exit);
     const struct block *block = find_translated(cpu, 0);
     if (block == NULL)
         return NULL;
@@ -197,15 +208,15 @@ const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t num
 }
 
 const uint8_t *jit_fast_gone(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
-    struct jit_block *gone = &cpu->jit.jit->blocks[number];
+    struct jit_block *gone = jit_at(cpu->jit.jit, number);
     cpu->rip = gone->rip;
     /* Without numbers for mappings it would come here again. */
     const struct block *block = cpu->jit.jit->full ? NULL : find_translated(cpu, 0);
     if (block == NULL || jit_is_worn(cpu, block->code))
         return cpu->jit.jit->leave_here;
     /* What moves together may jump to each other (move.c). */
-    if (gone->block == NULL && gone->place == block->place && gone->key == block->key)
-        jit_replace(gone, block->code->entry_host, block->code->entry_saved);
+    if (gone->dead && gone->place == block->code->place && gone->key == block->key)
+        jit_replace(gone, block->code);
     return jit_entry(cpu, block);
 }
 
@@ -250,7 +261,7 @@ uint64_t jit_fast_fill(struct soft_cpu *cpu, uint64_t linear, uint32_t kind) {
 static const uint8_t *plain_code(struct soft_cpu *cpu, const struct jit_site *site) {
     if (site->recipe != RECIPE_NONE)
         return NULL;
-    cpu->rip = site->block->rip + site->offset;
+    cpu->rip = jit_block_of_site(site)->rip + site->offset;
     const struct block *block = find_translated(cpu, KEY_PLAIN);
     return block == NULL ? NULL : jit_entry(cpu, block);
 }
@@ -269,19 +280,20 @@ static const uint8_t *miss(struct soft_cpu *cpu, uint64_t linear, const struct j
     if (earlier_checks_fail(cpu))
         return NULL;
     if (filled)
-        return code_at(cpu, site->retry);
+        return code_at(cpu, site, site->retry);
     return group ? plain_code(cpu, site) : NULL;
 }
 
 const uint8_t *jit_fast_miss(struct soft_cpu *cpu, uint64_t linear, uint32_t number) {
-    return miss(cpu, linear, &cpu->jit.jit->sites[number]);
+    return miss(cpu, linear, site_at(cpu, number));
 }
 
 const uint8_t *jit_fast_constant_miss(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
-    const struct jit_site *site = &cpu->jit.jit->sites[number];
-    if (site->block->insns == NULL)
+    const struct jit_site *site = site_at(cpu, number);
+    const struct insn *insns = block_of(site)->insns;
+    if (insns == NULL)
         return NULL;
-    return miss(cpu, lower_constant(&site->block->insns[site->insn]), site);
+    return miss(cpu, lower_constant(&insns[site->insn]), site);
 }
 
 /* ---- The stack window ---- */
@@ -325,9 +337,12 @@ void jit_drop_window(struct soft_cpu *cpu) {
     use_window(cpu);
 }
 
-const uint8_t *jit_fast_stack_miss(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
-    const struct jit_site *site = &cpu->jit.jit->sites[number];
-    uint64_t linear = cpu->gpr[RSP] + (uint64_t)(int64_t)site->disp;
+const uint8_t *jit_fast_stack_miss(struct soft_cpu *cpu, uint64_t offset, uint32_t number) {
+    const struct jit_site *site = site_at(cpu, number);
+    /* Its distance from RSP fits 32 bits, which those that RSP wraps by do not change. */
+    uint64_t moved = offset + cpu->jit.stack_host[present_side(cpu)] - cpu->jit.stack_addend;
+    int32_t disp = (int32_t)(uint32_t)(moved - cpu->gpr[RSP]);
+    uint64_t linear = cpu->gpr[RSP] + (uint64_t)(int64_t)disp;
     uint64_t page = linear & PAGE_MASK;
     const struct tlb_entry *entry = &cpu->tlb[TLB_WRITE][tlb_slot(linear)];
     bool wraps = (linear & cpu->stack_mask) != linear;
@@ -344,5 +359,5 @@ const uint8_t *jit_fast_stack_miss(struct soft_cpu *cpu, uint64_t unused, uint32
     cpu->jit.stack_host[side] = entry->host;
     cpu->jit.addend_of[side] = entry->host - page;
     use_window(cpu);
-    return code_at(cpu, site->retry);
+    return code_at(cpu, site, site->retry);
 }

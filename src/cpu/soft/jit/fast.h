@@ -34,8 +34,8 @@ const uint8_t *jit_fast_gone(struct soft_cpu *cpu, uint64_t unused, uint32_t blo
 /* The check again, now that the TLB has the page. */
 const uint8_t *jit_fast_miss(struct soft_cpu *cpu, uint64_t linear, uint32_t site);
 const uint8_t *jit_fast_constant_miss(struct soft_cpu *cpu, uint64_t unused, uint32_t site);
-/* The check again, now that the stack window is at RSP. */
-const uint8_t *jit_fast_stack_miss(struct soft_cpu *cpu, uint64_t unused, uint32_t site);
+/* The check again, now that the stack window is at RSP. `offset` is from the window. */
+const uint8_t *jit_fast_stack_miss(struct soft_cpu *cpu, uint64_t offset, uint32_t site);
 
 /* Names the present address space and modes for the jump table, by state.key_of. */
 void jit_set_context(struct soft_cpu *cpu);

@@ -30,7 +30,7 @@ struct jit_memory jit_memory(const struct soft_cpu *cpu);
 struct jit_config {
     uint32_t heat; /* runs of a block before it is translated */
     uint32_t runs; /* and before it is extended then; 0: at once */
-    size_t code;   /* bytes of code memory */
+    size_t code;   /* bytes of code memory, JIT_CODE_SIZE at most */
     bool exact;    /* a fault shows even flags that no instruction would have read */
 };
 

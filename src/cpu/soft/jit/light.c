@@ -94,7 +94,8 @@ static bool run_handler(struct soft_cpu *cpu, const struct insn *insn) {
 
 /* NULL: the run loop must look. */
 static const uint8_t *run_site(struct soft_cpu *cpu, const struct jit_site *site) {
-    struct block *block = site->block;
+    struct jit_block *made = jit_block_of_site(site);
+    struct block *block = made->block;
     const struct insn *insn = &block->insns[site->insn];
     cpu->block = block;
     cpu->rip = block->rip;
@@ -110,15 +111,15 @@ static const uint8_t *run_site(struct soft_cpu *cpu, const struct jit_site *site
         cpu->jit.saved_flags = jit_pack_flags(cpu);
     if (completed && !block->dead && cpu->jit.epoch == cpu->jit.entered_epoch && jit_usable(cpu) &&
         alarm_is_right(cpu) && block_key(cpu) == cpu->jit.key && cpu->request == 0)
-        return cpu->jit.jit->memory.executable + site->resume;
+        return jit_code(cpu->jit.jit, made, site->resume);
     if (completed)
         cpu->rip = next;
     return go_on(cpu);
 }
 
 const uint8_t *jit_fast_light(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
-    const struct jit_site *site = &cpu->jit.jit->sites[number];
-    if (site->block->insns == NULL)
+    const struct jit_site *site = jit_at(cpu->jit.jit, number);
+    if (jit_block_of_site(site)->block->insns == NULL)
         return NULL;
     light_begin(cpu);
     const uint8_t *code = run_site(cpu, site);
@@ -131,7 +132,7 @@ const uint8_t *jit_deliver(struct soft_cpu *cpu, const struct jit_site *site,
                            const struct fault *fault) {
     const uint8_t *code = NULL;
     light_begin(cpu);
-    cpu->rip = site->block->rip + site->offset;
+    cpu->rip = jit_block_of_site(site)->rip + site->offset;
     cpu->insn = NULL;
     cpu->cr2 = fault->address;
     jit_unpack_flags(cpu);

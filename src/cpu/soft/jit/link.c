@@ -78,14 +78,21 @@ static void note_mapping(struct soft_cpu *cpu, uint64_t rip, uint32_t number) {
     jit_note_fetch(&cpu->jit, rip);
 }
 
+static uint8_t *in_code(struct jit_block *made, unsigned at) {
+    return (uint8_t *)made + at;
+}
+
+/* The guard is a compare, whose last field has the number, JNE rel32 and JMP rel32 (branch.c). */
 static void link_guarded(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *to) {
+    enum { JMP_FIELD = 4 + 6 + 1 };
+    uint8_t *guard = in_code(jit_block_of_exit(exit), exit->guard);
     uint32_t number = jit_mapping_of(cpu, to, 0);
     if (number == NONE)
         return;
     note_mapping(cpu, to->rip, number);
-    __builtin_memcpy(exit->guard_id, &number, sizeof number);
-    aim(exit->guard_field, to->code->entry_saved);
-    exit->target = to->place;
+    __builtin_memcpy(guard, &number, sizeof number);
+    aim(guard + JMP_FIELD, in_code(to->code, to->code->entry_saved));
+    exit->target = to->place != NULL ? block_place_number(cpu->blocks->places, to->place) : 0;
     exit->target_life = to->place != NULL ? to->place->life : 0;
 }
 
@@ -94,19 +101,23 @@ const uint8_t *jit_entry(struct soft_cpu *cpu, const struct block *block) {
         uint32_t number = jit_mapping_of(cpu, block, 1);
         note_mapping(cpu, block->rip + PAGE_SIZE, number);
         if (number != NONE)
-            __builtin_memcpy(block->code->second_page, &number, sizeof number);
+            __builtin_memcpy(in_code(block->code, block->code->second_page), &number,
+                             sizeof number);
     }
-    return code_executable(&cpu->jit.jit->memory, block->code->entry_saved);
+    return jit_code(cpu->jit.jit, block->code, block->code->entry_saved);
 }
 
 void jit_link(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *to) {
-    if (exit->polls || exit->from->dead || to->dead || to->code == NULL || exit->rip != to->rip ||
-        exit->key != to->key)
+    struct jit_block *made = jit_block_of_exit(exit);
+    const struct block *from = made->block;
+    if (exit->polls || made->dead || to->dead || to->code == NULL ||
+        jit_exit_rip(exit) != to->rip || jit_exit_key(exit) != to->key)
         return;
-    if (exit->guard_field != NULL)
+    if (exit->guard != 0)
         link_guarded(cpu, exit, to);
-    else if (exit->from->place == to->place && (exit->from->gpa[0] ^ to->gpa[0]) < PAGE_SIZE)
-        aim(exit->field, exit->flags_saved ? to->code->entry_saved : to->code->entry_host);
+    else if (from->place == to->place && (from->gpa[0] ^ to->gpa[0]) < PAGE_SIZE)
+        aim(in_code(made, exit->field),
+            in_code(to->code, exit->flags_saved ? to->code->entry_saved : to->code->entry_host));
 }
 
 /* JMP rel32 over an entry. */
@@ -115,13 +126,15 @@ static void redirect(uint8_t *entry, const uint8_t *to) {
     aim(entry + 1, to);
 }
 
-void jit_replace(struct jit_block *old, const uint8_t *host, const uint8_t *saved) {
+void jit_replace(struct jit_block *old, struct jit_block *by) {
     if (old->entry_host != old->entry_saved)
-        redirect(old->entry_host, host);
-    redirect(old->entry_saved, saved);
+        redirect(in_code(old, old->entry_host), by != NULL
+                                                    ? in_code(by, by->entry_host)
+                                                    : in_code(old, jit_dead_entry(old, false)));
+    redirect(in_code(old, old->entry_saved),
+             by != NULL ? in_code(by, by->entry_saved) : in_code(old, jit_dead_entry(old, true)));
 }
 
 bool jit_is_worn(const struct soft_cpu *cpu, const struct jit_block *made) {
-    size_t number = (size_t)(made - cpu->jit.jit->blocks);
-    return made->counted && cpu->jit.runs_left[number % JIT_COUNTERS] < 0;
+    return made->counted && cpu->jit.runs_left[made->counter] < 0;
 }

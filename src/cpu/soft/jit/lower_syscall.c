@@ -224,6 +224,6 @@ bool lower_set_ac(struct translation *t) {
     if (on && was_on)
         return true;
     cross(t, &to);
-    lower_goto_key(t, lower_next_rip(t), to.key);
+    lower_goto_side(t, lower_next_rip(t), to.to);
     return false;
 }

@@ -38,7 +38,7 @@ static void settle_flags(struct translation *t) {
 
 void lower_light(struct translation *t) {
     settle_flags(t);
-    emit_to_stub(&t->out, lower_site(t), t->jit->light);
+    lower_to_stub(t, lower_site(t), t->jit->light);
     t->flags = FLAGS_SAVED;
     t->temp_group = NO_GROUP;
 }

@@ -2,35 +2,40 @@
 
 #include "cpu/soft/jit/translation.h"
 
-static void tell(const struct jit *jit, uint32_t n) {
-    const struct jit_map *map = &jit->map;
-    const struct jit_range *range = &map->entries[n];
-    size_t end = n + 1 < map->count ? map->entries[n + 1].offset : jit->memory.used;
-    map->listener->made(map->listener->context, (uintptr_t)jit->memory.executable + range->offset,
-                        end - range->offset, range->rip, range->cpl);
+static size_t offset_of(const struct jit *jit, const struct jit_block *made) {
+    return (size_t)((const uint8_t *)made - jit->memory.writable);
 }
 
-uint32_t jit_map_add(struct soft_cpu *cpu, size_t offset, size_t size, const struct block *block) {
-    struct jit_map *map = &cpu->jit.jit->map;
-    if (map->count == JIT_MAP_MAX)
-        return JIT_MAP_MAX;
-    map->entries[map->count++] = (struct jit_range){
-        .rip = cpu->code_base + block->rip, .offset = (uint32_t)offset, .cpl = block->key >> 2 & 3};
-    if (map->listener != NULL)
-        tell(cpu->jit.jit, map->count - 1);
-    return map->count - 1;
+static void tell(const struct jit *jit, const struct jit_block *made) {
+    const struct code_listener *listener = jit->map.listener;
+    listener->made(listener->context, (uintptr_t)jit->memory.executable + offset_of(jit, made),
+                   made->size, made->rip, made->key >> 2 & 3);
 }
 
-void jit_map_move(struct soft_cpu *cpu, uint32_t n, uint64_t delta) {
-    if (n < cpu->jit.jit->map.count)
-        cpu->jit.jit->map.entries[n].rip += delta;
+void jit_map_add(struct soft_cpu *cpu, const struct jit_block *made) {
+    struct jit *jit = cpu->jit.jit;
+    size_t start = offset_of(jit, made), end = start + made->size;
+    size_t grain = (start + JIT_MAP_GRAIN - 1) / JIT_MAP_GRAIN;
+    for (; grain * JIT_MAP_GRAIN < end; grain++)
+        jit->map.starts[grain] = (uint32_t)start;
+    if (jit->map.listener != NULL)
+        tell(jit, made);
 }
 
 void jit_map_clear(struct soft_cpu *cpu) {
-    struct jit_map *map = &cpu->jit.jit->map;
-    map->count = 0;
-    if (map->listener != NULL)
-        map->listener->dropped(map->listener->context);
+    struct jit *jit = cpu->jit.jit;
+    for (size_t grain = 0; grain * JIT_MAP_GRAIN <= jit->stubs_end; grain++)
+        jit->map.starts[grain] = (uint32_t)jit->stubs_end;
+    if (jit->map.listener != NULL)
+        jit->map.listener->dropped(jit->map.listener->context);
+}
+
+struct jit_block *jit_map_find(const struct jit *jit, size_t offset) {
+    size_t at = jit->map.starts[offset / JIT_MAP_GRAIN];
+    struct jit_block *made = jit_at(jit, (uint32_t)(at / JIT_WORD));
+    while (offset - offset_of(jit, made) >= made->size)
+        made = (struct jit_block *)(void *)((uint8_t *)made + made->size);
+    return made;
 }
 
 enum jit_where jit_find_host(const struct soft_cpu *cpu, uintptr_t host, uint64_t *rip,
@@ -39,18 +44,11 @@ enum jit_where jit_find_host(const struct soft_cpu *cpu, uintptr_t host, uint64_
     if (jit == NULL || host - (uintptr_t)jit->memory.executable >= jit->memory.size)
         return JIT_WHERE_OUTSIDE;
     size_t offset = host - (uintptr_t)jit->memory.executable;
-    uint32_t low = 0, high = jit->map.count; /* the last entry not above offset is in [low, high) */
-    if (offset < jit->stubs_end || high == 0)
+    if (offset < jit->stubs_end || offset >= jit->memory.used)
         return JIT_WHERE_STUBS;
-    while (high - low > 1) {
-        uint32_t middle = low + (high - low) / 2;
-        if (jit->map.entries[middle].offset <= offset)
-            low = middle;
-        else
-            high = middle;
-    }
-    *rip = jit->map.entries[low].rip;
-    *cpl = jit->map.entries[low].cpl;
+    const struct jit_block *made = jit_map_find(jit, offset);
+    *rip = made->rip;
+    *cpl = made->key >> 2 & 3;
     return JIT_WHERE_CODE;
 }
 
@@ -59,7 +57,10 @@ int soft_listen_code(struct vcpu *vcpu, const struct code_listener *listener, st
     if (jit == NULL)
         return error_set(err, -ENOTSUP, "this vCPU's translator is off");
     jit->map.listener = listener;
-    for (uint32_t i = 0; listener != NULL && i < jit->map.count; i++)
-        tell(jit, i);
+    for (size_t at = jit->stubs_end; listener != NULL && at < jit->memory.used;) {
+        const struct jit_block *made = jit_at(jit, (uint32_t)(at / JIT_WORD));
+        tell(jit, made);
+        at += made->size;
+    }
     return 0;
 }

@@ -1,38 +1,32 @@
 /*
  * Which translated code is where: host code addresses back to guest code, for
- * profiles and perf maps. Ranges are added as code memory fills, so they are
- * in order; all go at once when it is emptied.
+ * profiles and perf maps. Translations lie one behind the other, each with its
+ * size, so that one can be found from another before it; all go at once.
  */
 #ifndef LODGE_CPU_SOFT_JIT_MAP_H
 #define LODGE_CPU_SOFT_JIT_MAP_H
 
 #include <stddef.h>
 
+#include "cpu/soft/jit/jit.h"
 #include "cpu/soft/soft.h"
 
-enum { JIT_MAP_MAX = 1 << 18 };
-
-struct jit_range {
-    uint64_t rip;    /* linear, of the guest code */
-    uint32_t offset; /* in code memory */
-    uint32_t cpl;
-};
+/* In which translation each so many bytes of code memory begin. */
+enum { JIT_MAP_GRAIN = 1024, JIT_MAP_GRAINS = JIT_CODE_SIZE / JIT_MAP_GRAIN };
 
 struct jit_map {
-    struct jit_range *entries; /* JIT_MAP_MAX of them, reserved */
-    uint32_t count;
+    uint32_t starts[JIT_MAP_GRAINS];      /* offsets in code memory */
     const struct code_listener *listener; /* NULL: nobody wants to know */
 };
 
-struct block;
+struct jit_block;
 
-/* [offset, offset+size) of code memory now holds code made from the block; above all others. The
- * entry's number, or JIT_MAP_MAX. */
-uint32_t jit_map_add(struct soft_cpu *cpu, size_t offset, size_t size, const struct block *block);
-/* An entry's block moved. */
-void jit_map_move(struct soft_cpu *cpu, uint32_t n, uint64_t delta);
+/* A translation is at the end of the code memory that is used. */
+void jit_map_add(struct soft_cpu *cpu, const struct jit_block *made);
 /* Code memory was emptied. */
 void jit_map_clear(struct soft_cpu *cpu);
+/* The translation that has a place in code memory, behind the stubs. */
+struct jit_block *jit_map_find(const struct jit *jit, size_t offset);
 
 enum jit_where { JIT_WHERE_OUTSIDE, JIT_WHERE_STUBS, JIT_WHERE_CODE };
 

@@ -3,6 +3,7 @@
  * in the terms of access.h; or one check for a group of them; or, near RSP,
  * the check of the stack window.
  */
+#include "base/bytes.h"
 #include "cpu/soft/jit/translation.h"
 
 /* ---- Addresses ---- */
@@ -78,63 +79,66 @@ static bool is_constant(const struct insn *insn) {
 
 /* ---- Sites and slow paths ---- */
 
-static uint32_t new_site(struct translation *t, enum site_kind kind) {
-    struct jit *jit = t->jit;
-    if (jit->site_count >= SITES_MAX - 1) {
+static unsigned new_site(struct translation *t, enum site_kind kind) {
+    if (t->site_count >= SITES_MAX) {
         t->out.full = true;
         return 0;
     }
-    uint32_t number = jit->site_count++;
-    jit->sites[number] = (struct jit_site){
-        .block = t->block,
-        .insn = (uint16_t)t->index,
-        .kind = (uint8_t)kind,
-        .recipe = (t->flags & (FLAGS_SAVED | FLAGS_STALE)) == FLAGS_SAVED ? RECIPE_NONE : t->recipe,
-        .recipe_insn = t->recipe_insn,
-        .offset = (uint16_t)t->insn->offset,
+    unsigned n = t->site_count++;
+    t->sites[n] = (struct jit_site){
+        .insn = t->index & (BLOCK_INSNS_MAX - 1),
+        .kind = kind & 7,
+        .recipe =
+            ((t->flags & (FLAGS_SAVED | FLAGS_STALE)) == FLAGS_SAVED ? RECIPE_NONE : t->recipe) & 7,
+        .recipe_insn = t->recipe_insn & (BLOCK_INSNS_MAX - 1),
+        .offset = t->insn->offset & 1023,
     };
-    return number;
+    return n;
 }
 
-uint32_t lower_site(struct translation *t) {
+unsigned lower_site(struct translation *t) {
     if (t->site == SITES_MAX)
         t->site = new_site(t, SITE_CALLOUT);
     return t->site;
 }
 
+void lower_retry_at(struct translation *t, unsigned site, const uint8_t *retry) {
+    t->sites[site].retry = (uint16_t)(retry - (uint8_t *)t->made);
+}
+
 /* A site of its own for a check of memory. */
-static uint32_t check_site(struct translation *t, enum site_kind kind, const uint8_t *retry,
+static unsigned check_site(struct translation *t, enum site_kind kind, const uint8_t *retry,
                            enum tlb_kind tlb, unsigned span) {
-    uint32_t number = new_site(t, kind);
-    struct jit_site *site = &t->jit->sites[number];
-    site->retry = (uint32_t)(retry - t->jit->memory.writable);
+    unsigned n = new_site(t, kind);
+    struct jit_site *site = &t->sites[n];
+    lower_retry_at(t, n, retry);
     /* What goes on plainly does not need flags that nobody reads: saved or not is all the same. */
     if (kind != SITE_ACCESS && (t->flags & FLAGS_SAVED))
         site->recipe = RECIPE_NONE;
-    site->tlb = (uint8_t)tlb;
+    site->tlb = tlb & 3;
     site->span = (uint16_t)span;
     /* A misaligned operand comes before a page fault, and flags by a recipe are the full call-out's
      * affair. */
     site->faults =
         kind == SITE_ACCESS && !lowering_of(t->insn)->aligned && (t->flags & FLAGS_SAVED);
-    return number;
+    return n;
 }
 
-static void slow_if(struct translation *t, unsigned condition, uint8_t *stub, uint32_t number,
+static void slow_if(struct translation *t, unsigned condition, uint8_t *stub, unsigned site,
                     bool in_temp) {
     uint8_t *field = emit_jcc(&t->out, condition);
-    if (t->slow_count >= sizeof t->slow / sizeof t->slow[0]) {
+    if (t->slow_count >= ARRAY_SIZE(t->slow)) {
         t->out.full = true;
         return;
     }
     t->slow[t->slow_count].field = field;
-    t->slow[t->slow_count].number = number;
+    t->slow[t->slow_count].site = site;
     t->slow[t->slow_count].stub = stub;
     t->slow[t->slow_count++].in_temp = in_temp;
 }
 
-void lower_stub_if(struct translation *t, unsigned condition, uint8_t *stub, uint32_t number) {
-    slow_if(t, condition, stub, number, false);
+void lower_stub_if(struct translation *t, unsigned condition, uint8_t *stub, unsigned site) {
+    slow_if(t, condition, stub, site, false);
 }
 
 void lower_slow_if(struct translation *t, unsigned condition) {
@@ -145,6 +149,63 @@ void emit_to_stub(struct emitter *e, uint32_t number, const uint8_t *stub) {
     emit8(e, 0x68); /* PUSH imm32 */
     emit32(e, number);
     emit_aim(emit_jmp(e), stub);
+}
+
+/* The last four bytes are to hold the number of a site. */
+static void use_site(struct translation *t, unsigned site) {
+    if (t->site_use_count >= ARRAY_SIZE(t->site_uses)) {
+        t->out.full = true;
+        return;
+    }
+    t->site_uses[t->site_use_count].field = t->out.at - 4;
+    t->site_uses[t->site_use_count++].site = site;
+}
+
+void lower_load_site(struct translation *t, unsigned site) {
+    emit_mov_imm(&t->out, TEMP_B, 0);
+    use_site(t, site);
+}
+
+static void push_site(struct translation *t, unsigned site) {
+    emit8(&t->out, 0x68); /* PUSH imm32 */
+    emit32(&t->out, 0);
+    use_site(t, site);
+}
+
+void lower_to_stub(struct translation *t, unsigned site, const uint8_t *stub) {
+    push_site(t, site);
+    emit_aim(emit_jmp(&t->out), stub);
+}
+
+static void lower_slow_paths(struct translation *t) {
+    for (unsigned i = 0; i < t->slow_count && emit_has_room(&t->out); i++) {
+        emit_aim(t->slow[i].field, t->out.at);
+        if (t->slow[i].in_temp)
+            lower_load_site(t, t->slow[i].site);
+        else
+            push_site(t, t->slow[i].site);
+        emit_aim(emit_jmp(&t->out), t->slow[i].stub);
+    }
+}
+
+void lower_sites(struct translation *t) {
+    lower_slow_paths(t);
+    t->out.full |= t->out.end - t->out.at < (ptrdiff_t)sizeof t->sites + EMIT_ROOM;
+    if (t->out.full)
+        return;
+    uint8_t *start = (uint8_t *)t->made;
+    emit_align(&t->out, JIT_WORD);
+    t->made->sites = (uint16_t)(t->out.at - start);
+    t->made->site_count = (uint16_t)t->site_count;
+    for (unsigned i = 0; i < t->site_count; i++)
+        t->sites[i].start =
+            (uint16_t)((t->out.at - start) / JIT_WORD + i * sizeof t->sites[0] / JIT_WORD);
+    uint32_t first = jit_number(t->jit, t->out.at);
+    emit_bytes(&t->out, t->sites, (unsigned)(t->site_count * sizeof t->sites[0]));
+    for (unsigned i = 0; i < t->site_use_count; i++) {
+        uint32_t number = first + t->site_uses[i].site * (uint32_t)(sizeof t->sites[0] / JIT_WORD);
+        memcpy(t->site_uses[i].field, &number, sizeof number);
+    }
 }
 
 /* ---- Checks ---- */
@@ -192,7 +253,7 @@ void lower_look_up(struct translation *t, int32_t table, unsigned span) {
     emit_group1(e, 7, 8, TEMP_A, PAGE_SIZE - (int32_t)span);
 }
 
-static void emit_check(struct translation *t, enum tlb_kind kind, unsigned span, uint32_t site) {
+static void emit_check(struct translation *t, enum tlb_kind kind, unsigned span, unsigned site) {
     lower_look_up(t, lower_tlb_table(t, kind), span);
     lower_stub_if(t, COND_A, t->jit->miss[tlb_index_of(t)][kind], site);
     emit_gs_at(&t->out, OP_ADD_RM, 8, TEMP_A, TEMP_B,
@@ -219,7 +280,7 @@ static struct operand constant_operand(struct translation *t, enum tlb_kind kind
     int32_t tag = tlb_at(t, kind, offsetof(struct tlb_entry, tag)) + slot;
     int32_t host = tlb_at(t, kind, offsetof(struct tlb_entry, host)) + slot;
     const uint8_t *retry = e->at;
-    uint32_t site = check_site(t, SITE_ACCESS, retry, kind, size);
+    unsigned site = check_site(t, SITE_ACCESS, retry, kind, size);
     t->temp_group = NO_GROUP;
     bool relative = insn_is_rip_relative(t->insn);
     if ((int64_t)page == (int32_t)page) {
@@ -248,14 +309,13 @@ static void check_stack(struct translation *t, struct group *group, bool write) 
     int32_t disp = group->low - t->rsp_moved[t->index];
     unsigned span = (unsigned)(group->high - group->low);
     flags_protect(t);
-    uint32_t number = check_site(t, SITE_STACK, e->at, TLB_WRITE, span);
-    t->jit->sites[number].disp = disp;
-    t->jit->sites[number].writes_now = write;
+    unsigned site = check_site(t, SITE_STACK, e->at, TLB_WRITE, span);
+    t->sites[site].writes_now = write;
     t->temp_group = NO_GROUP;
     emit_lea(e, 8, TEMP_A, STACK, -1, 0, disp);
     emit_gs(e, OP_SUB_RM, 8, TEMP_A, CPU_AT(jit.stack_host) + 8 * (int32_t)side_of_block(t->block));
     emit_group1(e, 7, 8, TEMP_A, PAGE_SIZE - (int32_t)span);
-    lower_stub_if(t, COND_A, t->jit->stack_miss, number);
+    lower_stub_if(t, COND_A, t->jit->stack_miss, site);
     group->checked = true;
 }
 
@@ -264,10 +324,10 @@ static void check_group(struct translation *t, unsigned g, bool write) {
     unsigned span = (unsigned)(group->high - group->low);
     enum tlb_kind kind = group->write ? TLB_WRITE : TLB_READ;
     flags_protect(t);
-    uint32_t number = check_site(t, SITE_GROUP, t->out.at, kind, span);
-    t->jit->sites[number].writes_now = write;
+    unsigned site = check_site(t, SITE_GROUP, t->out.at, kind, span);
+    t->sites[site].writes_now = write;
     lower_address(t, group->low);
-    emit_check(t, kind, span, number);
+    emit_check(t, kind, span, site);
     emit_gs(&t->out, OP_MOV_STORE, 8, TEMP_A, CPU_AT(jit.group_host) + 8 * (int32_t)g);
     group->checked = true;
 }

@@ -17,29 +17,19 @@
 /* ---- Notes ---- */
 
 void relocations_begin(struct translation *t) {
-    struct jit *jit = t->jit;
     struct block_place *place = t->block->place;
     t->moves = place != NULL && !place->pinned && block_place_moves(place->linear);
-    t->made->code = t->out.at;
-    t->made->first_exit = jit->exit_count;
-    t->made->first_relocation = jit->relocation_count;
 }
 
 void relocate(struct translation *t, const uint8_t *field, unsigned kind) {
     enum { OFFSET_MAX = UINT16_MAX >> 1 };
-    struct jit_block *made = t->made;
-    size_t offset = (size_t)(field - made->code);
-    uint32_t n = made->first_relocation + made->relocation_count;
+    size_t offset = (size_t)(field - (uint8_t *)t->made);
     if (!t->moves)
         return;
-    if (offset > OFFSET_MAX || made->relocation_count == UINT16_MAX) {
+    if (offset > OFFSET_MAX || t->relocation_count == RELOCATIONS_MAX)
         t->moves = false;
-    } else if (n >= RELOCATIONS_MAX) {
-        t->out.full = true;
-    } else {
-        t->jit->relocations[n] = (uint16_t)(offset << 1 | kind);
-        made->relocation_count++;
-    }
+    else
+        t->relocations[t->relocation_count++] = (uint16_t)(offset << 1 | kind);
 }
 
 void emit_mov_address(struct translation *t, unsigned reg, uint64_t linear) {
@@ -51,6 +41,17 @@ void emit_mov_address(struct translation *t, unsigned reg, uint64_t linear) {
         t->moves = false;
 }
 
+void relocations_emit(struct translation *t) {
+    unsigned bytes = (unsigned)(t->relocation_count * sizeof t->relocations[0]);
+    t->out.full |= t->out.end - t->out.at < EMIT_ROOM + (ptrdiff_t)bytes;
+    if (t->out.full)
+        return;
+    emit_align(&t->out, sizeof t->relocations[0]);
+    t->made->relocations = (uint16_t)(t->out.at - (uint8_t *)t->made);
+    t->made->relocation_count = (uint16_t)t->relocation_count;
+    emit_bytes(&t->out, t->relocations, bytes);
+}
+
 void relocations_end(struct translation *t) {
     struct jit *jit = t->jit;
     struct jit_block *made = t->made;
@@ -58,20 +59,21 @@ void relocations_end(struct translation *t) {
     if (place == NULL)
         return;
     place->pinned |= !t->moves;
-    made->exit_count = jit->exit_count - made->first_exit;
-    jit->relocation_count += made->relocation_count;
-    made->place = place;
-    made->place_next = place->made;
+    made->place = block_place_number(t->cpu->blocks->places, place);
+    made->place_next = place->made != NULL ? jit_number(jit, place->made) : 0;
     place->made = made;
 }
 
-void relocations_clear(struct jit *jit) {
-    for (uint32_t i = 0; i < jit->block_count; i++)
-        if (jit->blocks[i].place != NULL) {
-            jit->blocks[i].place->made = NULL;
-            jit->blocks[i].place->pinned = false;
-        }
-    jit->relocation_count = 0;
+void relocations_forget(struct soft_cpu *cpu, struct jit_block *made) {
+    if (made->place == 0)
+        return;
+    struct block_place *place = block_place_at(cpu->blocks->places, made->place);
+    place->made = NULL;
+    place->pinned = false;
+}
+
+static struct jit_block *next_of_place(const struct jit *jit, const struct jit_block *made) {
+    return made->place_next != 0 ? jit_at(jit, made->place_next) : NULL;
 }
 
 /* Links to what was there do not hold. */
@@ -80,21 +82,22 @@ static void forget_mapping(struct soft_cpu *cpu, uint64_t linear) {
 }
 
 void jit_leave_place(struct soft_cpu *cpu, struct block_place *place) {
-    for (struct jit_block *made = place->made; made != NULL; made = made->place_next)
-        made->place = NULL;
+    const struct jit *jit = cpu->jit.jit;
+    for (struct jit_block *made = place->made; made != NULL; made = next_of_place(jit, made))
+        made->place = 0;
     place->made = NULL;
     forget_mapping(cpu, place->linear);
 }
 
 /* ---- Moving ---- */
 
-static void change_relocations(const struct jit *jit, const struct jit_block *made,
-                               uint64_t delta) {
+static void change_relocations(struct jit_block *made, uint64_t delta) {
     uint64_t address = 0;
+    uint8_t *start = (uint8_t *)made;
+    const uint16_t *relocations = (const uint16_t *)(void *)(start + made->relocations);
     for (unsigned i = 0; i < made->relocation_count; i++) {
-        uint16_t relocation = jit->relocations[made->first_relocation + i];
-        uint8_t *field = made->code + (relocation >> 1);
-        if ((relocation & 1) == RELOCATE_ADDRESS) {
+        uint8_t *field = start + (relocations[i] >> 1);
+        if ((relocations[i] & 1) == RELOCATE_ADDRESS) {
             memcpy(&address, field, sizeof address);
             address += delta;
             memcpy(field, &address, sizeof address);
@@ -122,49 +125,54 @@ static uint32_t number_at(struct jit *jit, struct block_place *place, uint64_t l
 }
 
 /* Links to other places hold when these have moved along, or will have. */
-static void change_exits(struct jit *jit, const struct jit_block *made, uint64_t delta) {
-    for (uint32_t i = 0; i < made->exit_count; i++) {
-        struct jit_exit *exit = &jit->exits[made->first_exit + i];
-        exit->rip += delta;
-        if (exit->guard_id == NULL)
+static void change_exits(struct soft_cpu *cpu, struct jit_block *made) {
+    struct jit *jit = cpu->jit.jit;
+    struct jit_exit *exits = (struct jit_exit *)(void *)((uint8_t *)made + made->exits);
+    for (unsigned i = 0; i < made->exit_count; i++) {
+        struct jit_exit *exit = &exits[i];
+        if (exit->guard == 0)
             continue;
-        bool linked = exit->target != NULL && exit->target->life == exit->target_life;
-        change_check(exit->guard_id, exit->rip,
-                     linked ? number_at(jit, exit->target, exit->rip) : NOWHERE);
+        struct block_place *target =
+            exit->target != 0 ? block_place_at(cpu->blocks->places, exit->target) : NULL;
+        bool linked = target != NULL && target->life == exit->target_life;
+        uint64_t rip = jit_exit_rip(exit);
+        change_check((uint8_t *)made + exit->guard, rip,
+                     linked ? number_at(jit, target, rip) : NOWHERE);
     }
 }
 
 /* Where its number is not known it is filled in when it is entered by way of C (jit_entry). */
-static void change_second_page(struct soft_cpu *cpu, const struct jit_block *made, uint64_t delta) {
+static void change_second_page(struct soft_cpu *cpu, struct jit_block *made,
+                               const struct block_place *place, uint64_t delta) {
     const struct block *block = made->block;
     uint64_t linear = (block->rip & PAGE_MASK) + PAGE_SIZE;
     struct block_place *second =
-        block_place_find(cpu->blocks->places, block->gpa[1] & PAGE_MASK, linear, made->place->key);
-    change_check(made->second_page, linear + delta,
+        block_place_find(cpu->blocks->places, block->gpa[1] & PAGE_MASK, linear, place->key);
+    change_check((uint8_t *)made + made->second_page, linear + delta,
                  second != NULL ? number_at(cpu->jit.jit, second, linear + delta) : NOWHERE);
 }
 
-static void move_code(struct soft_cpu *cpu, struct jit_block *made, uint64_t delta) {
-    struct jit *jit = cpu->jit.jit;
-    const struct block *block = made->block;
+static void move_code(struct soft_cpu *cpu, struct jit_block *made, const struct block_place *place,
+                      uint64_t delta) {
+    uint64_t rip = made->rip;
     made->rip += delta;
-    change_relocations(jit, made, delta);
-    change_exits(jit, made, delta);
-    jit_map_move(cpu, made->map, delta);
-    if (block == NULL)
+    change_relocations(made, delta);
+    change_exits(cpu, made);
+    if (made->dead)
         return;
-    struct jit_jump *jump = &cpu->jit.jumps[jit_jump_slot(block->rip)];
-    if (jump->rip == block->rip)
+    struct jit_jump *jump = &cpu->jit.jumps[jit_jump_slot(rip)];
+    if (jump->rip == rip)
         jump->context = UINT64_MAX;
-    if (made->second_page != NULL)
-        change_second_page(cpu, made, delta);
+    if (made->second_page != 0)
+        change_second_page(cpu, made, place, delta);
 }
 
 void jit_move_place(struct soft_cpu *cpu, struct block_place *place, uint64_t delta) {
-    if (cpu->jit.jit == NULL)
+    const struct jit *jit = cpu->jit.jit;
+    if (jit == NULL)
         return;
-    for (struct jit_block *made = place->made; made != NULL; made = made->place_next)
-        move_code(cpu, made, delta);
+    for (struct jit_block *made = place->made; made != NULL; made = next_of_place(jit, made))
+        move_code(cpu, made, place, delta);
     forget_mapping(cpu, place->linear);
     place->number = place->next_linear == place->linear + delta ? place->next_number : 0;
     place->next_number = 0;

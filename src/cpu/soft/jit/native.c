@@ -20,7 +20,7 @@ void lower_callout(struct translation *t) {
         flags_not_needed(t);
     if (!(t->flags & FLAGS_SAVED) && t->recipe == RECIPE_NONE)
         flags_to_saved(t);
-    emit_mov_imm(&t->out, TEMP_B, lower_site(t));
+    lower_load_site(t, lower_site(t));
     emit_aim(emit_jmp(&t->out), t->jit->callout);
     t->flags = FLAGS_SAVED | FLAGS_HOST;
     t->recipe = RECIPE_NONE;
@@ -357,8 +357,8 @@ static void lower_x87_ready(struct translation *t) {
         return;
     flags_protect(t);
     t->temp_group = NO_GROUP;
-    uint32_t site = lower_site(t);
-    t->jit->sites[site].retry = (uint32_t)(e->at - t->jit->memory.writable);
+    unsigned site = lower_site(t);
+    lower_retry_at(t, site, e->at);
     emit_group1_gs(e, 7, 4, CPU_AT(jit.x87_live), 0);
     lower_stub_if(t, COND_E, t->jit->x87, site);
     t->x87_ready = true;
@@ -487,6 +487,6 @@ void lower_divide(struct translation *t, bool is_signed) {
 void lower_string(struct translation *t) {
     flags_registers_change(t, 1u << RCX | 1u << RSI | 1u << RDI);
     flags_protect(t);
-    emit_to_stub(&t->out, lower_site(t), t->jit->string);
+    lower_to_stub(t, lower_site(t), t->jit->string);
     t->temp_group = NO_GROUP;
 }

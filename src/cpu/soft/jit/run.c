@@ -45,7 +45,7 @@ static void undo(struct soft_cpu *cpu, const struct insn *insn, bool add) {
 
 /* Sets the lazy flags by doing again what made them. */
 static void flags_by_recipe(struct soft_cpu *cpu, const struct jit_site *site) {
-    const struct insn *insn = &site->block->insns[site->recipe_insn];
+    const struct insn *insn = &jit_block_of_site(site)->block->insns[site->recipe_insn];
     if (site->recipe == RECIPE_TEST_DEST) {
         const struct insn_row *row = insn_row_of(insn);
         bool in_reg = row->operand[0] == OPERAND_Gb || row->operand[0] == OPERAND_Gv;
@@ -80,8 +80,9 @@ static const uint8_t *go_on_plainly(struct soft_cpu *cpu, const struct insn *ins
 
 const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t number) {
     struct jit *jit = cpu->jit.jit;
-    struct jit_site *site = &jit->sites[number];
-    struct block *block = site->block;
+    const struct jit_site *site = jit_at(jit, number);
+    const struct jit_block *made = jit_block_of_site(site);
+    struct block *block = made->block;
     bool x87_live = jit_x87_store(cpu);
     if (unlikely(block->insns == NULL) && !block_decode(cpu, block)) {
         /* Another processor or a device has changed the bytes just now, and nobody has synchronised
@@ -111,7 +112,7 @@ const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t number) {
     if (completed && !must_leave(cpu, block)) {
         if (x87_live)
             jit_x87_load(cpu);
-        return jit->memory.executable + site->resume;
+        return jit_code(jit, made, site->resume);
     }
     if (completed)
         cpu->rip = next;
@@ -237,7 +238,7 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
         (void (*)(struct soft_cpu *, const uint8_t *))(uintptr_t)jit->enter;
     jit_set_key(cpu, block->key & ~(uint64_t)KEY_PLAIN);
     if (state->exit != JIT_EXIT_RIP) {
-        jit_link(cpu, &jit->exits[state->exit], block);
+        jit_link(cpu, jit_at(jit, state->exit), block);
         state->exit = JIT_EXIT_RIP;
     }
     if (!(block->key & KEY_PLAIN))
@@ -253,7 +254,7 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
     jit_unpack_flags(cpu);
     cpu->insn = NULL;
     if (state->exit != JIT_EXIT_RIP)
-        cpu->rip = jit->exits[state->exit].rip;
+        cpu->rip = jit_exit_rip(jit_at(jit, state->exit));
 }
 
 /* ---- Life ---- */
@@ -277,43 +278,33 @@ struct jit_memory jit_memory(const struct soft_cpu *cpu) {
     if (jit == NULL)
         return memory;
     memory.code = jit->memory.used;
-    memory.metadata += jit->site_count * sizeof *jit->sites + jit->exit_count * sizeof *jit->exits +
-                       jit->block_count * sizeof *jit->blocks +
-                       jit->relocation_count * sizeof *jit->relocations +
-                       jit->map.count * sizeof *jit->map.entries +
-                       JIT_MAPPINGS * sizeof *jit->mappings + sizeof cpu->jit;
+    memory.metadata += sizeof *jit + JIT_MAPPINGS * sizeof *jit->mappings + sizeof cpu->jit;
     return memory;
 }
 
-/* Gives the pages of an array back; it reads as zeros. */
-static void empty_array(void *array, size_t bytes) {
-    madvise(array, bytes, MADV_DONTNEED);
-}
-
-static void empty_arrays(struct jit *jit) {
-    empty_array(jit->sites, SITES_MAX * sizeof *jit->sites);
-    empty_array(jit->exits, EXITS_MAX * sizeof *jit->exits);
-    empty_array(jit->blocks, BLOCKS_MAX * sizeof *jit->blocks);
-    empty_array(jit->relocations, RELOCATIONS_MAX * sizeof *jit->relocations);
-    empty_array(jit->map.entries, JIT_MAP_MAX * sizeof *jit->map.entries);
-}
-
-static void flush(struct soft_cpu *cpu) {
+static void forget_translations(struct soft_cpu *cpu) {
     struct jit *jit = cpu->jit.jit;
-    relocations_clear(jit);
-    for (uint32_t i = 0; i < jit->block_count; i++) {
-        struct block *block = jit->blocks[i].block;
-        if (block == NULL)
+    for (size_t at = jit->stubs_end, size; at < jit->memory.used; at += size) {
+        struct jit_block *made = jit_at(jit, (uint32_t)(at / JIT_WORD));
+        struct block *block = made->block;
+        size = made->size;
+        relocations_forget(cpu, made);
+        if (made->dead)
             continue;
         block->code = NULL;
         if (block->insns == NULL)
             block_drop(cpu, block);
     }
+}
+
+static void flush(struct soft_cpu *cpu) {
+    struct jit *jit = cpu->jit.jit;
+    forget_translations(cpu);
     memset(cpu->jit.jumps, 0, sizeof cpu->jit.jumps);
     for (unsigned i = 0; i < JIT_JUMPS; i++)
         cpu->jit.jumps[i].context = UINT64_MAX;
-    jit->memory.used = jit->stubs_end;
-    jit->block_count = jit->site_count = jit->exit_count = 0;
+    code_memory_empty(&jit->memory, jit->stubs_end);
+    jit->made = 0;
     memset(jit->mappings, 0, JIT_MAPPINGS * sizeof *jit->mappings);
     jit->last_number = 0;
     if (cpu->blocks != NULL)
@@ -329,7 +320,6 @@ static void flush(struct soft_cpu *cpu) {
         block_cool(cpu);
         jit_set_heat(cpu, jit->least);
     }
-    empty_arrays(jit);
     cpu->count.flushes++;
     jit_map_clear(cpu);
 }
@@ -343,13 +333,14 @@ void jit_forget(struct soft_cpu *cpu, struct block *block) {
     struct jit_block *made = block->code;
     if (made == NULL)
         return;
-    jit_replace(made, made->dead_host, made->dead_saved);
+    jit_replace(made, NULL);
     struct jit_jump *jump = &cpu->jit.jumps[jit_jump_slot(block->rip)];
     if (jump->rip == block->rip)
         jump->context = UINT64_MAX;
-    if (cpu->jit.exit != JIT_EXIT_RIP && cpu->jit.jit->exits[cpu->jit.exit].from == block)
+    if (cpu->jit.exit != JIT_EXIT_RIP &&
+        jit_block_of_exit(jit_at(cpu->jit.jit, cpu->jit.exit)) == made)
         cpu->jit.exit = JIT_EXIT_RIP;
-    made->block = NULL;
+    made->dead = true;
     block->code = NULL;
     /* Its return points must not be met any more: behind them is the rest of the dead block. */
     jit_empty_shadows(&cpu->jit);
@@ -378,16 +369,11 @@ int jit_create(struct soft_cpu *cpu, const struct jit_config *config, struct err
     struct jit *jit = calloc(1, sizeof *jit);
     if (jit == NULL)
         return error_set_errno(err, -ENOMEM, "no memory for the translator");
-    int r = code_memory_create(&jit->memory, config->code, err);
-    jit->sites = reserve_array(SITES_MAX * sizeof *jit->sites);
-    jit->exits = reserve_array(EXITS_MAX * sizeof *jit->exits);
-    jit->blocks = reserve_array(BLOCKS_MAX * sizeof *jit->blocks);
-    jit->map.entries = reserve_array(JIT_MAP_MAX * sizeof *jit->map.entries);
+    size_t size = config->code < JIT_CODE_SIZE ? config->code : JIT_CODE_SIZE;
+    int r = code_memory_create(&jit->memory, size, err);
     jit->mappings = reserve_array(JIT_MAPPINGS * sizeof *jit->mappings);
-    jit->relocations = reserve_array(RELOCATIONS_MAX * sizeof *jit->relocations);
     cpu->jit.jit = jit;
-    if (r == 0 && (!jit->sites || !jit->exits || !jit->blocks || !jit->map.entries ||
-                   !jit->mappings || !jit->relocations || !shadow_create(cpu)))
+    if (r == 0 && (!jit->mappings || !shadow_create(cpu)))
         r = error_set_errno(err, -ENOMEM, "no memory for the translator");
     if (r < 0) {
         jit_destroy(cpu);
@@ -411,19 +397,9 @@ void jit_destroy(struct soft_cpu *cpu) {
         return;
     alarm_delete(cpu);
     code_memory_destroy(&jit->memory);
-    if (jit->sites != NULL)
-        munmap(jit->sites, SITES_MAX * sizeof *jit->sites);
-    if (jit->exits != NULL)
-        munmap(jit->exits, EXITS_MAX * sizeof *jit->exits);
-    if (jit->blocks != NULL)
-        munmap(jit->blocks, BLOCKS_MAX * sizeof *jit->blocks);
     if (jit->mappings != NULL)
         munmap(jit->mappings, JIT_MAPPINGS * sizeof *jit->mappings);
-    if (jit->relocations != NULL)
-        munmap(jit->relocations, RELOCATIONS_MAX * sizeof *jit->relocations);
     shadow_destroy(cpu);
-    if (jit->map.entries != NULL)
-        munmap(jit->map.entries, JIT_MAP_MAX * sizeof *jit->map.entries);
     free(jit);
     cpu->jit.jit = NULL;
 }

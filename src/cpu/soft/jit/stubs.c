@@ -278,5 +278,6 @@ void stubs_make(struct jit *jit, struct soft_cpu *cpu) {
     jit->light = make_light(&e, cpu, jit_fast_light, jit->callout);
     jit->x87 = make_light(&e, cpu, jit_fast_x87, jit->callout);
     jit->string = make_light(&e, cpu, jit_fast_string, jit->callout);
+    emit_align(&e, JIT_BLOCK_ALIGN);
     jit->stubs_end = jit->memory.used = (size_t)(e.at - jit->memory.writable);
 }

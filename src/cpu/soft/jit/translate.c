@@ -62,30 +62,16 @@ static unsigned first_use_of_flags(const struct translation *t) {
     return FLAGS_HOST;
 }
 
-static void lower_slow_paths(struct translation *t) {
-    for (unsigned i = 0; i < t->slow_count && emit_has_room(&t->out); i++) {
-        emit_aim(t->slow[i].field, t->out.at);
-        if (t->slow[i].in_temp) {
-            emit_mov_imm(&t->out, TEMP_B, t->slow[i].number);
-            emit_aim(emit_jmp(&t->out), t->slow[i].stub);
-        } else {
-            emit_to_stub(&t->out, t->slow[i].number, t->slow[i].stub);
-        }
-    }
+/* JIT_DEAD_ENTRY bytes each. */
+static void lower_dead_entries(struct translation *t, bool two) {
+    uint32_t number = jit_number(t->jit, t->made);
+    if (two)
+        emit_to_stub(&t->out, number, t->jit->gone_host);
+    emit_to_stub(&t->out, number, t->jit->gone);
 }
 
-/* Where the entries lead when the block is dead. */
-static void lower_dead_entries(struct translation *t) {
-    uint32_t number = (uint32_t)(t->made - t->jit->blocks);
-    t->made->dead_host = t->out.at;
-    if (t->made->entry_host != t->made->entry_saved)
-        emit_to_stub(&t->out, number, t->jit->gone_host);
-    t->made->dead_saved = t->out.at;
-    if (t->second_page_field != NULL)
-        emit_aim(t->second_page_field, t->out.at);
-    if (t->worn_field != NULL)
-        emit_aim(t->worn_field, t->out.at);
-    emit_to_stub(&t->out, number, t->jit->gone);
+static uint8_t *in_code(struct jit_block *made, unsigned at) {
+    return (uint8_t *)made + at;
 }
 
 /* Who came here made sure of the first page's mapping. */
@@ -96,22 +82,26 @@ static void check_second_page(struct translation *t) {
     t->out.full |= number == 0;
     flags_to_saved(t);
     emit_group1_gs(&t->out, 7, 4, CPU_AT(jit.code_map) + entry, (int32_t)number);
-    t->made->second_page = t->out.at - 4;
+    t->made->second_page = (uint16_t)(t->out.at - 4 - (uint8_t *)t->made);
     t->second_page_field = emit_jcc(&t->out, COND_NE);
     t->flags &= ~(unsigned)FLAGS_HOST;
 }
 
-static int32_t *runs_left(struct translation *t) {
-    return &t->cpu->jit.runs_left[(size_t)(t->made - t->jit->blocks) % JIT_COUNTERS];
-}
-
 /* Counts the block's runs, where flags are not in EFLAGS. */
 static void emit_count(struct translation *t) {
-    int32_t at = (int32_t)((char *)runs_left(t) - (char *)t->cpu);
-    emit_gs(&t->out, 0xff, 4, 1, at); /* DEC */
-    t->worn_field = emit_jcc(&t->out, COND_S);
+    enum { OP_DEC = 0xff, OP_JS_SHORT = 0x78 };
+    int32_t *left = &t->cpu->jit.runs_left[t->made->counter];
+    emit_gs(&t->out, OP_DEC, 4, 1, (int32_t)((char *)left - (char *)t->cpu));
+    emit8(&t->out, OP_JS_SHORT);
+    const uint8_t *worn = in_code(t->made, jit_dead_entry(t->made, true));
+    emit8(&t->out, (uint8_t)(worn - (t->out.at + 1)));
     t->made->counted = true;
-    *runs_left(t) = (int32_t)t->jit->runs;
+    *left = (int32_t)t->jit->runs;
+}
+
+/* How the block wants to find flags: FLAGS_HOST, FLAGS_SAVED, or 0: it does not care. */
+static unsigned entry_flags(const struct translation *t, bool loops) {
+    return t->live[0] == 0 ? 0 : loops ? FLAGS_SAVED : first_use_of_flags(t);
 }
 
 /* The two entries, and the state in which the body begins. Five bytes of each may be overwritten by
@@ -119,35 +109,30 @@ static void emit_count(struct translation *t) {
 static void lower_entries(struct translation *t, bool loops) {
     static const uint8_t nop5[] = {0x0f, 0x1f, 0x44, 0x00, 0x00};
     struct emitter *e = &t->out;
-    switch (t->live[0] == 0 ? 0 : loops ? FLAGS_SAVED : first_use_of_flags(t)) {
-    case FLAGS_SAVED:
-        t->made->entry_host = e->at;
+    struct jit_block *made = t->made;
+    unsigned flags = entry_flags(t, loops);
+    lower_dead_entries(t, flags != 0);
+    uint16_t first = (uint16_t)(e->at - (uint8_t *)made);
+    if (flags == FLAGS_SAVED)
         emit_save_flags(e);
-        t->made->entry_saved = e->at;
-        t->flags = FLAGS_SAVED;
-        break;
-    case FLAGS_HOST:
-        t->made->entry_saved = e->at;
+    else if (flags == FLAGS_HOST)
         emit_restore_flags(e);
-        t->made->entry_host = e->at;
-        t->flags = FLAGS_HOST;
-        break;
-    default:
-        t->made->entry_host = t->made->entry_saved = e->at;
-        t->flags = FLAGS_SAVED | FLAGS_STALE;
-        break;
-    }
-    emit_bytes(e, nop5, sizeof nop5);
+    uint16_t second = (uint16_t)(e->at - (uint8_t *)made);
+    made->entry_host = flags == FLAGS_HOST ? second : first;
+    made->entry_saved = flags == FLAGS_HOST ? first : second;
+    t->flags = flags == 0 ? FLAGS_SAVED | FLAGS_STALE : flags;
+    /* Where runs are counted, that is more than five bytes that nothing comes back to. */
     if (t->counts && !(t->flags & FLAGS_HOST))
         emit_count(t);
+    else
+        emit_bytes(e, nop5, sizeof nop5);
     if (t->block->straddles)
         check_second_page(t);
 }
 
 /* True: the block goes on behind the instruction. */
 static bool lower_next(struct translation *t) {
-    struct jit *jit = t->jit;
-    uint32_t first_site = jit->site_count;
+    unsigned first_site = t->site_count;
     t->insn = &t->block->insns[t->index];
     t->site = SITES_MAX;
     if (!lower_leaves_rsp_pending(t))
@@ -157,8 +142,8 @@ static bool lower_next(struct translation *t) {
     bool goes_on = lower_insn(t);
     if (goes_on)
         lower_end_shadow(t);
-    for (uint32_t site = first_site; site < jit->site_count; site++)
-        jit->sites[site].resume = (uint32_t)(t->out.at - jit->memory.writable);
+    for (unsigned site = first_site; site < t->site_count; site++)
+        t->sites[site].resume = (uint16_t)(t->out.at - (uint8_t *)t->made);
     return goes_on;
 }
 
@@ -203,9 +188,11 @@ static void lower_block(struct translation *t) {
     lower_body(t, t->block->count);
     if (t->loops && emit_has_room(&t->out))
         lower_loop(t, flags);
-    lower_slow_paths(t);
+    if (t->second_page_field != NULL)
+        emit_aim(t->second_page_field, in_code(t->made, jit_dead_entry(t->made, true)));
+    lower_sites(t);
     lower_exits(t);
-    lower_dead_entries(t);
+    relocations_emit(t);
 }
 
 static bool copy_bytes(struct translation *t) {
@@ -255,7 +242,7 @@ static bool must_ask(const struct block *block) {
 }
 
 static bool can_translate(const struct jit *jit, const struct block *block) {
-    return !jit->full && !block->dead && block->count != 0 &&
+    return !jit->full && !block->dead && !block->untranslatable && block->count != 0 &&
            (block->key & (KEY_STEP | KEY_NO_BREAK)) == 0 && !must_ask(block);
 }
 
@@ -267,54 +254,81 @@ static bool is_over_budget(struct soft_cpu *cpu) {
     return all > cpu->jit.jit->budget && all - block_memory(cpu) > LEAST;
 }
 
+/* From an empty translation at the end of code memory. */
+static void begin(struct translation *t, struct soft_cpu *cpu) {
+    struct code_memory *memory = &cpu->jit.jit->memory;
+    uint8_t *start = memory->writable + memory->used, *end = memory->writable + memory->size;
+    memset(t, 0, offsetof(struct translation, code));
+    t->made = (struct jit_block *)(void *)start;
+    t->out.end = end - start > JIT_BLOCK_MAX ? start + JIT_BLOCK_MAX : end;
+    t->out.at = start + sizeof *t->made;
+    t->cpu = cpu;
+    t->jit = cpu->jit.jit;
+}
+
+/* What is to be translated, in t->block; the header is begun. False: nothing. */
+static bool choose(struct translation *t, struct block *block) {
+    struct soft_cpu *cpu = t->cpu;
+    struct jit *jit = t->jit;
+    bool may_extend = block_may_extend(cpu, block);
+    t->mode = (enum insn_mode)(block->key & KEY_MODE);
+    t->word = t->mode == INSN_MODE_64 ? 8 : 4;
+    t->pages_rip = block->rip >> PAGE_SHIFT;
+    if (may_extend && (jit->runs == 0 || block->code != NULL)) {
+        t->block = block_extend(cpu, block, t->code);
+    } else if (block->code != NULL) {
+        block->code->counted = false; /* a breakpoint, perhaps: it stays as it is */
+        return false;
+    } else {
+        t->block = block;
+        t->counts = may_extend;
+        if (!copy_code(t))
+            return false;
+    }
+    block = t->block;
+    *t->made = (struct jit_block){
+        .block = block, .rip = block->rip, .key = block->key, .counter = jit->made % JIT_COUNTERS};
+    return true;
+}
+
+static void commit(struct translation *t) {
+    struct soft_cpu *cpu = t->cpu;
+    struct code_memory *memory = &t->jit->memory;
+    size_t size = (size_t)round_up((uint64_t)(t->out.at - (uint8_t *)t->made), JIT_BLOCK_ALIGN);
+    t->made->size = (uint32_t)size;
+    memory->used += size;
+    t->jit->made++;
+    cpu->count.translations++;
+    jit_map_add(cpu, t->made);
+    t->block->code = t->made;
+    relocations_end(t);
+}
+
 struct block *jit_translate(struct soft_cpu *cpu, struct block *block) {
     struct jit *jit = cpu->jit.jit;
+    struct translation t;
     if (!can_translate(jit, block))
         return block;
     if (block->insns == NULL && !block_decode(cpu, block))
         return block;
-    struct code_memory *memory = &jit->memory;
-    uint32_t sites = jit->site_count, exits = jit->exit_count;
-    struct translation t = {
-        .out = {.at = memory->writable + memory->used, .end = memory->writable + memory->size},
-        .cpu = cpu,
-        .jit = jit,
-        .mode = (enum insn_mode)(block->key & KEY_MODE),
-        .word = (block->key & KEY_MODE) == INSN_MODE_64 ? 8 : 4,
-        .pages_rip = block->rip >> PAGE_SHIFT,
-        .made = &jit->blocks[jit->block_count],
-    };
-    bool may_extend = block_may_extend(cpu, block);
-    if (may_extend && (jit->runs == 0 || block->code != NULL)) {
-        t.block = block_extend(cpu, block, t.code);
-    } else if (block->code != NULL) {
-        block->code->counted = false; /* a breakpoint, perhaps: it stays as it is */
+    begin(&t, cpu);
+    if (is_over_budget(cpu)) {
+        jit->full = true;
         return block;
-    } else {
-        t.block = block;
-        t.counts = may_extend;
-        if (!copy_code(&t))
-            return block;
     }
+    if (!choose(&t, block))
+        return block;
     block = t.block;
-    *t.made = (struct jit_block){.block = block, .rip = block->rip, .key = block->key};
     cpu->jit.lower_is_privileged |= !(block->key & KEY_CPL) && !(block->rip >> 63);
     block->watch_start = PAGE_SIZE - 1;
     relocations_begin(&t);
     lower_block(&t);
-    if (t.out.full || jit->block_count >= BLOCKS_MAX - 1 || is_over_budget(cpu)) {
+    if (!t.out.full)
+        commit(&t);
+    else if (jit->made != 0 && t.out.end == jit->memory.writable + jit->memory.size)
         jit->full = true;
-        jit->site_count = sites;
-        jit->exit_count = exits;
-        return block;
-    }
-    size_t start = memory->used;
-    memory->used = (size_t)round_up((uint64_t)(t.out.at - memory->writable), 16);
-    jit->block_count++;
-    cpu->count.translations++;
-    t.made->map = jit_map_add(cpu, start, memory->used - start, block);
-    block->code = t.made;
-    relocations_end(&t);
+    else
+        block->untranslatable = true;
     return block;
 }
 

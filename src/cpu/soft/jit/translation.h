@@ -31,10 +31,6 @@ enum {
     TEMP_A = R15, /* addresses */
     TEMP_B = R14,
     STACK = R12,
-    SITES_MAX = 1 << 20,
-    EXITS_MAX = 1 << 18,
-    BLOCKS_MAX = 1 << 17,
-    RELOCATIONS_MAX = 1 << 21,
     NO_GROUP = 0xff,
     GROUPS_MAX = 32,
 };
@@ -51,34 +47,69 @@ enum site_kind {
     SITE_RETURN, /* a RET whose target is looked for; RSP has not moved yet */
 };
 
+/*
+ * A translation, in code memory: this header, what dead entries are aimed at, the code, and what
+ * is kept about it. Sites and exits have numbers, their places in code memory in words of four
+ * bytes; so has the translation. Places in the translation count from here, in bytes.
+ */
+struct jit_block {
+    struct block *block; /* which it was made of */
+    uint64_t rip, key;   /* of the block, to find what has taken its place */
+    /* What moving it takes (move.c). */
+    uint32_t place;      /* by block_place_number; 0: never moves, or its place is gone */
+    uint32_t place_next; /* the number of the place's next translation, or 0 */
+    uint32_t size;       /* to the next translation in code memory */
+    uint16_t counter;    /* of its runs, in jit_state.runs_left */
+    /* Entries: with flags in EFLAGS; with flags in saved_flags. Where both are the same the block
+     * does not care. */
+    uint16_t entry_host, entry_saved;
+    uint16_t second_page; /* the number in a straddling block's check, or 0 */
+    uint16_t sites, exits, relocations;
+    uint16_t site_count, relocation_count;
+    uint8_t exit_count;
+    bool dead : 1;    /* the block was dropped, or translated anew */
+    bool counted : 1; /* its runs are, until it is worth more (jit_wants) */
+};
+enum { JIT_BLOCK_MAX = UINT16_MAX, JIT_BLOCK_ALIGN = 8, JIT_WORD = 4 };
+
+/* What an entry is aimed at once the block is dead: behind the header, for flags in EFLAGS first
+ * where there are two. */
+enum { JIT_DEAD_ENTRY = 10 };
+static inline unsigned jit_dead_entry(const struct jit_block *made, bool saved) {
+    bool two = made->entry_host != made->entry_saved;
+    return sizeof *made + (two && saved ? JIT_DEAD_ENTRY : 0);
+}
+
 /* A place where translated code may go to C for one instruction. */
 struct jit_site {
-    struct block *block;
-    uint32_t resume;      /* offset of the next instruction's code */
-    uint32_t retry;       /* of the check that failed */
-    uint16_t insn;        /* index in the block */
-    uint16_t recipe_insn; /* the instruction that made the flags */
-    uint8_t recipe;       /* enum flags_recipe: flags come from it; RECIPE_NONE: from saved_flags */
-    uint8_t kind;         /* enum site_kind */
-    uint8_t tlb;          /* enum tlb_kind of the access */
-    bool faults;          /* a page fault of the access is what the instruction raises */
-    bool writes_now;      /* the access itself writes, not only a later one of its group */
-    uint16_t span;        /* bytes that the check covers */
-    int32_t disp;         /* SITE_STACK: from RSP */
-    uint16_t offset;      /* of the instruction, in bytes of the block */
+    uint16_t start;           /* words from the translation's start to here */
+    uint16_t resume;          /* the next instruction's code */
+    uint16_t retry;           /* the check that failed */
+    uint16_t span;            /* bytes that the check covers */
+    uint32_t offset : 10;     /* of the instruction, in bytes of the block */
+    uint32_t insn : 6;        /* index in the block */
+    uint32_t recipe_insn : 6; /* the instruction that made the flags */
+    uint32_t recipe : 3; /* enum flags_recipe: flags come from it; RECIPE_NONE: from saved_flags */
+    uint32_t kind : 3;   /* enum site_kind */
+    uint32_t tlb : 2;    /* enum tlb_kind of the access */
+    uint32_t faults : 1; /* a page fault of the access is what the instruction raises */
+    uint32_t writes_now : 1; /* the access itself writes, not only a later one of its group */
 };
+_Static_assert(sizeof(struct jit_site) == 12 && BLOCK_INSNS_MAX <= 1 << 6, "as the fields have it");
 
 /* A place where translated code leaves for a known rip. */
 struct jit_exit {
-    uint64_t rip, key; /* of the block that it leads to */
-    struct block *from;
-    uint8_t *field; /* the jump or call to patch */
-    /* To another page: the number in a check of the mapping, and the jump behind it, to patch. */
-    uint8_t *guard_id, *guard_field;
-    struct block_place *target; /* that the guard is for, in its life */
-    uint32_t target_life;
-    bool flags_saved; /* taken with flags in saved_flags; else in the host's register */
-    bool polls;       /* taken for a request's sake */
+    uint16_t start; /* words from the translation's start to here */
+    uint16_t field; /* the jump or call to patch */
+    int32_t rip;    /* of the block that it leads to, from the translation's */
+    /* To another page: the number in a check of the mapping; the jump behind it is to be patched.
+     * 0: there is none. */
+    uint16_t guard;
+    uint8_t side;         /* of the block that it leads to: KEY_TLB of its key */
+    bool flags_saved : 1; /* taken with flags in saved_flags; else in the host's register */
+    bool polls : 1;       /* taken for a request's sake */
+    /* Which place the guard is for, in its life. */
+    uint32_t target, target_life;
 };
 
 /* A page of code as it is mapped: links between pages hold while the target's mapping does. */
@@ -89,26 +120,7 @@ struct jit_mapping {
 };
 enum { JIT_MAPPINGS = 1 << 14 };
 
-struct jit_block {
-    /* Entries, in the writable mapping: with flags in EFLAGS; with flags in saved_flags. Where both
-     * are the same the block does not care. */
-    uint8_t *entry_host, *entry_saved;
-    /* What to aim the entries at once the block is dead. */
-    uint8_t *dead_host, *dead_saved;
-    struct block *block; /* NULL: dropped */
-    uint64_t rip, key;   /* of the block, to find what has taken its place */
-    bool counted;        /* its runs are, until it is worth more (jit_wants) */
-    /* What moving it takes (move.c). */
-    struct block_place *place; /* NULL: never moves, or its place is gone */
-    struct jit_block *place_next;
-    uint8_t *code;                   /* its first byte */
-    uint8_t *second_page;            /* the number in a straddling block's check, or NULL */
-    uint32_t first_exit, exit_count; /* in jit.exits */
-    uint32_t first_relocation, map;  /* in jit.relocations, jit.map */
-    uint16_t relocation_count;
-};
-
-/* What depends on a block's linear address: offset in its code << 1 | kind. */
+/* What depends on a block's linear address: its place << 1 | kind. */
 enum {
     RELOCATE_ADDRESS, /* 8 bytes: a linear address */
     RELOCATE_SLOT,    /* 4 bytes: where the TLB has the page of the address relocated before */
@@ -139,12 +151,8 @@ struct jit {
     const uint8_t *shadow_bottom[JIT_SIDES]; /* executable: where a RET without CALL goes on */
     const uint8_t *leave_here; /* executable; cpu->rip is set, flags saved: for light calls */
     const uint8_t *leave_now;  /* executable; cpu->rip is set, everything stored: for call-outs */
-    struct jit_site *sites;
-    struct jit_exit *exits;
-    struct jit_block *blocks;
     struct jit_mapping *mappings;
-    uint16_t *relocations;
-    uint32_t site_count, exit_count, block_count, relocation_count;
+    uint32_t made;          /* translations since code memory was emptied */
     uint32_t last_number;   /* of a mapping; 0 is none */
     uint8_t *shadow;        /* the shadow stacks, a guard below each */
     pid_t alarm_thread;     /* that the alarm goes to; 0: there is none yet */
@@ -159,6 +167,40 @@ struct jit {
     bool completed;
     struct jit_map map;
 };
+
+/* What has a number, in the writable mapping. */
+static inline void *jit_at(const struct jit *jit, uint32_t number) {
+    return jit->memory.writable + (size_t)number * JIT_WORD;
+}
+
+static inline uint32_t jit_number(const struct jit *jit, const void *at) {
+    return (uint32_t)(((const uint8_t *)at - jit->memory.writable) / JIT_WORD);
+}
+
+static inline struct jit_block *jit_block_of_site(const struct jit_site *site) {
+    return (struct jit_block *)((uintptr_t)site - (uintptr_t)site->start * JIT_WORD);
+}
+
+static inline struct jit_block *jit_block_of_exit(const struct jit_exit *exit) {
+    return (struct jit_block *)((uintptr_t)exit - (uintptr_t)exit->start * JIT_WORD);
+}
+
+/* A place in a translation, executable. */
+static inline const uint8_t *jit_code(const struct jit *jit, const struct jit_block *made,
+                                      unsigned at) {
+    return code_executable(&jit->memory, (const uint8_t *)made) + at;
+}
+
+static inline uint64_t jit_exit_rip(const struct jit_exit *exit) {
+    const struct jit_block *made = jit_block_of_exit(exit);
+    uint64_t rip = made->rip + (uint64_t)(int64_t)exit->rip;
+    return (made->key & KEY_MODE) == INSN_MODE_64 ? rip : (uint32_t)rip;
+}
+
+static inline uint64_t jit_exit_key(const struct jit_exit *exit) {
+    const struct jit_block *made = jit_block_of_exit(exit);
+    return (made->key & ~(uint64_t)(KEY_PLAIN | KEY_TLB)) | (uint64_t)exit->side << 7;
+}
 
 /* STALE: nobody will read the flags; what saved_flags holds is as good as anything. */
 enum { FLAGS_HOST = 1, FLAGS_SAVED = 2, FLAGS_STALE = 4 };
@@ -225,63 +267,75 @@ struct loop {
     uint8_t *head, *body;          /* the checks; where an unchecked turn begins */
 };
 
+enum {
+    SITES_MAX = 8 * BLOCK_INSNS_MAX,
+    EXITS_MAX = 2 * BLOCK_INSNS_MAX + 4,
+    RELOCATIONS_MAX = 512
+};
+
 struct translation {
     struct emitter out;
     struct soft_cpu *cpu;
     struct jit *jit;
     struct block *block;
+    struct jit_block *made;
     enum insn_mode mode;
     unsigned word; /* bytes of an address, and of what PUSH and CALL push: 8, or 4 */
-    uint8_t code[BLOCK_INSNS_MAX * 15]; /* a copy: guest memory may change meanwhile */
     const struct insn *insn;
     struct raw raw;
-    unsigned index;                 /* of insn */
-    uint8_t kinds[BLOCK_INSNS_MAX]; /* lower_kind of each */
+    unsigned index; /* of insn */
     /* Flags: where they are, and the recipe if there is one. */
     unsigned flags;
     uint8_t recipe;
     uint16_t recipe_insn;
     uint32_t recipe_registers; /* it needs these to stay */
-    /* Status flags that somebody reads, before each instruction; [count]: after the last. */
-    uint16_t live[BLOCK_INSNS_MAX + 1];
-    bool code_may_change; /* by a store of its own page's code: liveness.c */
+    bool code_may_change;      /* by a store of its own page's code: liveness.c */
     struct {
         uint64_t rip;
         unsigned live;
     } looked[16]; /* what liveness_at found */
+    unsigned group_count;
+    int32_t rsp_pending; /* by which STACK has yet to move, after PUSHes and POPs */
+    uint8_t temp_group;  /* TEMP_A holds this group's host address, or NO_GROUP */
+    unsigned slow_count, site_use_count, exit_count, constant_count, relocation_count;
+    unsigned site_count, first_site; /* first_site: of the present instruction */
+    unsigned site;              /* of the present instruction, or SITES_MAX before one is made */
+    bool x87_ready;             /* the guest's x87 state is in the host's registers */
+    uint64_t pages_rip;         /* linear rip's page of the block */
+    bool loops;                 /* the block is a loop */
+    bool in_shadow;             /* of an STI before the present instruction */
+    bool moves;                 /* relocations are noted */
+    bool counts;                /* the block's runs are to be counted */
+    uint8_t *second_page_field; /* the jump when a straddling block's second page is elsewhere */
+    struct loop loop;
+    /* From here on not cleared beforehand. */
+    uint8_t code[BLOCK_INSNS_MAX * 15]; /* a copy: guest memory may change meanwhile */
+    uint8_t kinds[BLOCK_INSNS_MAX];     /* lower_kind of each */
+    /* Status flags that somebody reads, before each instruction; [count]: after the last. */
+    uint16_t live[BLOCK_INSNS_MAX + 1];
     /* Groups, and which an instruction's operand and its use of the stack belong to. */
     struct group groups[GROUPS_MAX];
-    unsigned group_count;
     uint8_t operand_group[BLOCK_INSNS_MAX], stack_group[BLOCK_INSNS_MAX];
     int32_t rsp_moved[BLOCK_INSNS_MAX]; /* since the stack group's displacements began to count */
-    int32_t rsp_pending;                /* by which STACK has yet to move, after PUSHes and POPs */
-    uint8_t temp_group;                 /* TEMP_A holds this group's host address, or NO_GROUP */
+    struct jit_site sites[SITES_MAX];
+    /* 32-bit fields that are to hold the number of a site. */
+    struct {
+        uint8_t *field;
+        unsigned site;
+    } site_uses[2 * SITES_MAX];
     /* Checks that failed go out of line: jump fields to resolve at the end. */
     struct {
         uint8_t *field;
-        uint32_t number; /* of a site */
+        unsigned site;
         uint8_t *stub;
         bool in_temp; /* the number goes to TEMP_B, else it is pushed */
-    } slow[8 * BLOCK_INSNS_MAX];
-    unsigned slow_count;
-    uint32_t leaving[2 * BLOCK_INSNS_MAX + 4]; /* exits, to be completed behind the block */
-    unsigned leaving_count;
+    } slow[SITES_MAX];
+    struct jit_exit exits[EXITS_MAX];
     struct {
         uint8_t *field;
         uint64_t value;
     } constants[BLOCK_INSNS_MAX];
-    unsigned constant_count;
-    bool x87_ready;     /* the guest's x87 state is in the host's registers */
-    uint32_t site;      /* of the present instruction, or SITES_MAX before one is made */
-    uint64_t pages_rip; /* linear rip's page of the block */
-    struct loop loop;
-    bool loops; /* the block is one */
-    struct jit_block *made;
-    bool in_shadow;             /* of an STI before the present instruction */
-    bool moves;                 /* relocations are noted */
-    bool counts;                /* the block's runs are to be counted */
-    uint8_t *worn_field;        /* the jump when the block has run often */
-    uint8_t *second_page_field; /* the jump when a straddling block's second page is elsewhere */
+    uint16_t relocations[RELOCATIONS_MAX];
 };
 
 /* ---- groups.c ---- */
@@ -352,11 +406,19 @@ struct operand lower_stack(struct translation *t, enum tlb_kind kind, int32_t di
 /* A word at RBP, read: their host address in TEMP_A. Flags must be protected. */
 void lower_check_rbp(struct translation *t);
 /* The present instruction's site for call-outs; made on first use with the flags' present place. */
-uint32_t lower_site(struct translation *t);
+unsigned lower_site(struct translation *t);
+/* The site's `retry`. */
+void lower_retry_at(struct translation *t, unsigned site, const uint8_t *retry);
 /* The present instruction is called out when `condition` holds. */
 void lower_slow_if(struct translation *t, unsigned condition);
-/* The stub gets `number` pushed when `condition` holds. */
-void lower_stub_if(struct translation *t, unsigned condition, uint8_t *stub, uint32_t number);
+/* The stub gets the number of the site pushed when `condition` holds. */
+void lower_stub_if(struct translation *t, unsigned condition, uint8_t *stub, unsigned site);
+/* To a stub, with the number of a site pushed. */
+void lower_to_stub(struct translation *t, unsigned site, const uint8_t *stub);
+/* The number of a site to TEMP_B. */
+void lower_load_site(struct translation *t, unsigned site);
+/* Behind the body: sites, and where checks that failed go. */
+void lower_sites(struct translation *t);
 /* PUSH imm32; JMP stub */
 void emit_to_stub(struct emitter *e, uint32_t number, const uint8_t *stub);
 /* Guest RSP in a register; the reverse. Leave flags alone. */
@@ -402,8 +464,8 @@ uint64_t lower_next_rip(const struct translation *t);
 /* `offset` from there, wrapped as the mode has it. */
 uint64_t lower_target_rip(const struct translation *t, uint64_t offset);
 void lower_goto(struct translation *t, uint64_t rip);
-/* To code of another key; flags are saved. */
-void lower_goto_key(struct translation *t, uint64_t rip, uint64_t key);
+/* To code of another side; flags are saved. */
+void lower_goto_side(struct translation *t, uint64_t rip, unsigned side);
 /* Leaves for rip, which is behind, when there are requests. Flags are saved. */
 void lower_poll(struct translation *t, uint64_t rip);
 void lower_jmp_indirect(struct translation *t);
@@ -426,10 +488,12 @@ void relocations_begin(struct translation *t);
 void relocate(struct translation *t, const uint8_t *field, unsigned kind);
 /* A linear address that depends on the block's to a register. */
 void emit_mov_address(struct translation *t, unsigned reg, uint64_t linear);
+/* Notes them behind the code. */
+void relocations_emit(struct translation *t);
 /* The block has been translated: its code belongs to its place. */
 void relocations_end(struct translation *t);
-/* Everything was dropped. */
-void relocations_clear(struct jit *jit);
+/* Everything is dropped: called for each translation. */
+void relocations_forget(struct soft_cpu *cpu, struct jit_block *made);
 
 /* ---- link.c ---- */
 
@@ -441,8 +505,8 @@ void jit_link(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *t
 uint32_t jit_mapping_of(struct soft_cpu *cpu, const struct block *block, unsigned page);
 /* The number that the place's mapping has when it is at `linear`, now or next; 0 as before. */
 uint32_t jit_number_at(struct jit *jit, struct block_place *place, uint64_t linear);
-/* Whoever enters the old block, with flags in EFLAGS or saved, goes on there instead. */
-void jit_replace(struct jit_block *old, const uint8_t *host, const uint8_t *saved);
+/* Whoever enters the old block goes on in the new one; NULL: in C. */
+void jit_replace(struct jit_block *old, struct jit_block *by);
 /* A translated block that has run often enough to be extended. */
 bool jit_is_worn(const struct soft_cpu *cpu, const struct jit_block *made);
 /* Where to enter a translated block (executable), with flags saved, under the present mapping. A
