@@ -1,8 +1,11 @@
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
+#include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -23,7 +26,7 @@ struct request {
     char *strings;
     char *arguments[AGENT_STRINGS_MAX + 1];
     char *environment[AGENT_STRINGS_MAX + 1];
-    const char *directory;
+    const char *directory, *user;
 };
 
 /* The string at *at, ended by a zero within the payload; NULL when it is not. */
@@ -52,7 +55,10 @@ static bool take_strings(struct request *request, size_t length) {
             return false;
     }
     request->directory = take_string(request->strings, length, &at);
-    return request->directory != NULL && at == length;
+    if (request->directory == NULL)
+        return false;
+    request->user = take_string(request->strings, length, &at);
+    return request->user != NULL && at == length;
 }
 
 static int parse(const uint8_t *payload, size_t length, struct request *request) {
@@ -72,7 +78,7 @@ static int parse(const uint8_t *payload, size_t length, struct request *request)
     return take_strings(request, length) ? 0 : -EBADMSG;
 }
 
-/* ---- In the child ---- */
+/* ---- In the child: errors are the program's, on its standard error ---- */
 
 static void set_environment(const struct request *request) {
     clearenv();
@@ -82,12 +88,100 @@ static void set_environment(const struct request *request) {
         putenv(request->environment[i]);
 }
 
+__attribute__((noreturn)) static void refuse(const char *what, const char *why) {
+    fprintf(stderr, "%s: %s\n", what, why);
+    _exit(AGENT_NOT_EXECUTABLE);
+}
+
+static bool is_number(const char *text, unsigned *number) {
+    char *end;
+    unsigned long value = strtoul(text, &end, 10);
+    *number = (unsigned)value;
+    return text[0] >= '0' && text[0] <= '9' && *end == 0 && value < UINT32_MAX;
+}
+
+/* By /etc/passwd and /etc/group alone: a static program has no other name services. */
+static const struct passwd *find_user(const char *name) {
+    unsigned number;
+    bool by_number = is_number(name, &number);
+    FILE *file = fopen("/etc/passwd", "re");
+    const struct passwd *user;
+    while (file != NULL && (user = fgetpwent(file)) != NULL)
+        if (by_number ? user->pw_uid == number : strcmp(user->pw_name, name) == 0)
+            return user; /* the file stays open: this process is about to become another */
+    return NULL;
+}
+
+static gid_t find_group(const char *name) {
+    unsigned number;
+    FILE *file = fopen("/etc/group", "re");
+    const struct group *group;
+    if (is_number(name, &number))
+        return number;
+    while (file != NULL && (group = fgetgrent(file)) != NULL)
+        if (strcmp(group->gr_name, name) == 0)
+            return group->gr_gid;
+    refuse(name, "the guest has no such group");
+}
+
+/* The groups that list the user, and its own. */
+static void join_groups(const char *user, gid_t own) {
+    enum { GROUPS = 64 };
+    gid_t groups[GROUPS] = {own};
+    size_t count = 1;
+    FILE *file = fopen("/etc/group", "re");
+    const struct group *group;
+    while (file != NULL && user != NULL && (group = fgetgrent(file)) != NULL)
+        for (char **member = group->gr_mem; *member != NULL && count < GROUPS; member++)
+            if (strcmp(*member, user) == 0)
+                groups[count++] = group->gr_gid;
+    if (setgroups(count, groups) < 0)
+        refuse("groups", strerror(errno));
+}
+
+static void set_unless_asked(const struct request *request, const char *name, const char *value) {
+    size_t length = strlen(name);
+    for (unsigned i = 0; request->environment[i] != NULL; i++)
+        if (strncmp(request->environment[i], name, length) == 0 &&
+            request->environment[i][length] == '=')
+            return;
+    setenv(name, value, 1);
+}
+
+/* Turns into the user that the request names. */
+static void become(const struct request *request) {
+    char name[256];
+    unsigned uid;
+    if (request->user[0] == 0)
+        return;
+    const char *colon = strchr(request->user, ':');
+    snprintf(name, sizeof name, "%.*s",
+             colon != NULL ? (int)(colon - request->user) : (int)strlen(request->user),
+             request->user);
+    const struct passwd *user = find_user(name);
+    if (user == NULL && !is_number(name, &uid))
+        refuse(name, "the guest has no such user");
+    if (user != NULL) {
+        uid = user->pw_uid;
+        set_unless_asked(request, "HOME", user->pw_dir);
+        set_unless_asked(request, "USER", user->pw_name);
+        set_unless_asked(request, "SHELL", user->pw_shell);
+    }
+    gid_t group = colon != NULL ? find_group(colon + 1) : user != NULL ? user->pw_gid : 0;
+    if (isatty(STDIN_FILENO) && fchown(STDIN_FILENO, uid, (gid_t)-1) < 0)
+        refuse("terminal", strerror(errno));
+    join_groups(user != NULL && colon == NULL ? user->pw_name : NULL, group);
+    if (setgid(group) < 0 || setuid(uid) < 0)
+        refuse(request->user, strerror(errno));
+}
+
 __attribute__((noreturn)) static void run(const struct request *request) {
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     signal(SIGPIPE, SIG_DFL);
     set_environment(request);
+    become(request);
     const char *directory = request->directory[0] != 0 ? request->directory : getenv("HOME");
     if (directory == NULL || chdir(directory) < 0) {
         if (request->directory[0] != 0) {

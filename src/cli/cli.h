@@ -16,6 +16,16 @@ struct verb {
 extern const struct verb verbs[];
 
 int cmd_run(int argc, char **argv);
+int cmd_create(int argc, char **argv);
+int cmd_start(int argc, char **argv);
+int cmd_stop(int argc, char **argv);
+int cmd_rm(int argc, char **argv);
+int cmd_exec(int argc, char **argv);
+int cmd_console(int argc, char **argv);
+int cmd_logs(int argc, char **argv);
+int cmd_pause(int argc, char **argv);
+int cmd_resume(int argc, char **argv);
+int cmd_reset(int argc, char **argv);
 int cmd_image(int argc, char **argv);
 int cmd_ps(int argc, char **argv);
 int cmd_profile(int argc, char **argv);
@@ -23,7 +33,9 @@ int cmd_help(int argc, char **argv);
 int cmd_version(int argc, char **argv);
 int cmd_completion(int argc, char **argv);
 
-extern const struct option_spec run_options[], image_options[], ps_options[], profile_options[];
+extern const struct option_spec run_options[], start_options[], stop_options[], rm_options[],
+    ps_options[], exec_options[], console_options[], logs_options[], pause_options[],
+    profile_options[], image_options[];
 
 /* "lodge: TEXT" on standard error; returns the exit code. */
 int cli_error(int exit_code, const char *text);

@@ -128,8 +128,26 @@ static int send_all(struct client *client, const char *text, size_t length, stru
     return 0;
 }
 
-static int send_request(struct client *client, const char *command, json_t *arguments,
-                        struct error *err) {
+/* Descriptors go with the first byte of what follows. */
+static int send_rights(struct client *client, const int *fds, unsigned count, struct error *err) {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(CONTROL_FDS_MAX * sizeof(int))];
+    } rights = {0};
+    struct iovec text = {(char[]){" "}, 1};
+    struct msghdr message = {.msg_iov = &text,
+                             .msg_iovlen = 1,
+                             .msg_control = rights.bytes,
+                             .msg_controllen = CMSG_SPACE(count * sizeof *fds)};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(count * sizeof *fds);
+    memcpy(CMSG_DATA(header), fds, count * sizeof *fds);
+    return sendmsg(client->fd, &message, MSG_NOSIGNAL) < 0 ? lost(err) : 0;
+}
+
+int client_send(struct client *client, const char *command, json_t *arguments, struct error *err) {
     json_t *request = json_pack("{s:s, s:o*, s:i}", "execute", command, "arguments", arguments,
                                 "id", (int)++client->next_id);
     char *text = request != NULL ? json_dumps(request, JSON_COMPACT) : NULL;
@@ -145,7 +163,16 @@ static int send_request(struct client *client, const char *command, json_t *argu
 
 int client_call(struct client *client, const char *command, json_t *arguments, json_t **result,
                 struct error *err) {
-    int code = send_request(client, command, arguments, err);
+    return client_call_with(client, command, arguments, NULL, 0, result, err);
+}
+
+int client_call_with(struct client *client, const char *command, json_t *arguments, const int *fds,
+                     unsigned fd_count, json_t **result, struct error *err) {
+    int code = fd_count > 0 ? send_rights(client, fds, fd_count, err) : 0;
+    if (code < 0)
+        json_decref(arguments);
+    else
+        code = client_send(client, command, arguments, err);
     while (code == 0) {
         json_t *message = next_message(client, ANSWER_MS, err);
         if (message == NULL)
@@ -157,11 +184,26 @@ int client_call(struct client *client, const char *command, json_t *arguments, j
             code = refused(error, err);
         else if (returned != NULL && ours)
             code = 1;
-        if (code == 1)
+        if (code == 1 && result != NULL)
             *result = json_incref(returned);
         json_decref(message); /* events, too */
     }
     return code < 0 ? code : 0;
+}
+
+int client_fd(const struct client *client) {
+    return client->fd;
+}
+
+int client_take(struct client *client, json_t **message, struct error *err) {
+    *message = NULL;
+    while (memchr(client->buffer, '\n', client->length) == NULL) {
+        int result = receive(client, 0, err);
+        if (result < 0)
+            return result == -ETIMEDOUT ? 0 : result;
+    }
+    *message = next_message(client, 0, err);
+    return *message != NULL ? 0 : -EPROTO;
 }
 
 int client_wait(struct client *client, int fd, int ms) {

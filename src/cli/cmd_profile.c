@@ -9,15 +9,16 @@
 #include "cli/cli.h"
 #include "cli/client.h"
 #include "cli/exit_codes.h"
+#include "cli/vm.h"
 #include "machine/control_names.h"
 
-enum { OPT_SECONDS, OPT_TOP, OPT_INTERVAL, OPT_JSON, OPT_PERF_MAP, OPT_HELP };
+enum { OPT_SECONDS, OPT_TOP, OPT_INTERVAL, OPT_OUTPUT, OPT_PERF_MAP, OPT_HELP };
 
 const struct option_spec profile_options[] = {
     [OPT_SECONDS] = {"seconds", 's', "N", "how long to look (10); Ctrl-C ends it earlier"},
     [OPT_TOP] = {"top", 'n', "N", "lines of each list (20)"},
     [OPT_INTERVAL] = {"interval", 0, "US", "microseconds between samples, on average (1000)"},
-    [OPT_JSON] = {"json", 0, NULL, "print the report as JSON"},
+    [OPT_OUTPUT] = OUTPUT_OPTION,
     [OPT_PERF_MAP] = {"perf-map", 0, NULL, "have the VM write a map of its code for perf(1), too"},
     [OPT_HELP] = {"help", 'h', NULL, "show this help"},
     {NULL, 0, NULL, NULL},
@@ -183,7 +184,7 @@ static int take_option(struct request *request, int option, const char *value, s
     case OPT_TOP: return parse_number("top", value, 1, TOP_MAX, &request->top, err);
     case OPT_INTERVAL:
         return parse_number("interval", value, 100, 1000000, &request->interval_us, err);
-    case OPT_JSON: request->json = true; break;
+    case OPT_OUTPUT: return parse_output(value, &request->json, err);
     case OPT_PERF_MAP: request->perf_map = true; break;
     }
     return 0;

@@ -8,8 +8,9 @@
 #include "cli/run.h"
 #include "machine/control_names.h"
 #include "machine/machine.h"
+#include "machine/vm_store.h"
 
-enum run_option {
+enum {
     OPT_ENGINE,
     OPT_MEMORY,
     OPT_KERNEL,
@@ -33,11 +34,13 @@ enum run_option {
 const struct option_spec run_options[] = {
     [OPT_ENGINE] = {"engine", 0, "auto|soft|kvm", "what runs the guest's code (auto: the faster)"},
     [OPT_MEMORY] = {"memory", 'm', "SIZE", "the guest's memory (512M)"},
-    [OPT_KERNEL] = {"kernel", 'k', "FILE",
-                    "a bzImage or ELF kernel instead of the default guest's"},
-    [OPT_INITRD] = {"initrd", 'i', "FILE", "an initramfs instead of the default guest's"},
+    [OPT_KERNEL] = {"kernel", 'k', "FILE", "a bzImage or ELF kernel instead of the default guest's",
+                    .path = true},
+    [OPT_INITRD] = {"initrd", 'i', "FILE", "an initramfs instead of the default guest's",
+                    .path = true},
     [OPT_APPEND] = {"append", 'a', "TEXT", "more for the kernel's command line"},
-    [OPT_DISK] = {"disk", 'd', "FILE[,readonly]", "a disk, a raw file or block device; repeatable"},
+    [OPT_DISK] = {"disk", 'd', "FILE[,readonly]", "a disk, a raw file or block device; repeatable",
+                  .path = true},
     [OPT_NET] = {"net", 0, "user|none", "the network: as this user, or none"},
     [OPT_PUBLISH] = {"publish", 'p', "HOST:GUEST",
                      "a TCP port of the host that leads to the guest's"},
@@ -129,8 +132,7 @@ static int parse_memory(struct machine_config *machine, const char *value, struc
     return machine_check_memory(machine->memory, err);
 }
 
-static int take_option(struct run_config *config, enum run_option option, char *value,
-                       struct error *err) {
+int run_take_option(struct run_config *config, int option, char *value, struct error *err) {
     struct machine_config *machine = &config->machine;
     switch (option) {
     case OPT_ENGINE: CHOOSE(machine->engine, "engine", engines); break;
@@ -166,7 +168,7 @@ static int help(void) {
 }
 
 /* What does not go together. */
-static int check(const struct run_config *config, struct error *err) {
+int run_check(const struct run_config *config, struct error *err) {
     const struct machine_config *machine = &config->machine;
     if (config->console == CONSOLE_SERIAL && config->command != NULL)
         return error_set(err, -EINVAL,
@@ -196,19 +198,23 @@ static int parse_operands(struct run_config *config, const struct option_parser 
 
 int cmd_run(int argc, char **argv) {
     struct option_parser parser = {.specs = run_options, .argc = argc, .argv = argv, .at = 1};
-    struct run_config config = {
-        .machine = {.memory = MACHINE_MEMORY_DEFAULT, .vcpus = 1, .net = NET_USER}};
+    struct run_config config = RUN_DEFAULTS;
     struct error err;
     int option;
     while ((option = option_next(&parser, &err)) >= 0) {
         if (option == OPT_HELP)
             return help();
-        if (take_option(&config, (enum run_option)option, (char *)parser.value, &err) < 0)
+        if (run_take_option(&config, option, (char *)parser.value, &err) < 0)
             return cli_error(EXIT_NOT_STARTED, err.text);
     }
     if (option == OPTION_ERROR || parse_operands(&config, &parser, &err) < 0 ||
-        check(&config, &err) < 0)
+        run_check(&config, &err) < 0)
         return cli_error(EXIT_NOT_STARTED, err.text);
+    if (config.name != NULL && vm_store_has(config.name)) {
+        error_set(&err, -EEXIST, "'%s' is a VM that is kept: 'lodge start %s' starts it",
+                  config.name, config.name);
+        return cli_error(EXIT_NOT_STARTED, err.text);
+    }
     if (config.verbose > 0)
         log_set_level(config.verbose > 1 ? LOG_DEBUG : LOG_INFO);
     if (config.machine.verify)

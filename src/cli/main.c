@@ -7,7 +7,17 @@
 
 const struct verb verbs[] = {
     {"run", "boot a guest, run a command in it or a shell", cmd_run, run_options},
-    {"ps", "list running VMs", cmd_ps, ps_options},
+    {"create", "keep a VM under a name", cmd_create, run_options},
+    {"start", "start a kept VM in the background", cmd_start, start_options},
+    {"stop", "shut running VMs down", cmd_stop, stop_options},
+    {"rm", "remove kept VMs", cmd_rm, rm_options},
+    {"ps", "list VMs", cmd_ps, ps_options},
+    {"exec", "run a program in a running VM", cmd_exec, exec_options},
+    {"console", "join a VM's serial console", cmd_console, console_options},
+    {"logs", "print what a VM has said on its console", cmd_logs, logs_options},
+    {"pause", "hold running VMs", cmd_pause, pause_options},
+    {"resume", "let paused VMs go on", cmd_resume, pause_options},
+    {"reset", "press VMs' reset button", cmd_reset, pause_options},
     {"profile", "say where a running VM's time goes", cmd_profile, profile_options},
     {"image", "show or refresh the default guest", cmd_image, image_options},
     {"completion", "print a completion script for bash", cmd_completion, NULL},

@@ -95,14 +95,25 @@ static int long_option(struct option_parser *parser, const char *text, struct er
 }
 
 static int short_option(struct option_parser *parser, const char *text, struct error *err) {
-    for (const struct option_spec *spec = parser->specs; spec->name != NULL; spec++)
-        if (spec->letter == text[0])
+    for (const struct option_spec *spec = parser->specs; spec->name != NULL; spec++) {
+        if (spec->letter != text[0])
+            continue;
+        if (spec->value != NULL)
             return take_value(parser, spec, text[1] != 0 ? text + 1 : NULL, err);
+        parser->letters = text[1] != 0 ? text + 1 : NULL;
+        return take_value(parser, spec, NULL, err);
+    }
+    parser->letters = NULL;
     error_set(err, -EINVAL, "unknown option -%c; --help lists what there is", text[0]);
     return OPTION_ERROR;
 }
 
 int option_next(struct option_parser *parser, struct error *err) {
+    if (parser->letters != NULL) {
+        const char *letters = parser->letters;
+        parser->letters = NULL;
+        return short_option(parser, letters, err);
+    }
     if (parser->at >= parser->argc)
         return OPTION_END;
     const char *text = parser->argv[parser->at];

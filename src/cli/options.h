@@ -1,6 +1,7 @@
 /*
  * Options of a verb, from one table that the parser, the help and the
- * completion share. Long options take "--name VALUE" or "--name=VALUE".
+ * completion share. Long options take "--name VALUE" or "--name=VALUE";
+ * letters without values can be put together: "-it".
  */
 #ifndef LODGE_CLI_OPTIONS_H
 #define LODGE_CLI_OPTIONS_H
@@ -15,14 +16,16 @@ struct option_spec {
     char letter;       /* 0: none */
     const char *value; /* what the help calls its value; NULL: takes none */
     const char *help;  /* NULL: works, but is not shown */
+    bool path;         /* the value is a file's path, up to a comma */
 };
 
 struct option_parser {
     const struct option_spec *specs;
     int argc;
     char **argv;
-    int at;            /* the next argument */
-    const char *value; /* of the option just returned */
+    int at;              /* the next argument */
+    const char *value;   /* of the option just returned */
+    const char *letters; /* the rest of "-abc"; the parser's own */
 };
 
 enum { OPTION_END = -1, OPTION_ERROR = -2 };

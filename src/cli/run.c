@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/loop.h"
+#include "cli/background.h"
 #include "cli/cli.h"
 #include "cli/exit_codes.h"
 #include "cli/terminal.h"
@@ -16,6 +17,7 @@
 #include "image/image.h"
 #include "machine/agent.h"
 #include "machine/console.h"
+#include "machine/console_hub.h"
 #include "machine/machine.h"
 #include "machine/vm_control.h"
 
@@ -39,7 +41,8 @@ struct run {
     struct image_default image;
     char *cmdline;
     struct loop *loop;
-    struct chardev *stdio; /* --console serial */
+    struct chardev *stdio;   /* in the foreground, --console serial */
+    struct console_hub *hub; /* in the background */
     struct console *console;
     struct machine *machine;
     struct agent *agent;
@@ -56,6 +59,14 @@ struct run {
 
 static bool uses_agent(const struct run *run) {
     return run->config->console == CONSOLE_AGENT;
+}
+
+static bool in_background(const struct run *run) {
+    return run->config->background != NULL;
+}
+
+static bool has_terminal(const struct run *run) {
+    return !in_background(run) && terminal_is_there();
 }
 
 static void settle(struct run *run, int code) {
@@ -170,7 +181,7 @@ static void on_agent_timeout(void *context) {
 
 static void start_command(struct run *run) {
     static const char *const login[] = {"/bin/sh", "-l", NULL}, *const shell[] = {"/bin/sh", NULL};
-    bool terminal = run->config->command == NULL && terminal_is_there();
+    bool terminal = run->config->command == NULL && has_terminal(run);
     char term[128];
     const char *const environment[] = {term, NULL};
     struct agent_exec_config exec = {
@@ -210,7 +221,9 @@ static void on_ready(void *context, const char *release) {
     run->was_ready = true;
     run->restarting = false;
     vm_control_agent(run->control, run->agent);
-    if (run->signal == 0)
+    if (in_background(run))
+        background_ready(run->config->background);
+    else if (run->signal == 0)
         start_command(run);
 }
 
@@ -232,14 +245,15 @@ static void on_restarted(void *context) {
     run->started_ns = host_clock_ns();
     if (uses_agent(run))
         arm(run->agent_timer, agent_timeout(run));
-    else if (terminal_is_there())
+    else if (has_terminal(run))
         terminal_raw(NULL);
 }
 
 static void on_held(void *context) {
     struct run *run = context;
     if (!run->left)
-        fprintf(stderr, "lodge: the guest's kernel panicked and is held; Ctrl-C ends it\n");
+        fprintf(stderr, "lodge: the guest's kernel panicked and is held; %s ends it\n",
+                in_background(run) ? "'lodge stop'" : "Ctrl-C");
     vm_control_panicked(run->control);
     loop_timer_cancel(run->agent_timer);
     terminal_restore();
@@ -259,27 +273,34 @@ static void on_console_panic(void *context, bool final) {
         machine_panic_seen(run->machine);
 }
 
+/* Who started this VM was interrupted before it was up. */
+static void on_starter_gone(void *context) {
+    machine_stop(((struct run *)context)->machine);
+}
+
 /* ---- Setting up ---- */
 
 static int add_signals(struct run *run, struct error *err) {
     int result = loop_signal_add(run->loop, SIGINT, on_signal, run, &run->signals[0], err);
     if (result == 0)
         result = loop_signal_add(run->loop, SIGTERM, on_signal, run, &run->signals[1], err);
-    if (result == 0 && terminal_is_there())
+    if (result == 0 && has_terminal(run))
         result = loop_signal_add(run->loop, SIGWINCH, on_window_change, run, &run->signals[2], err);
     return result;
 }
 
 static int create_console(struct run *run, struct error *err) {
     struct chardev_fd_config stdio = {.in = STDIN_FILENO, .out = STDOUT_FILENO, .context = run};
-    bool terminal = terminal_is_there();
     int result = 0;
-    if (terminal)
+    if (has_terminal(run))
         stdio.filter = on_input;
-    if (!uses_agent(run))
+    if (in_background(run))
+        result = console_hub_create(run->loop, run->config->directory, &run->hub, err);
+    else if (!uses_agent(run))
         result = chardev_fd_create(run->loop, &stdio, &run->stdio, err);
+    struct chardev *next = run->hub != NULL ? console_hub_chardev(run->hub) : run->stdio;
     if (result == 0)
-        result = console_create(run->stdio, on_console_panic, run, &run->console, err);
+        result = console_create(next, on_console_panic, run, &run->console, err);
     return result;
 }
 
@@ -331,6 +352,8 @@ static int set_up(struct run *run, bool default_guest, struct error *err) {
     int result = loop_create(&run->loop, err);
     if (result == 0)
         result = add_signals(run, err);
+    if (result == 0 && in_background(run))
+        result = background_watch(run->config->background, run->loop, on_starter_gone, run, err);
     if (result == 0)
         result = loop_timer_create(run->loop, on_agent_timeout, run, &run->agent_timer, err);
     if (result == 0)
@@ -345,6 +368,8 @@ static int set_up(struct run *run, bool default_guest, struct error *err) {
         result = agent_create(machine_vsock(run->machine), run->loop, &agent, &run->agent, err);
     if (result == 0)
         result = vm_control_create(run->machine, run->config->name, &run->control, err);
+    if (result == 0)
+        vm_control_console(run->control, run->hub);
     if (result == 0 && run->config->perf_map)
         result = vm_control_perf_map(run->control, err);
     return result;
@@ -358,6 +383,9 @@ static void take_down(struct run *run) {
     console_destroy(run->console);
     if (run->stdio != NULL)
         chardev_fd_destroy(run->stdio);
+    console_hub_destroy(run->hub);
+    if (in_background(run))
+        background_unwatch(run->config->background);
     for (size_t i = 0; i < ARRAY_SIZE(run->signals); i++)
         if (run->signals[i] != NULL)
             loop_signal_remove(run->signals[i]);
@@ -453,6 +481,8 @@ static int run_machine(struct run *run) {
         say_what_runs(run);
     if (uses_agent(run)) {
         arm(run->agent_timer, agent_timeout(run));
+    } else if (in_background(run)) {
+        background_ready(run->config->background); /* nobody will tell more of such a guest */
     } else if (terminal_is_there()) {
         fprintf(stderr, "lodge: " TERMINAL_ESCAPE_HELP "\n");
         terminal_raw(NULL);

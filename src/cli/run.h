@@ -1,10 +1,16 @@
-/* What `lodge run` was asked for (cmd_run.c reads it, run.c does it). */
+/*
+ * A VM as the command line describes it. cmd_run.c has the table of options,
+ * which `run` and `create` share; run.c runs it, in the foreground for `run`,
+ * in the background for `start`.
+ */
 #ifndef LODGE_CLI_RUN_H
 #define LODGE_CLI_RUN_H
 
 #include "machine/config.h"
 
 enum run_console { CONSOLE_AGENT, CONSOLE_SERIAL };
+
+struct background;
 
 struct run_config {
     struct machine_config machine; /* cmdline, loop and serial are filled by run_guest */
@@ -14,7 +20,21 @@ struct run_config {
     bool perf_map;
     const char *append;
     const char *const *command; /* ended by NULL; NULL: a shell */
+    /* A VM that lasts: where it keeps what it writes, and the process that waits for it to be up.
+     * Both NULL for `run`. */
+    const char *directory;
+    struct background *background;
 };
+
+#define RUN_DEFAULTS                                                                               \
+    {                                                                                              \
+        .machine = {.memory = MACHINE_MEMORY_DEFAULT, .vcpus = 1, .net = NET_USER }                \
+    }
+
+/* Takes one option of run_options in; value, NULL without one, may be cut up and must last. */
+int run_take_option(struct run_config *config, int option, char *value, struct error *err);
+/* What does not go together: after all options. */
+int run_check(const struct run_config *config, struct error *err);
 
 /* Runs it all. Returns the exit code. */
 int run_guest(struct run_config *config);

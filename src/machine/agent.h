@@ -37,6 +37,7 @@ bool agent_shutdown(struct agent *agent);
 struct agent_exec_config {
     const char *const *arguments;   /* ended by NULL, at least one */
     const char *const *environment; /* "NAME=VALUE", ended by NULL; may be NULL */
+    const char *directory, *user;   /* NULL: the agent's own; "NAME[:GROUP]" or numbers */
     bool terminal;
     uint16_t rows, columns; /* of the terminal */
     /* The caller's, left open. Blocking or not is left as it is. in: -1 for none; with a terminal,

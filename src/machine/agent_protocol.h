@@ -30,7 +30,7 @@
 #include <string.h>
 
 enum {
-    AGENT_VERSION = 1,
+    AGENT_VERSION = 2,
     AGENT_PORT = 1024,
     AGENT_HEADER_SIZE = 8,
     AGENT_PAYLOAD_MAX = 64 << 10,
@@ -56,9 +56,12 @@ enum agent_stream { AGENT_STDIN, AGENT_STDOUT, AGENT_STDERR, AGENT_STREAMS };
 enum { AGENT_EXEC_TTY = 1 }; /* flags: a pseudo-terminal; everything comes on AGENT_STDOUT */
 
 /*
- * EXEC's payload: this, then argument_count + environment_count strings and
- * the working directory (empty: the agent's default), each ended by a zero.
- * "NAME=VALUE" strings add to or replace the agent's default environment.
+ * EXEC's payload: this, then argument_count + environment_count strings, the
+ * working directory and the user (either empty: the agent's default), each
+ * ended by a zero. "NAME=VALUE" strings add to or replace the agent's default
+ * environment. The user is NAME or a number, with :GROUP (name or number)
+ * behind it if it is not to be the user's own; a name has HOME, USER and SHELL
+ * set as /etc/passwd says.
  */
 struct agent_exec {
     uint32_t flags;

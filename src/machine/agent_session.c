@@ -36,21 +36,22 @@ struct agent_session {
 
 /* ---- The end ---- */
 
-static void free_session(struct agent_session *session) {
+/* Lets go of the caller's descriptors. */
+static void unwatch(struct agent_session *session) {
     for (int i = 0; i < 2; i++)
         if (session->outputs[i].watch != NULL)
             loop_fd_remove(session->outputs[i].watch);
     if (session->in_watch != NULL)
         loop_fd_remove(session->in_watch);
-    agent_channel_close(&session->channel);
-    free(session);
+    session->outputs[0].watch = session->outputs[1].watch = NULL;
+    session->in_watch = NULL;
 }
 
 static void tell_ended(void *context) {
     struct agent_session *session = context;
     session->posted = false;
     if (session->closed)
-        free_session(session);
+        free(session);
     else if (session->config.ended != NULL)
         session->config.ended(session->config.context, session->code);
 }
@@ -284,16 +285,16 @@ static bool put_strings(uint8_t *payload, size_t *used, const char *const *strin
 }
 
 static int send_exec(struct agent_session *session, struct error *err) {
-    static const char *const no_directory[] = {"", NULL};
     const struct agent_exec_config *config = &session->config;
+    const char *const place[] = {config->directory != NULL ? config->directory : "",
+                                 config->user != NULL ? config->user : "", NULL};
     uint8_t payload[AGENT_PAYLOAD_MAX];
     unsigned arguments = count_strings(config->arguments);
     unsigned environment = count_strings(config->environment);
     size_t used = sizeof(struct agent_exec);
     if (arguments + environment > AGENT_STRINGS_MAX ||
         !put_strings(payload, &used, config->arguments) ||
-        !put_strings(payload, &used, config->environment) ||
-        !put_strings(payload, &used, no_directory))
+        !put_strings(payload, &used, config->environment) || !put_strings(payload, &used, place))
         return error_set(err, -E2BIG,
                          "the command is too long: lodge passes on %d KiB and %d arguments",
                          AGENT_PAYLOAD_MAX >> 10, AGENT_STRINGS_MAX);
@@ -340,7 +341,7 @@ int agent_exec(struct agent *agent, const struct agent_exec_config *config,
     if (result == 0)
         result = send_exec(made, err);
     if (result < 0) {
-        free_session(made);
+        agent_session_close(made);
         return result;
     }
     start_streams(made);
@@ -364,6 +365,8 @@ void agent_session_close(struct agent_session *session) {
     if (session == NULL)
         return;
     session->closed = true;
+    unwatch(session);
+    agent_channel_close(&session->channel);
     if (!session->posted)
-        free_session(session);
+        free(session);
 }

@@ -26,6 +26,8 @@ struct client {
     bool refused;              /* only what is to be written is left of it */
     bool broken;               /* nothing can be written either */
     bool busy;                 /* in serve(), which sees to everything */
+    int fds[CONTROL_FDS_MAX];  /* sent, not yet taken by a command */
+    unsigned fd_count;
     size_t length;
     char *output;
     size_t output_start, output_length, output_room;
@@ -134,6 +136,8 @@ static void end_client(struct client *client) {
     if (client->call != NULL)
         client->call->client = NULL;
     loop_fd_remove(client->watch);
+    for (unsigned i = 0; i < client->fd_count; i++)
+        close(client->fds[i]);
     close(client->fd);
     drop_output(client);
     if (control->config.gone != NULL)
@@ -223,10 +227,42 @@ static void serve(struct client *client) {
     client->busy = false;
 }
 
+/* Keeps what there is room for; what is too much is closed. */
+static void take_descriptors(struct client *client, struct msghdr *message) {
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c != NULL; c = CMSG_NXTHDR(message, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < count; i++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+            if (client->fd_count < CONTROL_FDS_MAX)
+                client->fds[client->fd_count++] = fd;
+            else
+                close(fd);
+        }
+    }
+}
+
+static ssize_t receive(struct client *client) {
+    struct iovec room = {client->line + client->length, sizeof client->line - client->length};
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(CONTROL_FDS_MAX * sizeof(int))];
+    } rights;
+    struct msghdr message = {.msg_iov = &room,
+                             .msg_iovlen = 1,
+                             .msg_control = rights.bytes,
+                             .msg_controllen = sizeof rights.bytes};
+    ssize_t got = recvmsg(client->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (got >= 0)
+        take_descriptors(client, &message);
+    return got;
+}
+
 static void take_input(struct client *client) {
     if (client->length < sizeof client->line) {
-        ssize_t got = recv(client->fd, client->line + client->length,
-                           sizeof client->line - client->length, MSG_DONTWAIT);
+        ssize_t got = receive(client);
         if (got < 0 && (errno == EAGAIN || errno == EINTR))
             return;
         if (got <= 0) {
@@ -274,6 +310,16 @@ void control_fail(struct control_call *call, const char *class, const char *text
 
 unsigned long control_client(const struct control_call *call) {
     return call->client != NULL ? call->client->number : 0;
+}
+
+bool control_take_fds(struct control_call *call, int *fds, unsigned count) {
+    struct client *client = call->client;
+    if (client == NULL || client->fd_count < count)
+        return false;
+    memcpy(fds, client->fds, count * sizeof *fds);
+    client->fd_count -= count;
+    memmove(client->fds, client->fds + count, client->fd_count * sizeof *fds);
+    return true;
 }
 
 /* ---- Events ---- */

@@ -28,6 +28,7 @@ enum {
     CONTROL_CLIENTS_MAX = 16,
     CONTROL_LINE_MAX = 64 << 10,  /* of a command, with its newline */
     CONTROL_OUTPUT_MAX = 8 << 20, /* waiting for a client that does not read */
+    CONTROL_FDS_MAX = 3,          /* descriptors that a client has sent and no command has taken */
 };
 
 struct control;
@@ -51,13 +52,20 @@ void control_fail(struct control_call *call, const char *class, const char *text
  * the same.
  */
 unsigned long control_client(const struct control_call *call);
+/*
+ * The descriptors that the call's client has sent (SCM_RIGHTS) with this command or before it and
+ * that no other has taken: exactly `count` of them, which become the caller's. False: it has sent
+ * fewer; nothing is taken.
+ */
+bool control_take_fds(struct control_call *call, int *fds, unsigned count);
 
 struct control_command {
     const char *name; /* NULL ends a table */
     control_handler *run;
-    /* Its arguments: "name:TYPE" with i (integer), b (boolean), s (string), all optional; NULL ends
-     * the list. Others are refused, and wrong types, before run is called. */
-    const char *arguments[6];
+    /* Its arguments: "name:TYPE" with i (integer), b (boolean), s (string), a (array of strings),
+     * all optional; NULL ends the list. Others are refused, and wrong types, before run is called.
+     */
+    const char *arguments[10];
 };
 
 /*

@@ -22,18 +22,33 @@ static char type_of(const struct control_command *command, const char *name) {
     return 0;
 }
 
+static bool is_string_array(const json_t *value) {
+    size_t i;
+    json_t *element;
+    if (!json_is_array(value))
+        return false;
+    json_array_foreach((json_t *)value, i, element) {
+        if (!json_is_string(element))
+            return false;
+    }
+    return true;
+}
+
 static bool has_type(const json_t *value, char type) {
     switch (type) {
     case 'i': return json_is_integer(value);
     case 'b': return json_is_boolean(value);
+    case 'a': return is_string_array(value);
     default: return json_is_string(value);
     }
 }
 
 static bool check_arguments(const struct control_command *command, const json_t *arguments,
                             char *text, size_t size) {
-    static const char *const types[] = {
-        ['i'] = "an integer", ['b'] = "a boolean", ['s'] = "a string"};
+    static const char *const types[] = {['i'] = "an integer",
+                                        ['b'] = "a boolean",
+                                        ['s'] = "a string",
+                                        ['a'] = "an array of strings"};
     const char *name;
     json_t *value;
     json_object_foreach((json_t *)arguments, name, value) {

@@ -55,6 +55,10 @@ void machine_power_button(struct machine *machine) {
     acpi_pm_power_button(machine->acpi_pm);
 }
 
+void machine_reset(struct machine *machine) {
+    ask(machine, PENDING_RESET);
+}
+
 void machine_stop_on_reboot(struct machine *machine) {
     machine->config.on_reboot = REBOOT_STOP;
 }
@@ -123,7 +127,7 @@ static void park(struct machine *machine) {
 
 static void unpark(struct machine *machine, bool quit) {
     lock_take(&machine->lock);
-    machine->park = false;
+    machine->park = machine->paused && !quit;
     machine->quit = quit;
     pthread_cond_broadcast(&machine->changed);
     lock_release(&machine->lock);
@@ -138,6 +142,33 @@ void machine_with_vcpus_parked(struct machine *machine, void (*call)(void *conte
     call(context);
     if (!parked)
         unpark(machine, false);
+}
+
+bool machine_pause(struct machine *machine) {
+    if (machine->paused || !machine->running)
+        return false;
+    lock_take(&machine->lock);
+    machine->paused = true;
+    lock_release(&machine->lock);
+    park(machine);
+    vm_clock_pause(machine->platform.clock);
+    return true;
+}
+
+bool machine_resume(struct machine *machine) {
+    if (!machine->paused || !machine->running)
+        return false;
+    lock_take(&machine->lock);
+    machine->paused = false;
+    lock_release(&machine->lock);
+    vm_clock_resume(machine->platform.clock);
+    if (!machine->held)
+        unpark(machine, false);
+    return true;
+}
+
+bool machine_is_paused(const struct machine *machine) {
+    return machine->paused;
 }
 
 /* ---- Starting and restarting the guest ---- */
@@ -211,6 +242,7 @@ static bool is_reset_loop(struct machine *machine) {
 
 static void restart(struct machine *machine) {
     struct error err = {0};
+    machine->held = false;
     atomic_store(&machine->panic_seen, false);
     if (machine->events.restarted != NULL)
         machine->events.restarted(machine->events.context);
@@ -224,6 +256,7 @@ static void restart(struct machine *machine) {
 static void hold(struct machine *machine, bool can_run) {
     if (machine->events.held != NULL)
         machine->events.held(machine->events.context);
+    machine->held = !can_run;
     if (can_run)
         unpark(machine, false);
 }

@@ -62,6 +62,15 @@ void machine_run(struct machine *machine, struct machine_result *result);
 void machine_stop(struct machine *machine);
 /* Any thread: asks the guest to shut down, by ACPI. */
 void machine_power_button(struct machine *machine);
+/* Any thread: the reset button. */
+void machine_reset(struct machine *machine);
+/*
+ * Holds the guest and its clock; lets both go on. False: it was so already, or the machine does not
+ * run. A paused guest can be reset, stopped and inspected. Control thread.
+ */
+bool machine_pause(struct machine *machine);
+bool machine_resume(struct machine *machine);
+bool machine_is_paused(const struct machine *machine);
 /*
  * Any thread. The guest's kernel was seen to crash: a reset or triple fault that follows is no
  * reboot but the end of that crash. machine_panicked: it is through with it, the policy applies

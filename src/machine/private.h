@@ -56,11 +56,13 @@ struct machine {
     struct lock lock;
     pthread_cond_t changed;
     bool park, quit;
+    bool paused; /* by machine_pause: parked until machine_resume, whatever else happens */
     unsigned parked;
 
     /* Control thread. */
     struct machine_result *result;
     unsigned quick_resets;
+    bool held;           /* crashed for good: only a reset lets vCPUs run again */
     uint64_t started_ns; /* guest time of the last start */
 };
 

@@ -7,10 +7,12 @@
 
 #include "base/log.h"
 #include "cpu/profile.h"
+#include "machine/console_hub.h"
 #include "machine/control.h"
 #include "machine/control_names.h"
 #include "machine/private.h"
 #include "machine/profile.h"
+#include "machine/vm_exec.h"
 
 enum { INTERVAL_US = 1000, TOP = 20, TOP_MAX = 1000 };
 
@@ -18,6 +20,8 @@ struct vm_control {
     struct machine *machine;
     struct agent *agent; /* NULL: none has answered */
     struct control *socket;
+    struct vm_exec *exec;
+    struct console_hub *console; /* NULL: none to attach to */
     uint64_t started_ns;
     bool panicked;
     struct perf_map *perf_map;
@@ -35,19 +39,129 @@ struct vm_control {
 static void query_status(void *context, struct control_call *call, const json_t *arguments) {
     struct vm_control *control = context;
     struct machine *machine = control->machine;
-    const char *status = control->panicked ? "panicked" : machine->running ? "running" : "ended";
+    const char *status = control->panicked            ? "panicked"
+                         : machine_is_paused(machine) ? "paused"
+                         : machine->running           ? "running"
+                                                      : "ended";
     double up = (double)(host_clock_ns() - control->started_ns) / (double)NS_PER_SECOND;
     control_return(
         call, json_pack("{s:s, s:b, s:i, s:s, s:i, s:I, s:f, s:b, s:b}", "status", status,
-                        "running", !control->panicked && machine->running, "pid", (int)getpid(),
-                        "engine", engine_name(machine->engine), "vcpus", (int)machine->config.vcpus,
-                        "memory", (json_int_t)machine->config.memory, "uptime-seconds", up, "agent",
+                        "running", strcmp(status, "running") == 0, "pid", (int)getpid(), "engine",
+                        engine_name(machine->engine), "vcpus", (int)machine->config.vcpus, "memory",
+                        (json_int_t)machine->config.memory, "uptime-seconds", up, "agent",
                         control->agent != NULL, "profiling", control->profile != NULL));
 }
 
 static void query_counters(void *context, struct control_call *call, const json_t *arguments) {
     struct vm_control *control = context;
     control_return(call, json_pack("{s:o}", "counters", machine_counters_json(control->machine)));
+}
+
+/* ---- Life cycle ---- */
+
+static void tell(void *context, const char *event, json_t *data) {
+    struct vm_control *control = context;
+    if (control->socket != NULL)
+        control_event(control->socket, event, data);
+    else
+        json_decref(data);
+}
+
+static void pause_guest(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    if (!machine_pause(control->machine)) {
+        control_fail(call, "NotActive", "the VM is paused already");
+        return;
+    }
+    control_return(call, NULL);
+    tell(control, "STOP", NULL);
+}
+
+static void resume_guest(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    if (!machine_resume(control->machine)) {
+        control_fail(call, "NotActive", "the VM is not paused");
+        return;
+    }
+    control_return(call, NULL);
+    tell(control, "RESUME", NULL);
+}
+
+/* A paused guest would never hear of it. */
+static void power_down(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    const char *way = json_string_value(json_object_get(arguments, "way"));
+    if (way != NULL && strcmp(way, "agent") != 0 && strcmp(way, "acpi") != 0) {
+        control_fail(call, "BadArgument", "'way' is agent or acpi");
+        return;
+    }
+    if (machine_resume(control->machine))
+        tell(control, "RESUME", NULL);
+    bool by_agent = (way == NULL || strcmp(way, "agent") == 0) && control->agent != NULL &&
+                    agent_shutdown(control->agent);
+    if (!by_agent && way != NULL && strcmp(way, "agent") == 0) {
+        control_fail(call, "NotActive", "no lodge-agent answers in the guest");
+        return;
+    }
+    if (!by_agent)
+        machine_power_button(control->machine);
+    control_return(call, json_pack("{s:s}", "way", by_agent ? "agent" : "acpi"));
+    tell(control, "POWERDOWN", NULL);
+}
+
+static void reset_guest(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    machine_reset(control->machine);
+    control_return(call, NULL);
+}
+
+static void quit(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    control_return(call, NULL);
+    machine_stop(control->machine);
+}
+
+/* ---- Programs and the console ---- */
+
+static void start_program(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    vm_exec_start(control->exec, control->agent, call, arguments);
+}
+
+static void resize_program(void *context, struct control_call *call, const json_t *arguments) {
+    vm_exec_resize(((struct vm_control *)context)->exec, call, arguments);
+}
+
+static void signal_program(void *context, struct control_call *call, const json_t *arguments) {
+    vm_exec_signal(((struct vm_control *)context)->exec, call, arguments);
+}
+
+static void attach_console(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    json_int_t history = json_integer_value(json_object_get(arguments, "history"));
+    bool writes = json_is_true(json_object_get(arguments, "write"));
+    struct error err = {0};
+    int fd;
+    if (control->console == NULL) {
+        control_fail(call, "NotSupported", "this VM's console belongs to its 'lodge run'");
+        return;
+    }
+    if (history < 0 || !control_take_fds(call, &fd, 1)) {
+        control_fail(call, "BadRequest", "send a stream socket along; 'history' counts bytes");
+        return;
+    }
+    int result = console_hub_attach(control->console, fd, writes, (size_t)history, &err);
+    if (result < 0) {
+        close(fd);
+        control_fail(call, result == -EBUSY ? "Busy" : "GenericError", err.text);
+        return;
+    }
+    control_return(call, NULL);
+}
+
+void vm_control_console(struct vm_control *control, struct console_hub *hub) {
+    if (control != NULL)
+        control->console = hub;
 }
 
 /* ---- Profiles ---- */
@@ -131,6 +245,7 @@ static void stop(void *context, struct control_call *call, const json_t *argumen
 
 static void on_gone(void *context, unsigned long client) {
     struct vm_control *control = context;
+    vm_exec_gone(control->exec, client);
     if (control->profile == NULL || control->owner != client)
         return;
     profile_stop(control->profile, 0, NULL);
@@ -196,13 +311,6 @@ static void cancel_fetches(struct vm_control *control) {
     control->starting = NULL;
 }
 
-static void tell(struct vm_control *control, const char *event, json_t *data) {
-    if (control->socket != NULL)
-        control_event(control->socket, event, data);
-    else
-        json_decref(data);
-}
-
 void vm_control_restarted(struct vm_control *control) {
     if (control == NULL)
         return;
@@ -229,6 +337,20 @@ void vm_control_ended(struct vm_control *control, const char *reason) {
 static const struct control_command commands[] = {
     {.name = "query-status", .run = query_status},
     {.name = "query-counters", .run = query_counters},
+    {.name = "stop", .run = pause_guest},
+    {.name = "cont", .run = resume_guest},
+    {.name = "system_powerdown", .run = power_down, .arguments = {"way:s"}},
+    {.name = "system_reset", .run = reset_guest},
+    {.name = "quit", .run = quit},
+    {.name = "exec",
+     .run = start_program,
+     .arguments = {"command:a", "environment:a", "directory:s", "user:s", "terminal:b", "rows:i",
+                   "columns:i"}},
+    {.name = "exec-resize",
+     .run = resize_program,
+     .arguments = {"session:i", "rows:i", "columns:i"}},
+    {.name = "exec-signal", .run = signal_program, .arguments = {"session:i", "signal:i"}},
+    {.name = "console-attach", .run = attach_console, .arguments = {"write:b", "history:i"}},
     {.name = "profile-start", .run = start, .arguments = {"interval-us:i", "symbols:b"}},
     {.name = "profile-stop", .run = stop, .arguments = {"top:i"}},
     {.name = "perf-map-start", .run = start_perf_map},
@@ -263,8 +385,14 @@ int vm_control_create(struct machine *machine, const char *name, struct vm_contr
         return error_set(err, -ENOMEM, "out of memory");
     made->machine = machine;
     made->started_ns = host_clock_ns();
+    result = vm_exec_create(tell, made, &made->exec, err);
+    if (result < 0) {
+        free(made);
+        return result;
+    }
     result = listen_for(made, name, &why);
     if (result < 0 && name != NULL) {
+        vm_exec_destroy(made->exec);
         free(made);
         return error_set(err, result, "%s", why.text);
     }
@@ -281,6 +409,7 @@ void vm_control_destroy(struct vm_control *control) {
     if (control->profile != NULL)
         profile_stop(control->profile, 0, NULL);
     control->profile = NULL;
+    vm_exec_destroy(control->exec);
     control_destroy(control->socket);
     perf_map_stop(control->perf_map);
     free(control);

@@ -1,6 +1,7 @@
 /*
  * The commands of a running machine's control socket (machine/control.h,
- * docs/control.md): status, counters, profiling, perf maps; and its events.
+ * docs/control.md): status, life cycle, programs in the guest, the console,
+ * counters, profiling, perf maps; and its events.
  *
  * The loop's thread.
  */
@@ -10,6 +11,7 @@
 #include "machine/agent.h"
 #include "machine/machine.h"
 
+struct console_hub;
 struct vm_control;
 
 /*
@@ -29,6 +31,9 @@ void vm_control_restarted(struct vm_control *control);
 void vm_control_panicked(struct vm_control *control);
 /* The machine has ended: why in one word, as in docs/control.md. */
 void vm_control_ended(struct vm_control *control, const char *reason);
+
+/* The console that clients may attach to; outlives the control. Without: there is none. */
+void vm_control_console(struct vm_control *control, struct console_hub *hub);
 
 /* Perf maps from the beginning. */
 int vm_control_perf_map(struct vm_control *control, struct error *err);

@@ -17,7 +17,7 @@ start() {
 }
 
 status() { # NAME MEMBER
-    "$LODGE" ps --json | python3 -c '
+    "$LODGE" ps -o json | python3 -c '
 import json, sys
 for vm in json.load(sys.stdin):
     if vm["name"] == sys.argv[1]:
@@ -34,7 +34,7 @@ wait_status() { # NAME MEMBER VALUE
 }
 
 # Nothing runs yet: no directory, and that is no error.
-expect_exit 0 "ps without any VM" "$LODGE" ps --json
+expect_exit 0 "ps without any VM" "$LODGE" ps -o json
 expect_same "$(cat "$work/out")" "[]" "an empty list"
 expect_exit 1 "profile of no VM" "$LODGE" profile nobody
 expect_one_line_error "no VM of that name"
@@ -59,7 +59,7 @@ expect_one_line_error "the name is in use"
 if [ "$ENGINE" = soft ]; then
     expect_exit 0 "profile" "$LODGE" profile burn --seconds 3 --top 8
     expect_text "$work/out" chacha "the guest's function by name"
-    expect_exit 0 "profile as JSON" "$LODGE" profile --json --seconds 3 --perf-map burn
+    expect_exit 0 "profile as JSON" "$LODGE" profile -o json --seconds 3 --perf-map burn
     cat >"$work/check.py" <<'END'
 import json, sys
 r = json.load(open(sys.argv[1]))

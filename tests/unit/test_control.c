@@ -63,13 +63,29 @@ static void flood(void *context, struct control_call *call, const json_t *argume
     free(text);
 }
 
+/* Says which of the descriptors that came along it could write to. */
+static void take_two(void *context, struct control_call *call, const json_t *arguments) {
+    int fds[2];
+    if (!control_take_fds(call, fds, 2)) {
+        control_fail(call, "BadRequest", "two descriptors");
+        return;
+    }
+    json_t *wrote = json_array();
+    for (int i = 0; i < 2; i++) {
+        json_array_append_new(wrote, json_boolean(write(fds[i], "x", 1) == 1));
+        close(fds[i]);
+    }
+    control_return(call, wrote);
+}
+
 static void on_gone(void *context, unsigned long client) {
     struct fixture *f = context;
     f->gone = client;
 }
 
 static const struct control_command commands[] = {
-    {.name = "echo", .run = echo, .arguments = {"number:i", "flag:b", "text:s"}},
+    {.name = "echo", .run = echo, .arguments = {"number:i", "flag:b", "text:s", "list:a"}},
+    {.name = "take-two", .run = take_two},
     {.name = "wait", .run = wait_for_test},
     {.name = "refuse", .run = refuse},
     {.name = "flood", .run = flood},
@@ -237,11 +253,62 @@ static void test_commands(void **state) {
     say(f, &peer, "{\"execute\": \"query-commands\"}\n{\"execute\": \"query-version\"}\n");
     json_t *list = hear(f, &peer), *version = hear(f, &peer);
     assert_int_equal(json_array_size(json_object_get(json_object_get(list, "return"), "commands")),
-                     6);
+                     7);
     assert_true(json_is_string(json_object_get(json_object_get(version, "return"), "version")));
     json_decref(list);
     json_decref(version);
     close_peer(&peer);
+}
+
+static void send_fds(const struct peer *peer, const int *fds, unsigned count) {
+    char rights[CMSG_SPACE(16 * sizeof(int))] = {0}, space = ' ';
+    struct iovec text = {&space, 1};
+    struct msghdr message = {.msg_iov = &text,
+                             .msg_iovlen = 1,
+                             .msg_control = rights,
+                             .msg_controllen = CMSG_SPACE(count * sizeof(int))};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(count * sizeof(int));
+    memcpy(CMSG_DATA(header), fds, count * sizeof(int));
+    assert_int_equal(sendmsg(peer->fd, &message, 0), 1);
+}
+
+static unsigned open_files(void) {
+    unsigned count = 0;
+    for (int fd = 0; fd < 1024; fd++)
+        count += fcntl(fd, F_GETFD) >= 0;
+    return count;
+}
+
+/* Descriptors wait for a command that wants them; too many, and those nobody takes, are closed. */
+static void test_descriptors(void **state) {
+    struct fixture *f = *state;
+    struct peer peer = greeted(f);
+    int ends[2], many[16];
+    assert_int_equal(pipe(ends), 0);
+    say(f, &peer, "{\"execute\": \"take-two\"}\n");
+    expect_error(f, &peer, "BadRequest");
+    send_fds(&peer, (int[]){ends[1], ends[0]}, 2);
+    say(f, &peer,
+        "{\"execute\": \"echo\"}\n{\"execute\": \"take-two\"}\n{\"execute\": \"take-two\"}\n");
+    expect_return(f, &peer, "{\"return\": {}}");
+    expect_return(f, &peer, "{\"return\": [true, false]}");
+    expect_error(f, &peer, "BadRequest");
+    unsigned before = open_files();
+    for (int i = 0; i < 16; i++)
+        many[i] = ends[1];
+    send_fds(&peer, many, 16);
+    send_fds(&peer, many, 2);
+    say(f, &peer, "{\"execute\": \"echo\"}\n");
+    expect_return(f, &peer, "{\"return\": {}}");
+    assert_in_range(open_files(), before, before + CONTROL_FDS_MAX);
+    close_peer(&peer);
+    turn(f);
+    assert_int_equal(open_files(), before - 2); /* the peer's own end, and the control's of it */
+    close(ends[0]);
+    close(ends[1]);
 }
 
 static void test_pieces(void **state) {
@@ -512,6 +579,7 @@ int main(void) {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_greeting, setup, teardown),
         cmocka_unit_test_setup_teardown(test_commands, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_descriptors, setup, teardown),
         cmocka_unit_test_setup_teardown(test_pieces, setup, teardown),
         cmocka_unit_test_setup_teardown(test_bad_requests, setup, teardown),
         cmocka_unit_test_setup_teardown(test_deep_nesting, setup, teardown),

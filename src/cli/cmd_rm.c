@@ -1,0 +1,37 @@
+#include "cli/cli.h"
+#include "cli/vm.h"
+#include "machine/vm_store.h"
+
+const struct option_spec rm_options[] = {
+    {"force", 'f', NULL, "end it first when it runs"},
+    OUTPUT_OPTION,
+    {"help", 'h', NULL, "show this help"},
+    {NULL, 0, NULL, NULL},
+};
+
+static int remove_vm(const char *name, struct names_request *request, struct error *err) {
+    struct vm_directory directory;
+    int result = vm_store_lock(name, &directory, err);
+    if (result == -EBUSY && request->force) {
+        result = vm_stop(name, 0, err);
+        if (result == 0 || result == -ENOENT) /* it has just ended by itself */
+            result = vm_store_lock(name, &directory, err);
+    } else if (result == -EBUSY) {
+        error_set(err, result, "'%s' is running; 'lodge stop %s' first, or 'lodge rm -f %s'", name,
+                  name, name);
+    }
+    return result < 0 ? result : vm_store_remove(name, &directory, err);
+}
+
+int cmd_rm(int argc, char **argv) {
+    static const struct names_verb verb = {
+        .usage = "rm [OPTIONS] NAME...\n\n"
+                 "Removes VMs that 'lodge create' has made, with all that lodge keeps for them;\n"
+                 "disks that were given by their path stay.",
+        .options = rm_options,
+        .each = remove_vm,
+        .done = "removed",
+    };
+    struct names_request request = {0};
+    return names_verb_run(&verb, &request, argc, argv);
+}
