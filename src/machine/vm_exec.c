@@ -196,7 +196,9 @@ int vm_exec_create(void (*tell)(void *context, const char *event, json_t *data),
 void vm_exec_destroy(struct vm_exec *exec) {
     if (exec == NULL)
         return;
-    while (exec->programs != NULL)
-        drop(exec->programs);
+    for (struct program *program = exec->programs, *next; program != NULL; program = next) {
+        next = program->next;
+        drop(program);
+    }
     free(exec);
 }
