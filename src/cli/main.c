@@ -13,6 +13,7 @@ const struct verb verbs[] = {
     {"rm", "remove kept VMs", cmd_rm, rm_options},
     {"ps", "list VMs", cmd_ps, ps_options},
     {"exec", "run a program in a running VM", cmd_exec, exec_options},
+    {"cp", "copy files into a running VM, or out of it", cmd_cp, cp_options},
     {"console", "join a VM's serial console", cmd_console, console_options},
     {"logs", "print what a VM has said on its console", cmd_logs, logs_options},
     {"pause", "hold running VMs", cmd_pause, pause_options},

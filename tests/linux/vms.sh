@@ -145,6 +145,77 @@ wait "$client" 2>/dev/null || true
 expect_exit 0 "exec: the program ends with its client" lodge exec one \
     sh -c 'for i in $(seq 100); do kill -0 $(cat /tmp/pid) 2>/dev/null || exit 0; sleep 0.1; done; exit 1'
 
+# ---- cp ----
+
+tree="$work/tree"
+mkdir -p "$tree/deep/er" "$tree/empty"
+head -c 700000 /dev/urandom >"$tree/deep/file"
+echo text >"$tree/name with blanks"
+echo long >"$tree/deep/er/$(printf '%0200d' 7)"
+chmod 750 "$tree/name with blanks"
+ln -s ../deep/file "$tree/empty/link"
+expect_exit 0 "cp of a tree into the guest" lodge cp "$tree" one:/tmp
+expect_exit 0 "cp under a new name" lodge cp "$tree/deep/file" one:/tmp/renamed
+expect_same "$(lodge exec one sha256sum /tmp/renamed | cut -c1-64)" "$(sha256sum <"$tree/deep/file" | cut -c1-64)" \
+    "cp: contents in the guest"
+expect_exit 0 "cp of the tree back, under a new name" lodge cp one:/tmp/tree "$work/back"
+diff -r --no-dereference "$tree" "$work/back" && [ "$(stat -c %a "$work/back/name with blanks")" = 750 ] ||
+    fail "cp: the tree is another one"
+mkdir "$work/into"
+expect_exit 0 "cp into a directory" lodge cp one:/tmp/tree/deep "$work/into"
+cmp "$tree/deep/file" "$work/into/deep/file" || fail "cp into a directory: contents"
+expect_exit 0 "cp of what is in a directory" lodge cp one:/tmp/tree/deep/. "$work/into"
+cmp "$tree/deep/file" "$work/into/file" || fail "cp of what is in a directory: contents"
+tar c -C "$tree" deep | lodge cp - one:/root
+lodge cp one:/root/deep - | tar t | sort >"$work/out"
+expect_text "$work/out" "deep/file" "cp: tar streams both ways"
+expect_exit 1 "cp of what is not there" lodge cp "$work/none" one:/tmp
+expect_one_line_error "cp of what is not there"
+expect_exit 1 "cp of what is not in the guest" lodge cp one:/none "$work/x"
+expect_exit 2 "cp within the host" lodge cp "$work/a" "$work/b"
+# A guest whose tar sends what it likes: out of the directory, or through a link that leads there.
+hostile() { # NAME: a stream that the guest sends for /tmp/NAME
+    lodge exec -i one sh -c "cat >/tmp/stream; mv /bin/tar /bin/tar.real 2>/dev/null; printf '#!/bin/sh\ncat /tmp/stream\n' >/bin/tar; chmod +x /bin/tar"
+}
+python3 - "$work" <<'EOF'
+import io, sys, tarfile
+def stream(name, *members):
+    with tarfile.open(f"{sys.argv[1]}/{name}.tar", "w") as tar:
+        for path, kind, link in members:
+            info = tarfile.TarInfo(path)
+            info.type, info.linkname, info.mode = kind, link, 0o4777
+            data = b"hostile" if kind == tarfile.REGTYPE else b""
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+R, S, H, D, C = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE
+target = sys.argv[1] + "/trap"
+stream("dots", ("x", D, ""), ("x/../../trap/file", R, ""))
+stream("absolute", (target + "/file", R, ""))
+stream("other", ("y", R, ""))
+stream("link", ("x", D, ""), ("x/l", S, target), ("x/l/file", R, ""))
+stream("hard", ("x", D, ""), ("x/h", H, "../trap/there"), ("x/h", R, ""))
+stream("harddots", ("x", D, ""), ("x/h", H, "x/../../trap/there"), ("x/h", R, ""))
+stream("hardabs", ("x", H, target + "/there"))
+stream("cut", ("x", R, ""))
+stream("good", ("x", D, ""), ("x/node", C, ""), ("x/set", R, ""))
+EOF
+head -c 515 "$work/cut.tar" >"$work/cut" && mv "$work/cut" "$work/cut.tar"
+mkdir "$work/trap" "$work/catch"
+echo mine >"$work/trap/there"
+for trick in dots absolute other link hard harddots hardabs cut; do
+    hostile <"$work/$trick.tar"
+    rm -rf "$work/catch" && mkdir "$work/catch"
+    expect_exit 1 "cp from a hostile guest: $trick" lodge cp one:/x "$work/catch"
+    expect_one_line_error "cp from a hostile guest: $trick"
+    expect_same "$(ls "$work/trap")$(cat "$work/trap/there")" "theremine" "cp from a hostile guest: $trick: nothing got out"
+    [ "$(ls -A "$work/catch")" = "" ] || [ "$(ls -A "$work/catch")" = x ] || fail "$trick: left $(ls -A "$work/catch")"
+done
+hostile <"$work/good.tar"
+rm -rf "$work/catch" && mkdir "$work/catch"
+expect_exit 0 "cp leaves devices out" lodge cp one:/x "$work/catch"
+expect_same "$(stat -c %a "$work/catch/x/set")|$(ls "$work/catch/x")" "777|set" "and rights that nobody gave"
+lodge exec one mv /bin/tar.real /bin/tar
+
 # ---- pause, resume, reset, logs ----
 
 expect_exit 0 "pause" lodge pause one
