@@ -11,12 +11,11 @@ static bool once_in(struct program *p, unsigned n) {
     return random_once_in(p->random, n);
 }
 
-/* A piece is what shrinking may leave out: from here to the next piece_end. */
-static uint32_t piece_begin(const struct program *p) {
+uint32_t piece_begin(const struct program *p) {
     return p->test->code_length;
 }
 
-static void piece_end(struct program *p, uint32_t begin) {
+void piece_end(struct program *p, uint32_t begin) {
     struct test_case *test = p->test;
     if (test->piece_count == PIECES_MAX || test->code_length == begin)
         return;
@@ -36,28 +35,26 @@ unsigned free_register(struct program *p) {
     return n;
 }
 
-static unsigned any_pointer(struct program *p) {
+unsigned any_pointer(struct program *p) {
     return p->pointer[below(p, p->pointers)].reg;
 }
 
 /* Sizes of integer operands. Bytes of registers without REX may be AH to BH: of none with a role.
  */
-static unsigned any_size(struct program *p) {
+unsigned any_size(struct program *p) {
     static const uint8_t sizes[] = {8, 8, 8, 4, 4, 2};
     unsigned size = sizes[below(p, ARRAY_SIZE(sizes))];
     return p->mode32 && size == 8 ? 4 : size;
 }
 
-/* Around the end of the page that the pointer is near. */
-static int32_t any_disp(struct program *p) {
+int32_t any_disp(struct program *p) {
     int32_t disp = (int32_t)below(p, 256) - 128;
     if (once_in(p, 2))
         disp &= ~7;
     return once_in(p, 12) ? disp * 8 : disp;
 }
 
-/* All status flags become known again. */
-static void normalise(struct program *p) {
+void normalise(struct program *p) {
     put_group1(p, p->word, 7, any_register(p), (int32_t)random_integer(p->random));
     p->test->flags_unknown_any |= FLAGS_STATUS;
 }
@@ -137,7 +134,7 @@ static void rows(struct program *p, unsigned most) {
 
 /* ---- Many accesses off one register: checks that could be shared ---- */
 
-static void put_access(struct program *p, unsigned base, int32_t disp) {
+void put_access(struct program *p, unsigned base, int32_t disp) {
     static const uint8_t alu[] = {0x01, 0x03, 0x11, 0x13, 0x29, 0x2b, 0x39,
                                   0x3b, 0x89, 0x8b, 0x89, 0x8b, 0x89, 0x8b};
     unsigned opcode = alu[below(p, ARRAY_SIZE(alu))], size = any_size(p);
@@ -750,7 +747,7 @@ void element(struct program *p, bool main) {
     else if (dice < 83)
         odd_call(p);
     else if (dice < 87 && main && !p->in_loop)
-        (once_in(p, 2) ? loop : stream)(p);
+        (once_in(p, 3) ? loop : once_in(p, 2) ? stream : element_nest)(p);
     else if (dice < 91)
         string(p);
     else if (dice < 96)

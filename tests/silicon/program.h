@@ -104,5 +104,22 @@ unsigned any_condition(struct program *p);
 bool element_row(struct program *p);
 /* A register without a role. */
 unsigned free_register(struct program *p);
+/* A pointer's register; a displacement around the end of the page that it is near. */
+unsigned any_pointer(struct program *p);
+int32_t any_disp(struct program *p);
+/* Of an integer operand. */
+unsigned any_size(struct program *p);
+/* An access off a register, by one of many instructions; status flags may be undefined then. */
+void put_access(struct program *p, unsigned base, int32_t disp);
+/* All status flags become known again. */
+void normalise(struct program *p);
+/* A piece is what shrinking may leave out: from here to the next piece_end. */
+uint32_t piece_begin(const struct program *p);
+void piece_end(struct program *p, uint32_t begin);
+
+/* ---- nests.c ---- */
+
+/* Loops in a loop, in the main unit. */
+void element_nest(struct program *p);
 
 #endif

@@ -49,6 +49,10 @@ void lower_goto_side(struct translation *t, uint64_t rip, unsigned side) {
     new_exit(t, rip, emit_jmp(&t->out))->side = (uint8_t)side;
 }
 
+void lower_plainly_if(struct translation *t, unsigned condition, uint64_t rip) {
+    new_exit(t, rip, emit_jcc(&t->out, condition))->plain = true;
+}
+
 /* Flags where the exit needs them. A loop's end looks at requests: to C when there are some. */
 static void prepare_exit(struct translation *t, uint64_t rip) {
     if (is_same_page(t, rip) && liveness_at(t, rip) == 0)

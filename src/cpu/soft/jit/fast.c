@@ -200,7 +200,7 @@ const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t number
 const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
     struct jit_exit *exit = jit_at(cpu->jit.jit, number);
     cpu->rip = jit_exit_rip(exit);
-    const struct block *block = find_translated(cpu, 0);
+    const struct block *block = find_translated(cpu, exit->plain ? KEY_PLAIN : 0);
     if (block == NULL)
         return NULL;
     jit_link(cpu, exit, block);
@@ -209,11 +209,14 @@ const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t num
 
 const uint8_t *jit_fast_gone(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
     struct jit_block *gone = jit_at(cpu->jit.jit, number);
+    uint64_t plain = gone->key & KEY_PLAIN;
     cpu->rip = gone->rip;
     /* Without numbers for mappings it would come here again. */
-    const struct block *block = cpu->jit.jit->full ? NULL : find_translated(cpu, 0);
-    if (block == NULL || jit_is_worn(cpu, block->code))
+    const struct block *block = cpu->jit.jit->full ? NULL : find_translated(cpu, plain);
+    if (block == NULL || jit_is_worn(cpu, block->code)) {
+        cpu->jit.plain = (uint32_t)plain;
         return cpu->jit.jit->leave_here;
+    }
     /* What moves together may jump to each other (move.c). */
     if (gone->dead && gone->place == block->code->place && gone->key == block->key)
         jit_replace(gone, block->code);

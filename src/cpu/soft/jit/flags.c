@@ -74,7 +74,7 @@ static unsigned destination(const struct insn *insn) {
 }
 
 static void use_recipe(struct translation *t) {
-    const struct insn *insn = &t->block->insns[t->recipe_insn];
+    const struct insn *insn = &t->insns[t->recipe_insn];
     enum { ADD_TO_SUB = 0x28 };
     switch (t->recipe) {
     case RECIPE_REPEAT: emit_again(t, insn, 0, false); break;
@@ -131,7 +131,7 @@ void flags_registers_change(struct translation *t, uint32_t mask) {
     if (t->flags == 0 && t->live[t->index] == 0)
         flags_not_needed(t);
     else if (t->flags == 0)
-        flags_to_saved(t);
+        flags_to_host(t);
     t->recipe = RECIPE_NONE;
 }
 
@@ -169,4 +169,12 @@ void flags_written(struct translation *t, const struct lowering *l) {
         t->recipe_insn = (uint16_t)t->index;
         t->recipe_registers = needs;
     }
+}
+
+bool flags_by_recipe_only(struct translation *t, const struct lowering *l) {
+    if (recipe_needs(t->insn, l) == 0)
+        return false;
+    flags_written(t, l);
+    t->flags = 0;
+    return true;
 }

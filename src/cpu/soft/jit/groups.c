@@ -1,14 +1,16 @@
 /*
- * Which accesses of a block are checked together: those off the same
- * registers, as long as these do not change, and those near RSP, as long as
- * its movement is known. The check of the first covers the bytes of all, which
- * then have to lie in one page; where they do not, the block is run plainly
- * (KEY_PLAIN), each access with its own check.
+ * Which accesses of a block are checked together: those off what the same
+ * registers held, wherever it has been moved or had a constant added (values.h),
+ * and those near RSP, as long as its movement is known. The check of the first covers the bytes of
+ * all, which then have to lie in one page; where they do not, the block is run plainly (KEY_PLAIN),
+ * each access with its own check.
  *
  * Nothing between the check and an access can make it wrong: whatever changes
  * translations leaves translated code (jit_state.epoch).
  */
 #include "cpu/soft/jit/translation.h"
+
+#include <string.h>
 
 enum { SPAN_MAX = 1024, MOVE_MAX = 65536 };
 
@@ -90,10 +92,8 @@ static bool widen(struct group *group, int64_t low, int64_t high) {
         return false;
     if (group->count == 0)
         first = low, end = high;
-    if (first < INT32_MIN || end > INT32_MAX)
-        return false;
-    group->low = (int32_t)first;
-    group->high = (int32_t)end;
+    group->low = first;
+    group->high = end;
     return true;
 }
 
@@ -122,28 +122,37 @@ static bool is_based(const struct insn *insn) {
     return insn->seg == SEG_FS || insn->seg == SEG_GS;
 }
 
+/* at: where it is, in values' terms. */
 static unsigned join_operand(struct translation *t, const struct insn *insn, unsigned size,
-                             bool write) {
-    struct group wanted = {.base = insn->base,
-                           .index = insn->index,
-                           .scale = insn->scale,
+                             bool write, const struct value *at, uint32_t index) {
+    struct group wanted = {.base = at->version,
+                           .index = index,
+                           .scale = index != 0 ? insn->scale : 0,
                            .seg = is_based(insn) ? insn->seg : SEG_DS,
                            .address_size = insn->address_size};
+    /* The check is made by the registers of whichever access is the first. */
+    const int64_t sane = INT64_C(1) << 62;
+    if (insn->disp > INT32_MAX - SPAN_MAX || insn->disp < INT32_MIN + SPAN_MAX ||
+        at->constant > sane || at->constant < -sane)
+        return NO_GROUP;
     for (unsigned g = 0; g < t->group_count; g++) {
         if (!same_registers(&t->groups[g], &wanted))
             continue;
-        unsigned joined = join(t, g, insn->disp, size, write);
+        unsigned joined = join(t, g, at->constant, size, write);
         if (joined != NO_GROUP)
             return joined;
         t->groups[g].open = false;
     }
-    return join(t, new_group(t, &wanted), insn->disp, size, write);
+    return join(t, new_group(t, &wanted), at->constant, size, write);
 }
 
 /* *g: the present stack group. */
 static unsigned join_stack(struct translation *t, unsigned *g, int64_t low, unsigned size,
                            bool write) {
     static const struct group stack = {.stack = true};
+    const int64_t reach = (int64_t)MOVE_MAX + SPAN_MAX;
+    if (low < INT32_MIN + reach || low > INT32_MAX - reach)
+        return NO_GROUP;
     unsigned joined = *g == NO_GROUP ? NO_GROUP : join(t, *g, low, size, write);
     if (joined == NO_GROUP) {
         *g = new_group(t, &stack);
@@ -161,17 +170,9 @@ static bool is_constant(const struct insn *insn) {
     return insn->base == REG_ZERO && insn->index == REG_ZERO;
 }
 
-static void close_changed(struct translation *t, uint32_t changed) {
-    for (unsigned g = 0; g < t->group_count; g++) {
-        struct group *group = &t->groups[g];
-        if (!group->stack && ((changed >> group->base & 1) || (changed >> group->index & 1)))
-            group->open = false;
-    }
-}
-
 /* Alone in its group an access has the check that it would have anyway. */
 static void drop_single(struct translation *t) {
-    for (unsigned i = 0; i < t->block->count; i++) {
+    for (unsigned i = 0; i < t->count; i++) {
         unsigned g = t->operand_group[i];
         if (g != NO_GROUP && !t->groups[g].stack && t->groups[g].count < 2)
             t->operand_group[i] = NO_GROUP;
@@ -181,28 +182,36 @@ static void drop_single(struct translation *t) {
 void groups_find(struct translation *t) {
     unsigned stack = NO_GROUP;
     int64_t moved = 0;
-    t->group_count = 0;
-    for (unsigned i = 0; i < t->block->count; i++) {
-        const struct insn *insn = &t->block->insns[i];
+    struct values values;
+    if (t->block->key & KEY_PLAIN) {
+        memset(t->operand_group, NO_GROUP, sizeof t->operand_group);
+        memset(t->stack_group, NO_GROUP, sizeof t->stack_group);
+        return;
+    }
+    values_begin(&values, t->word);
+    for (unsigned i = 0; i < t->count; i++) {
+        const struct insn *insn = &t->insns[i];
         const struct lowering *l = lowering_of(insn);
         uint8_t kind = t->kinds[i];
         struct use use = use_of(insn, l, kind, t->word);
         int64_t by = 0;
         t->operand_group[i] = t->stack_group[i] = NO_GROUP;
         t->rsp_moved[i] = (int32_t)moved;
-        if (t->block->key & KEY_PLAIN)
-            continue;
-        if (use.operand && is_near_rsp(insn, t->word))
+        if (use.operand && is_near_rsp(insn, t->word)) {
             t->operand_group[i] = (uint8_t)join_stack(t, &stack, moved + insn->disp,
                                                       use.operand_size, use.operand_writes);
-        else if (use.operand && !is_constant(insn) && (t->word == 8 || !is_based(insn)))
+        } else if (use.operand && !is_constant(insn) && (t->word == 8 || !is_based(insn))) {
+            uint32_t index;
+            struct value at = values_address(&values, insn, &index);
+            t->operand_at[i] = at.constant;
             t->operand_group[i] =
-                (uint8_t)join_operand(t, insn, use.operand_size, use.operand_writes);
+                (uint8_t)join_operand(t, insn, use.operand_size, use.operand_writes, &at, index);
+        }
         if (use.stack)
             t->stack_group[i] =
                 (uint8_t)join_stack(t, &stack, moved + use.stack_disp, t->word, use.stack_writes);
         uint32_t changes = lower_changes(insn, l, kind);
-        close_changed(t, changes);
+        values_step(&values, insn, kind);
         bool known = !(changes >> RSP & 1) || rsp_movement(insn, kind, t->word, &by);
         moved += by;
         if (!known || moved < -MOVE_MAX || moved > MOVE_MAX) {

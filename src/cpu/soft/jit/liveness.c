@@ -149,9 +149,13 @@ unsigned liveness_at(struct translation *t, uint64_t rip) {
     return t->looked[n].live;
 }
 
-/* Before an instruction of the block, when `live` is read behind it. */
-static unsigned live_at_insn(struct translation *t, const struct insn *insn, unsigned live) {
+/* Before an instruction of the path, when `live` is read behind it. */
+static unsigned live_at_insn(struct translation *t, unsigned i, unsigned live) {
+    const struct insn *insn = &t->insns[i];
     uint8_t kind = kind_of(insn);
+    /* A jump whose condition is known goes one way only; code entered before it still asks. */
+    if (t->kinds[i] == LOWER_NOP)
+        return live | insn_row_of(insn)->flags_read;
     uint64_t next = t->block->rip + insn->offset + insn->length;
     if (kind == LOWER_JMP || kind == LOWER_CALL)
         return liveness_at(t, next + insn->imm);
@@ -162,13 +166,13 @@ static unsigned live_at_insn(struct translation *t, const struct insn *insn, uns
 
 void liveness_find(struct translation *t) {
     struct block *block = t->block;
-    const struct insn *last = &block->insns[block->count - 1];
+    const struct insn *last = &t->insns[t->count - 1];
     uint64_t next = block->rip + last->offset + last->length;
     t->code_may_change = code_may_change(t);
     unsigned live = liveness_at(t, next);
-    t->live[block->count] = (uint16_t)live;
-    for (unsigned i = block->count; i-- > 0;) {
-        live = t->jit->exact ? FLAGS_STATUS : live_at_insn(t, &block->insns[i], live);
+    t->live[t->count] = (uint16_t)live;
+    for (unsigned i = t->count; i-- > 0;) {
+        live = t->jit->exact ? FLAGS_STATUS : live_at_insn(t, i, live);
         t->live[i] = (uint16_t)live;
     }
 }

@@ -1,12 +1,12 @@
 /*
  * Loops: blocks that branch back to their own start. After a few ordinary
- * turns, accesses whose registers stay, or change by a constant each turn, are
- * checked for several turns at once, and made without checks in a second body.
- * When its turns are used up the checks are made again; when one of them fails
- * (a page's end is near, or level 1 does not have the page), a few turns go
- * the ordinary way, which fills level 1. So none of these accesses is called
- * out or faults. Requests are looked at where checks have failed or are made
- * again.
+ * turns, or at once where a turn is long, accesses whose registers stay, or
+ * change by a constant each turn, are checked for several turns at once, and
+ * made without checks in a second body. When its turns are used up the checks
+ * are made again; when one of them fails (a page's end is near, or level 1
+ * does not have the page), a few turns go the ordinary way, which fills level
+ * 1. So none of these accesses is called out or faults. Requests are looked at
+ * where checks have failed or are made again.
  *
  * What is known of a page holds for as long as no C has changed anything
  * (jit_state.epoch), as with groups.
@@ -28,32 +28,6 @@ enum {
 
 /* ---- What a loop does to its registers ---- */
 
-static bool is_named(const struct insn *insn, const char *name) {
-    return strcmp(insn_row_of(insn)->name, name) == 0;
-}
-
-/* True: the instruction adds a constant to a register, all 64 bits of it, and does nothing else. */
-static bool constant_step(const struct insn *insn, uint8_t kind, unsigned *reg, int64_t *by) {
-    const struct insn_row *row = insn_row_of(insn);
-    if (insn->size != 8)
-        return false;
-    if (kind == LOWER_LEA) {
-        *reg = insn->reg;
-        *by = insn->disp;
-        return insn->base == insn->reg && insn->index == REG_ZERO && insn->address_size == 8;
-    }
-    bool immediate = row->operand[1] == OPERAND_Iz || row->operand[1] == OPERAND_Ibs;
-    bool accumulator = row->operand[0] == OPERAND_rAX;
-    if (kind != LOWER_NATIVE || (insn->flags & I_MEMORY) ||
-        (row->operand[0] != OPERAND_Ev && !accumulator))
-        return false;
-    *reg = accumulator ? (unsigned)RAX : insn->rm;
-    bool add = immediate && is_named(insn, "add"), sub = immediate && is_named(insn, "sub");
-    bool inc = is_named(insn, "inc"), dec = is_named(insn, "dec");
-    *by = inc ? 1 : dec ? -1 : sub ? -(int64_t)insn->imm : (int64_t)insn->imm;
-    return add || sub || inc || dec;
-}
-
 /* Other code runs behind a call; C behind all but these, and before x87, may be for anything. */
 static bool stays_inside(uint8_t kind) {
     switch (kind) {
@@ -74,21 +48,20 @@ static bool stays_inside(uint8_t kind) {
 static bool find_steps(struct translation *t) {
     enum { STEP_SANE = 1 << 24 };
     struct loop *loop = &t->loop;
-    for (unsigned i = 0; i < t->loop.count; i++) {
-        const struct insn *insn = &t->block->insns[i];
-        unsigned reg;
-        int64_t by;
-        uint32_t changes = lower_changes(insn, lowering_of(insn), t->kinds[i]);
+    struct values values;
+    values_begin(&values, t->word);
+    for (unsigned i = 0; i < loop->count; i++) {
+        const struct insn *insn = &t->insns[i];
         if (!stays_inside(t->kinds[i]) || lowering_of(insn)->x87)
             return false;
-        if (changes == 0)
-            continue;
-        bool known = constant_step(insn, t->kinds[i], &reg, &by) && reg != RSP &&
-                     changes == 1u << reg && by > -STEP_SANE && by < STEP_SANE;
-        if (known)
-            loop->step[reg] += by;
-        else
-            loop->varying |= changes;
+        values_step(&values, insn, t->kinds[i]);
+    }
+    for (unsigned reg = 0; reg < 16; reg++) {
+        struct value value = values_of(&values, reg);
+        bool known = value.version == values_first(reg) && value.constant > -STEP_SANE &&
+                     value.constant < STEP_SANE && (reg != RSP || value.constant == 0);
+        loop->step[reg] = known ? value.constant : 0;
+        loop->varying |= known ? 0 : 1u << reg;
     }
     return true;
 }
@@ -102,6 +75,12 @@ static bool is_varying(const struct loop *loop, unsigned reg) {
 }
 
 /* ---- Groups ---- */
+
+/* A displacement, with room for what a group makes of it. */
+static bool fits(int64_t disp) {
+    const int64_t most = INT32_MAX - 2 * SPAN_MAX;
+    return disp <= most && disp >= -most;
+}
 
 static bool is_near_rsp(const struct insn *insn) {
     return insn->base == RSP && insn->index == REG_ZERO;
@@ -143,62 +122,87 @@ static uint8_t group_for(struct loop *loop, const struct loop_group *wanted) {
     return (uint8_t)loop->group_count++;
 }
 
-static bool can_be_hoisted(const struct translation *t, const struct insn *insn, uint8_t kind) {
+static bool can_be_hoisted(const struct insn *insn, uint8_t kind) {
     const struct lowering *l = lowering_of(insn);
     /* AH to BH are turned into their register's low byte, which may be an address's, too. */
     return kind == LOWER_NATIVE && (insn->flags & I_MEMORY) && l->has_modrm &&
            !uses_high_byte(insn, l) && insn->address_size == 8 &&
-           lowering_memory_bytes(l, insn) != 0 && !is_varying(&t->loop, insn->base) &&
-           !is_varying(&t->loop, insn->index);
+           lowering_memory_bytes(l, insn) != 0;
 }
 
-/* moved: by how much each register has changed since the turn began. */
-static void hoist(struct translation *t, unsigned i, const int64_t moved[16]) {
-    const struct insn *insn = &t->block->insns[i];
+/* The register that held a version when the turn began, REG_ZERO for none; -1: it does not come
+ * back to that, or no register did. */
+static int register_of(const struct loop *loop, uint32_t version) {
+    if (version == 0)
+        return REG_ZERO;
+    for (unsigned reg = 0; reg < 16; reg++)
+        if (version == values_first(reg))
+            return is_varying(loop, reg) ? -1 : (int)reg;
+    return -1;
+}
+
+/* Where it is in a turn, by what registers held when that began; what steps is named by its own
+ * register. False: nobody knows. */
+static bool find_place(const struct translation *t, const struct insn *insn,
+                       const struct values *values, struct loop_group *wanted, int64_t *rest) {
+    const struct loop *loop = &t->loop;
+    uint32_t version;
+    struct value at = values_address(values, insn, &version);
+    int base = register_of(loop, at.version), index = register_of(loop, version);
+    if (base < 0 || index < 0)
+        return false;
+    wanted->base = (uint8_t)base;
+    wanted->index = (uint8_t)index;
+    wanted->scale = index == REG_ZERO ? 0 : insn->scale;
+    wanted->low = at.constant;
+    wanted->base_steps = step_of(loop, (unsigned)base) != 0;
+    wanted->index_steps = step_of(loop, (unsigned)index) != 0;
+    bool steps = wanted->base_steps || wanted->index_steps;
+    uint64_t moved = (uint64_t)values_of(values, insn->index).constant << insn->scale;
+    *rest = steps ? at.constant : 0;
+    if (wanted->base_steps)
+        *rest -= values_of(values, insn->base).constant;
+    if (wanted->index_steps)
+        *rest -= (int64_t)moved;
+    return (!wanted->base_steps || insn->base == wanted->base) &&
+           (!wanted->index_steps || insn->index == wanted->index) && fits(*rest) &&
+           (fits(at.constant) || insn_is_rip_relative(insn));
+}
+
+static void hoist(struct translation *t, unsigned i, const struct values *values) {
+    const struct insn *insn = &t->insns[i];
     const struct lowering *l = lowering_of(insn);
     struct loop *loop = &t->loop;
     unsigned size = lowering_memory_bytes(l, insn);
     bool segment = insn->seg == SEG_FS || insn->seg == SEG_GS;
-    int64_t base = insn->base == REG_ZERO ? 0 : moved[insn->base];
-    int64_t index = insn->index == REG_ZERO ? 0 : moved[insn->index];
-    int64_t scale = (int64_t)1 << insn->scale;
-    int64_t step = step_of(loop, insn->base) + step_of(loop, insn->index) * scale;
     struct loop_group wanted = {
-        .low = insn->disp + base + index * scale,
-        .step = (int32_t)step,
-        .base = insn->base,
-        .index = insn->index,
-        .scale = insn->scale,
         .seg = segment ? insn->seg : SEG_DS,
-        .base_steps = step_of(loop, insn->base) != 0,
-        .index_steps = step_of(loop, insn->index) != 0,
         .stack = is_near_rsp(insn) && !segment,
         .relative = insn_is_rip_relative(insn),
         .write = l->memory_written,
         .alignment = l->aligned ? (uint8_t)size : 1,
     };
+    if (!find_place(t, insn, values, &wanted, &loop->rest[i]))
+        return;
+    int64_t step =
+        step_of(loop, wanted.base) + step_of(loop, wanted.index) * ((int64_t)1 << wanted.scale);
+    wanted.step = (int32_t)step;
     wanted.high = wanted.low + size;
     wanted.aligned_at = loop->disp[i] = wanted.low;
-    /* A register that ends where it began may be elsewhere between. */
-    loop->rest[i] =
-        insn->disp + (wanted.base_steps ? 0 : base) + (wanted.index_steps ? 0 : index * scale);
-    if (loop->rest[i] != (int32_t)loop->rest[i] || step < -STEP_MAX || step > STEP_MAX ||
-        step % wanted.alignment != 0 || (segment && wanted.base_steps && wanted.index_steps))
+    if (step < -STEP_MAX || step > STEP_MAX || step % wanted.alignment != 0 ||
+        (segment && wanted.base_steps && wanted.index_steps))
         return;
     loop->group_of[i] = group_for(loop, &wanted);
 }
 
 static void find_groups(struct translation *t) {
-    int64_t moved[16] = {0};
+    struct values values;
+    values_begin(&values, t->word);
     memset(t->loop.group_of, NO_GROUP, sizeof t->loop.group_of);
     for (unsigned i = 0; i < t->loop.count; i++) {
-        const struct insn *insn = &t->block->insns[i];
-        unsigned reg;
-        int64_t by;
-        if (can_be_hoisted(t, insn, t->kinds[i]))
-            hoist(t, i, moved);
-        if (constant_step(insn, t->kinds[i], &reg, &by))
-            moved[reg] += by;
+        if (can_be_hoisted(&t->insns[i], t->kinds[i]))
+            hoist(t, i, &values);
+        values_step(&values, &t->insns[i], t->kinds[i]);
     }
 }
 
@@ -207,7 +211,7 @@ static void keep_window(struct translation *t) {
     struct loop *loop = &t->loop;
     bool all = true;
     for (unsigned i = 0; i < t->loop.count; i++)
-        all = all && (!is_near_rsp(&t->block->insns[i]) || !(t->block->insns[i].flags & I_MEMORY) ||
+        all = all && (!is_near_rsp(&t->insns[i]) || !(t->insns[i].flags & I_MEMORY) ||
                       loop->group_of[i] != NO_GROUP);
     for (unsigned i = 0; i < t->loop.count; i++)
         if (!all && loop->group_of[i] != NO_GROUP && loop->groups[loop->group_of[i]].stack)
@@ -270,7 +274,7 @@ static bool leaves_temporaries(const struct translation *t) {
     if (t->live[0] != 0)
         return false;
     for (unsigned i = 0; i < t->loop.count; i++) {
-        const struct insn *insn = &t->block->insns[i];
+        const struct insn *insn = &t->insns[i];
         const struct lowering *l = lowering_of(insn);
         uint8_t kind = t->kinds[i], g = loop->group_of[i];
         if (kind == LOWER_NATIVE) {
@@ -305,15 +309,14 @@ static void choose_resident(struct translation *t) {
 }
 
 /* True: the instruction branches back to the block's start. */
-static bool closes(const struct insn *insn) {
-    return lowering_of(insn)->kind == LOWER_JCC && insn->size == 8 &&
-           insn->offset + insn->length + insn->imm == 0;
+static bool closes(const struct insn *insn, uint8_t kind) {
+    return kind == LOWER_JCC && insn->size == 8 && insn->offset + insn->length + insn->imm == 0;
 }
 
 /* Instructions up to the branch back; 0: there is none. */
-static unsigned find_end(const struct block *block) {
-    for (unsigned i = 0; i < block->count; i++)
-        if (closes(&block->insns[i]))
+static unsigned find_end(const struct translation *t) {
+    for (unsigned i = 0; i < t->count; i++)
+        if (closes(&t->insns[i], t->kinds[i]))
             return i + 1;
     return 0;
 }
@@ -321,7 +324,7 @@ static unsigned find_end(const struct block *block) {
 bool loop_find(struct translation *t) {
     struct loop *loop = &t->loop;
     const struct block *block = t->block;
-    loop->count = find_end(block);
+    loop->count = find_end(t);
     if (t->mode != INSN_MODE_64 || block->straddles || (block->key & KEY_PLAIN) ||
         loop->count == 0 || !find_steps(t))
         return false;
@@ -468,6 +471,8 @@ unsigned loop_enter(struct translation *t, uint8_t **fails) {
     loop->head = t->out.at;
     if (loop->to_head != NULL)
         emit_aim(loop->to_head, loop->head);
+    if (loop->at_once != NULL)
+        emit_aim(loop->at_once, loop->head);
     for (unsigned g = 0; g < loop->group_count && emit_has_room(&t->out); g++)
         count += loop->groups[g].stack ? check_stack(t, &loop->groups[g], fails + count)
                                        : check(t, g, fails + count);
@@ -541,6 +546,8 @@ static void count_turn(struct emitter *e) {
 }
 
 void loop_begin(struct translation *t) {
+    if (path_is_long_turn(t, 0, t->loop.count))
+        t->loop.at_once = emit_jmp(&t->out);
     t->loop.start = t->out.at;
     emit_store_imm_gs(&t->out, CPU_AT(jit.loop_turns), ORDINARY_TURNS);
     t->loop.ordinary = t->out.at;

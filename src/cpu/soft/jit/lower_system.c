@@ -332,7 +332,7 @@ static const struct inline_form *form_of(const struct insn *insn) {
 
 /* The instruction behind STI is in the block and no branch. */
 static bool has_shadowed_insn(const struct translation *t) {
-    if (t->index + 1 >= t->block->count)
+    if (t->index + 1 >= t->count)
         return false;
     const struct insn *next = t->insn + 1;
     return !(insn_row_of(next)->properties & INSN_BRANCH) && next->exec != sti;

@@ -86,11 +86,11 @@ static unsigned new_site(struct translation *t, enum site_kind kind) {
     }
     unsigned n = t->site_count++;
     t->sites[n] = (struct jit_site){
-        .insn = t->index & (BLOCK_INSNS_MAX - 1),
+        .insn = t->source[t->index] & (BLOCK_INSNS_MAX - 1),
         .kind = kind & 7,
         .recipe =
             ((t->flags & (FLAGS_SAVED | FLAGS_STALE)) == FLAGS_SAVED ? RECIPE_NONE : t->recipe) & 7,
-        .recipe_insn = t->recipe_insn & (BLOCK_INSNS_MAX - 1),
+        .recipe_insn = t->source[t->recipe_insn] & (BLOCK_INSNS_MAX - 1),
         .offset = t->insn->offset & 1023,
     };
     return n;
@@ -177,9 +177,20 @@ void lower_to_stub(struct translation *t, unsigned site, const uint8_t *stub) {
     emit_aim(emit_jmp(&t->out), stub);
 }
 
+/* The check of a group in a hot block: where it found the page, but not all of the group on it, on
+ * without C. TEMP_A is what differs from the tag. */
+static void lower_plain_path(struct translation *t, const struct jit_site *site) {
+    if (!t->block->extended || site->kind != SITE_GROUP || site->recipe != RECIPE_NONE)
+        return;
+    emit_group1(&t->out, 7, 8, TEMP_A, PAGE_SIZE);
+    t->flags = FLAGS_SAVED;
+    lower_plainly_if(t, COND_B, t->block->rip + site->offset);
+}
+
 static void lower_slow_paths(struct translation *t) {
     for (unsigned i = 0; i < t->slow_count && emit_has_room(&t->out); i++) {
         emit_aim(t->slow[i].field, t->out.at);
+        lower_plain_path(t, &t->sites[t->slow[i].site]);
         if (t->slow[i].in_temp)
             lower_load_site(t, t->slow[i].site);
         else
@@ -306,7 +317,7 @@ static struct operand constant_operand(struct translation *t, enum tlb_kind kind
 static void check_stack(struct translation *t, struct group *group, bool write) {
     struct emitter *e = &t->out;
     lower_settle_rsp(t);
-    int32_t disp = group->low - t->rsp_moved[t->index];
+    int32_t disp = (int32_t)(group->low - t->rsp_moved[t->index]);
     unsigned span = (unsigned)(group->high - group->low);
     flags_protect(t);
     unsigned site = check_site(t, SITE_STACK, e->at, TLB_WRITE, span);
@@ -326,12 +337,13 @@ static void check_group(struct translation *t, unsigned g, bool write) {
     flags_protect(t);
     unsigned site = check_site(t, SITE_GROUP, t->out.at, kind, span);
     t->sites[site].writes_now = write;
-    lower_address(t, group->low);
+    lower_address(t, (int32_t)(t->insn->disp + (group->low - t->operand_at[t->index])));
     emit_check(t, kind, span, site);
     emit_gs(&t->out, OP_MOV_STORE, 8, TEMP_A, CPU_AT(jit.group_host) + 8 * (int32_t)g);
     group->checked = true;
 }
 
+/* An access near RSP, or the present operand. */
 static struct operand group_operand(struct translation *t, unsigned g, int32_t disp, bool write) {
     struct group *group = &t->groups[g];
     if (group->stack) {
@@ -344,7 +356,8 @@ static struct operand group_operand(struct translation *t, unsigned g, int32_t d
     else if (t->temp_group != g)
         emit_gs(&t->out, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.group_host) + 8 * (int32_t)g);
     t->temp_group = (uint8_t)g;
-    return (struct operand){.base = TEMP_A, .disp = disp - group->low};
+    return (struct operand){.base = TEMP_A,
+                            .disp = (int32_t)(t->operand_at[t->index] - group->low)};
 }
 
 /* ---- Operands ---- */
@@ -367,8 +380,8 @@ static void check_alignment(struct translation *t, struct operand operand, unsig
 static void check_group_alignment(struct translation *t, struct operand operand, unsigned g,
                                   unsigned to) {
     struct group *group = &t->groups[g];
-    int32_t disp = (int32_t)t->insn->disp + (group->stack ? t->rsp_moved[t->index] : 0);
-    if (group->aligned && to <= 16 && (disp - group->aligned_at) % (int32_t)to == 0)
+    int64_t disp = group->stack ? t->insn->disp + t->rsp_moved[t->index] : t->operand_at[t->index];
+    if (group->aligned && to <= 16 && (disp - group->aligned_at) % (int64_t)to == 0)
         return;
     check_alignment(t, operand, to);
     group->aligned = to == 16;

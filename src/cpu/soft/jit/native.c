@@ -376,10 +376,21 @@ static void check_control_word(struct translation *t, struct operand operand) {
     lower_slow_if(t, COND_NE);
 }
 
+/* CMP and TEST for a jump whose condition is known: only made when somebody asks after all. */
+static bool lower_in_vain(struct translation *t, const struct lowering *l) {
+    unsigned next = t->index + 1;
+    if (l->recipe != RECIPE_REPEAT || next >= t->count || t->kinds[next] != LOWER_NOP ||
+        lowering_of(&t->insns[next])->kind != LOWER_JCC)
+        return false;
+    return flags_by_recipe_only(t, l);
+}
+
 void lower_native(struct translation *t, const struct lowering *l) {
     const struct insn *insn = t->insn;
     struct operand operand;
     bool memory = insn->flags & I_MEMORY;
+    if (lower_in_vain(t, l))
+        return;
     flags_registers_change(t, native_changes(insn, l));
     if (l->x87)
         lower_x87_ready(t);

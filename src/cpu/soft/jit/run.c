@@ -253,8 +253,11 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
     count_leave(cpu);
     jit_unpack_flags(cpu);
     cpu->insn = NULL;
-    if (state->exit != JIT_EXIT_RIP)
-        cpu->rip = jit_exit_rip(jit_at(jit, state->exit));
+    if (state->exit != JIT_EXIT_RIP) {
+        const struct jit_exit *exit = jit_at(jit, state->exit);
+        cpu->rip = jit_exit_rip(exit);
+        state->plain |= exit->plain ? KEY_PLAIN : 0;
+    }
 }
 
 /* ---- Life ---- */

@@ -46,16 +46,16 @@ static bool lower_insn(struct translation *t) {
 
 /* How a block wants to find flags: the first thing it does with them. */
 static unsigned first_use_of_flags(const struct translation *t) {
-    const struct block *block = t->block;
-    for (unsigned i = 0; i < block->count && t->live[i] != 0; i++) {
-        const struct insn *insn = &block->insns[i];
+    for (unsigned i = 0; i < t->count && t->live[i] != 0; i++) {
+        const struct insn *insn = &t->insns[i];
         const struct lowering *l = lowering_of(insn);
-        if (l->kind == LOWER_NATIVE && !(insn->flags & I_MEMORY) && !uses_high_byte(insn, l)) {
+        uint8_t kind = t->kinds[i] == LOWER_NOP ? LOWER_NOP : l->kind;
+        if (kind == LOWER_NATIVE && !(insn->flags & I_MEMORY) && !uses_high_byte(insn, l)) {
             if (l->flags_read != 0 || l->writes_flags)
                 return FLAGS_HOST;
-        } else if (l->kind == LOWER_JCC) {
+        } else if (kind == LOWER_JCC) {
             return FLAGS_HOST;
-        } else if (l->kind != LOWER_NOP && l->kind != LOWER_LEA) {
+        } else if (kind != LOWER_NOP && kind != LOWER_LEA) {
             return FLAGS_SAVED;
         }
     }
@@ -133,7 +133,7 @@ static void lower_entries(struct translation *t, bool loops) {
 /* True: the block goes on behind the instruction. */
 static bool lower_next(struct translation *t) {
     unsigned first_site = t->site_count;
-    t->insn = &t->block->insns[t->index];
+    t->insn = &t->insns[t->index];
     t->site = SITES_MAX;
     if (!lower_leaves_rsp_pending(t))
         lower_settle_rsp(t);
@@ -157,7 +157,7 @@ static void lower_body(struct translation *t, unsigned count) {
     for (t->index = 0; t->index < count && goes_on && emit_has_room(&t->out); t->index++)
         goes_on = lower_next(t);
     lower_settle_rsp(t);
-    t->insn = &t->block->insns[count - 1];
+    t->insn = &t->insns[count - 1];
     if (goes_on && emit_has_room(&t->out))
         lower_goto(t, lower_next_rip(t));
 }
@@ -177,15 +177,14 @@ static void lower_loop(struct translation *t, unsigned flags) {
 }
 
 static void lower_block(struct translation *t) {
-    for (unsigned i = 0; i < t->block->count; i++)
-        t->kinds[i] = lower_kind(&t->block->insns[i], lowering_of(&t->block->insns[i]));
+    path_find(t);
     liveness_find(t);
     groups_find(t);
     lower_entries(t, loop_find(t));
     unsigned flags = t->flags & (FLAGS_SAVED | FLAGS_STALE);
     if (t->loops)
         loop_begin(t);
-    lower_body(t, t->block->count);
+    lower_body(t, t->count);
     if (t->loops && emit_has_room(&t->out))
         lower_loop(t, flags);
     if (t->second_page_field != NULL)

@@ -26,6 +26,7 @@
 #include "cpu/soft/jit/map.h"
 #include "cpu/soft/jit/recode.h"
 #include "cpu/soft/jit/rows.h"
+#include "cpu/soft/jit/values.h"
 
 enum {
     TEMP_A = R15, /* addresses */
@@ -33,6 +34,7 @@ enum {
     STACK = R12,
     NO_GROUP = 0xff,
     GROUPS_MAX = 32,
+    PATH_INSNS_MAX = 128, /* of a block with its short loops unrolled */
 };
 
 #define CPU_AT(member) ((int32_t)offsetof(struct soft_cpu, member))
@@ -108,6 +110,7 @@ struct jit_exit {
     uint8_t side;         /* of the block that it leads to: KEY_TLB of its key */
     bool flags_saved : 1; /* taken with flags in saved_flags; else in the host's register */
     bool polls : 1;       /* taken for a request's sake */
+    bool plain : 1;       /* KEY_PLAIN of its key */
     /* Which place the guard is for, in its life. */
     uint32_t target, target_life;
 };
@@ -199,23 +202,25 @@ static inline uint64_t jit_exit_rip(const struct jit_exit *exit) {
 
 static inline uint64_t jit_exit_key(const struct jit_exit *exit) {
     const struct jit_block *made = jit_block_of_exit(exit);
-    return (made->key & ~(uint64_t)(KEY_PLAIN | KEY_TLB)) | (uint64_t)exit->side << 7;
+    return (made->key & ~(uint64_t)(KEY_PLAIN | KEY_TLB)) | (uint64_t)exit->side << 7 |
+           (exit->plain ? KEY_PLAIN : 0);
 }
 
 /* STALE: nobody will read the flags; what saved_flags holds is as good as anything. */
 enum { FLAGS_HOST = 1, FLAGS_SAVED = 2, FLAGS_STALE = 4 };
 
-/* Accesses off the same registers, checked together where the first of them is. */
+/* Accesses off what the same registers held, checked together where the first of them is. */
 struct group {
-    int32_t low, high; /* displacements: of the first byte, behind the last */
-    uint8_t base, index, scale, seg, address_size;
+    int64_t low, high;    /* of the first byte, behind the last: what is added to them */
+    uint32_t base, index; /* versions (values.h) */
+    uint8_t scale, seg, address_size;
     bool stack;
     bool open;    /* while groups are being found */
     bool write;   /* some access of it writes */
     bool checked; /* by now */
     bool aligned; /* found to be 16-byte aligned at disp `aligned_at` */
     uint16_t count;
-    int32_t aligned_at;
+    int64_t aligned_at;
 };
 
 /* The side (state.h) that the block's code is on. */
@@ -252,25 +257,24 @@ struct loop {
     bool running;   /* its unchecked body is being made */
     unsigned group_count;
     struct loop_group groups[LOOP_GROUPS_MAX];
-    uint8_t
-        group_of[BLOCK_INSNS_MAX]; /* whose check covers an instruction's operand, or NO_GROUP */
-    int64_t disp[BLOCK_INSNS_MAX]; /* of the operand, by what the registers hold before */
-    int64_t rest[BLOCK_INSNS_MAX]; /* the same, but by what those hold then that step */
-    int64_t step[16];              /* by which a register changes each turn, */
-    uint32_t varying;              /* unless it changes otherwise */
-    unsigned turns;                /* between two checks */
-    bool all;                      /* and as many more as there are on the page */
-    int limit;                     /* the register that counts them, or -1 */
-    unsigned resident;             /* groups that keep a temporary register: the first so many */
-    uint8_t *start, *ordinary;     /* the ordinary body: from outside, and its next turn */
-    uint8_t *to_head;              /* the jump from there to the checks */
-    uint8_t *head, *body;          /* the checks; where an unchecked turn begins */
+    uint8_t group_of[PATH_INSNS_MAX]; /* whose check covers an instruction's operand, or NO_GROUP */
+    int64_t disp[PATH_INSNS_MAX];     /* of the operand, by what the registers hold before */
+    int64_t rest[PATH_INSNS_MAX];     /* the same, but by what those hold then that step */
+    int64_t step[16];                 /* by which a register changes each turn, */
+    uint32_t varying;                 /* unless it changes otherwise */
+    unsigned turns;                   /* between two checks */
+    bool all;                         /* and as many more as there are on the page */
+    int limit;                        /* the register that counts them, or -1 */
+    unsigned resident;                /* groups that keep a temporary register: the first so many */
+    uint8_t *start, *ordinary;        /* the ordinary body: from outside, and its next turn */
+    uint8_t *to_head, *at_once;       /* the jumps from there, and from outside, to the checks */
+    uint8_t *head, *body;             /* the checks; where an unchecked turn begins */
 };
 
 enum {
-    SITES_MAX = 8 * BLOCK_INSNS_MAX,
-    EXITS_MAX = 2 * BLOCK_INSNS_MAX + 4,
-    RELOCATIONS_MAX = 512
+    SITES_MAX = 8 * PATH_INSNS_MAX,
+    EXITS_MAX = 240, /* jit_block.exit_count */
+    RELOCATIONS_MAX = 1024
 };
 
 struct translation {
@@ -280,10 +284,12 @@ struct translation {
     struct block *block;
     struct jit_block *made;
     enum insn_mode mode;
-    unsigned word; /* bytes of an address, and of what PUSH and CALL push: 8, or 4 */
+    unsigned word;            /* bytes of an address, and of what PUSH and CALL push: 8, or 4 */
+    const struct insn *insns; /* the path through the block (path.c) */
+    unsigned count;
     const struct insn *insn;
     struct raw raw;
-    unsigned index; /* of insn */
+    unsigned index; /* of insn on the path */
     /* Flags: where they are, and the recipe if there is one. */
     unsigned flags;
     uint8_t recipe;
@@ -310,13 +316,16 @@ struct translation {
     struct loop loop;
     /* From here on not cleared beforehand. */
     uint8_t code[BLOCK_INSNS_MAX * 15]; /* a copy: guest memory may change meanwhile */
-    uint8_t kinds[BLOCK_INSNS_MAX];     /* lower_kind of each */
+    struct insn path[PATH_INSNS_MAX];   /* where it is not the block's own sequence */
+    uint8_t source[PATH_INSNS_MAX];     /* where in the block each instruction of the path is */
+    uint8_t kinds[PATH_INSNS_MAX];      /* lower_kind of each */
     /* Status flags that somebody reads, before each instruction; [count]: after the last. */
-    uint16_t live[BLOCK_INSNS_MAX + 1];
+    uint16_t live[PATH_INSNS_MAX + 1];
     /* Groups, and which an instruction's operand and its use of the stack belong to. */
     struct group groups[GROUPS_MAX];
-    uint8_t operand_group[BLOCK_INSNS_MAX], stack_group[BLOCK_INSNS_MAX];
-    int32_t rsp_moved[BLOCK_INSNS_MAX]; /* since the stack group's displacements began to count */
+    uint8_t operand_group[PATH_INSNS_MAX], stack_group[PATH_INSNS_MAX];
+    int64_t operand_at[PATH_INSNS_MAX]; /* the operand, in its group's terms */
+    int32_t rsp_moved[PATH_INSNS_MAX];  /* since the stack group's displacements began to count */
     struct jit_site sites[SITES_MAX];
     /* 32-bit fields that are to hold the number of a site. */
     struct {
@@ -334,9 +343,17 @@ struct translation {
     struct {
         uint8_t *field;
         uint64_t value;
-    } constants[BLOCK_INSNS_MAX];
+    } constants[PATH_INSNS_MAX];
     uint16_t relocations[RELOCATIONS_MAX];
 };
+
+/* ---- path.c ---- */
+
+/* Fills t->insns, count, source and kinds. */
+void path_find(struct translation *t);
+/* Of a loop, the last of these instructions being the jump back: a turn is long, and is seldom left
+ * in its midst, as far as one can see. Then checks before the loop pay from the first turn on. */
+bool path_is_long_turn(const struct translation *t, unsigned first, unsigned count);
 
 /* ---- groups.c ---- */
 
@@ -381,6 +398,8 @@ void flags_to_saved(struct translation *t);
 void flags_registers_change(struct translation *t, uint32_t mask);
 /* After the present instruction wrote all flags: notes the recipe for them. */
 void flags_written(struct translation *t, const struct lowering *lowering);
+/* The same in its place, for one that does nothing else; false: there is no recipe. */
+bool flags_by_recipe_only(struct translation *t, const struct lowering *lowering);
 void emit_save_flags(struct emitter *e);
 void emit_restore_flags(struct emitter *e);
 
@@ -466,6 +485,8 @@ uint64_t lower_target_rip(const struct translation *t, uint64_t offset);
 void lower_goto(struct translation *t, uint64_t rip);
 /* To code of another side; flags are saved. */
 void lower_goto_side(struct translation *t, uint64_t rip, unsigned side);
+/* Goes on there without shared checks (KEY_PLAIN) when `condition` holds; flags are saved. */
+void lower_plainly_if(struct translation *t, unsigned condition, uint64_t rip);
 /* Leaves for rip, which is behind, when there are requests. Flags are saved. */
 void lower_poll(struct translation *t, uint64_t rip);
 void lower_jmp_indirect(struct translation *t);
