@@ -17,9 +17,8 @@
 #include "device/pvpanic.h"
 #include "device/rtc.h"
 #include "device/serial.h"
-#include "device/watchdog.h"
 
-enum { DEVICES = 8, STEP_MAX = 4096, HPET = 0xfed00000 };
+enum { DEVICES = 7, STEP_MAX = 4096, HPET = 0xfed00000 };
 
 struct input {
     const uint8_t *bytes;
@@ -132,7 +131,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length) {
         rig_device(&hpet_class, &(struct hpet_config){.base = HPET, .pit = pit, .rtc = rtc}),
         rig_device(&acpi_pm_class, &(struct acpi_pm_config){.base = 0x600, .sci = 9}),
         rig_device(&i8042_class, NULL),
-        rig_device(&watchdog_class, &(struct watchdog_config){.base = 0x630}),
         rig_device(&pvpanic_class, &(struct pvpanic_config){.port = 0x505}),
         rig_device(&serial_class,
                    &(struct serial_config){.port = 0x3f8, .gsi = 4, .chardev = &chardev}),

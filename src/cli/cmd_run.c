@@ -22,7 +22,6 @@ enum {
     OPT_CONSOLE,
     OPT_ON_REBOOT,
     OPT_ON_PANIC,
-    OPT_ON_WATCHDOG,
     OPT_NAME,
     OPT_PERF_MAP,
     OPT_VERBOSE,
@@ -40,8 +39,8 @@ const struct option_spec run_options[] = {
     [OPT_INITRD] = {"initrd", 'i', "FILE", "an initramfs instead of the default guest's",
                     .path = true},
     [OPT_APPEND] = {"append", 'a', "TEXT", "more for the kernel's command line"},
-    [OPT_DISK] = {"disk", 'd', "FILE[,readonly]", "a disk, a raw file or block device; repeatable",
-                  .path = true},
+    [OPT_DISK] = {"disk", 'd', "FILE[,WORDS]",
+                  "a disk, a raw file or block device; words: readonly, device=nvme", .path = true},
     [OPT_NET] = {"net", 0, "user|none", "the network: as this user, or none"},
     [OPT_PUBLISH] = {"publish", 'p', "HOST:GUEST",
                      "a TCP port of the host that leads to the guest's"},
@@ -49,8 +48,6 @@ const struct option_spec run_options[] = {
                      "serial: the first serial port on standard input and output, no agent"},
     [OPT_ON_REBOOT] = {"on-reboot", 0, "restart|stop", "what a reboot of the guest does"},
     [OPT_ON_PANIC] = {"on-panic", 0, "stop|hold", "what a crash of the guest's kernel does"},
-    [OPT_ON_WATCHDOG] = {"on-watchdog", 0, "reset|poweroff|pause|none",
-                         "what is done when the guest neglects its watchdog"},
     [OPT_NAME] = {"name", 'n', "NAME", "what 'lodge ps' and 'lodge profile' call the VM"},
     [OPT_PERF_MAP] = {"perf-map", 0, NULL,
                       "name translated code for perf(1), in /tmp/perf-PID.map"},
@@ -68,7 +65,6 @@ static const char *const nets[] = {"none", "user", NULL};
 static const char *const consoles[] = {"agent", "serial", NULL};
 static const char *const reboots[] = {"restart", "stop", NULL};
 static const char *const panics[] = {"stop", "hold", NULL};
-static const char *const watchdogs[] = {"reset", "poweroff", "pause", "none", NULL};
 static const char *const boots[] = {"auto", "bzimage", "elf", "pvh", NULL};
 static const char *const rings[] = {"split", "packed", NULL};
 static const char *const disk_devices[] = {"virtio", "nvme", NULL};
@@ -92,19 +88,22 @@ static int parse_publish(struct machine_config *machine, const char *value, stru
     return 0;
 }
 
-/* One word after the path: "readonly", "device=virtio". */
+/* One word after the path: "readonly", "device=nvme". */
 static int parse_disk_word(struct disk_config *disk, const char *word, struct error *err) {
     if (strcmp(word, "readonly") == 0) {
         disk->readonly = true;
         return 0;
     }
+    if (strncmp(word, "controller=", 11) == 0) {
+        disk->controller = word + 11;
+        return 0;
+    }
     if (strncmp(word, "device=", 7) != 0)
         return error_set(err, -EINVAL,
-                         "--disk: unknown word '%.40s'; there are readonly and device=", word);
+                         "--disk: unknown word '%.40s'; there are readonly, device= and "
+                         "controller=",
+                         word);
     int device = parse_choice("disk device", word + 7, disk_devices, err);
-    if (device == DISK_NVME)
-        return error_set(err, -ENOTSUP,
-                         "--disk device=nvme arrives with a later lodge; use device=virtio");
     disk->device = (enum disk_device)device;
     return device < 0 ? device : 0;
 }
@@ -122,6 +121,8 @@ static int parse_disk(struct machine_config *machine, char *value, struct error 
     for (char *word = strtok_r(NULL, ",", &save); word != NULL && result == 0;
          word = strtok_r(NULL, ",", &save))
         result = parse_disk_word(&disk, word, err);
+    if (result == 0 && disk.controller != NULL && disk.device != DISK_NVME)
+        return error_set(err, -EINVAL, "--disk: controller= is for device=nvme");
     if (result == 0)
         machine->disks[machine->disk_count++] = disk;
     return result;
@@ -150,7 +151,6 @@ int run_take_option(struct run_config *config, int option, char *value, struct e
     case OPT_CONSOLE: CHOOSE(config->console, "console", consoles); break;
     case OPT_ON_REBOOT: CHOOSE(machine->on_reboot, "on-reboot", reboots); break;
     case OPT_ON_PANIC: CHOOSE(machine->on_panic, "on-panic", panics); break;
-    case OPT_ON_WATCHDOG: CHOOSE(machine->on_watchdog, "on-watchdog", watchdogs); break;
     case OPT_NAME: config->name = value; return vm_name_check(value, err);
     case OPT_PERF_MAP: config->perf_map = true; break;
     case OPT_VERBOSE: config->verbose++; break;

@@ -27,6 +27,7 @@ enum disk_device { DISK_VIRTIO, DISK_NVME };
 struct disk_config {
     const char *path; /* a raw file or a block device */
     enum disk_device device;
+    const char *controller; /* NVMe disks with the same name share one; NULL: one of its own */
     bool readonly;
 };
 
@@ -43,14 +44,6 @@ enum boot_protocol {
 /* What becomes of the machine when its guest reboots, and when its kernel crashes. */
 enum reboot_policy { REBOOT_RESTART, REBOOT_STOP };
 enum panic_policy { PANIC_STOP, PANIC_HOLD };
-
-/* What becomes of it when the guest does not reset its watchdog in time. */
-enum watchdog_policy {
-    WATCHDOG_DO_RESET,
-    WATCHDOG_DO_POWEROFF,
-    WATCHDOG_DO_PAUSE,
-    WATCHDOG_DO_NONE
-};
 
 struct machine_config {
     enum engine_kind engine;
@@ -74,7 +67,6 @@ struct machine_config {
     struct loop *loop;
     enum reboot_policy on_reboot;
     enum panic_policy on_panic;
-    enum watchdog_policy on_watchdog;
 };
 
 #endif

@@ -1,6 +1,7 @@
 /* What a machine is made of: buses, chips and devices, in the order in which they are wired. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "block/block.h"
 #include "device/acpi_pm.h"
@@ -11,9 +12,9 @@
 #include "device/q35.h"
 #include "device/rtc.h"
 #include "device/serial.h"
-#include "device/watchdog.h"
 #include "machine/layout.h"
 #include "machine/private.h"
+#include "nvme/nvme.h"
 #include "virtio/blk.h"
 #include "virtio/net.h"
 #include "virtio/rng.h"
@@ -81,7 +82,6 @@ static int create_chips(struct machine *machine, struct error *err) {
     static const struct acpi_pm_config acpi = {.base = LAYOUT_PM1_EVENT_PORT,
                                                .sci = LAYOUT_SCI_GSI};
     static const struct pvpanic_config pvpanic = {.port = LAYOUT_PVPANIC_PORT};
-    static const struct watchdog_config watchdog = {.base = LAYOUT_WATCHDOG_PORT};
     struct serial_config serial = {
         .port = LAYOUT_SERIAL_PORT, .gsi = LAYOUT_SERIAL_IRQ, .chardev = machine->config.serial};
     int result = add(machine, &acpi_pm_class, "acpi0", &acpi, &machine->acpi_pm, err);
@@ -92,8 +92,6 @@ static int create_chips(struct machine *machine, struct error *err) {
         result = add(machine, &i8042_class, "i8042", NULL, NULL, err);
     if (result == 0)
         result = add(machine, &pvpanic_class, "pvpanic0", &pvpanic, NULL, err);
-    if (result == 0)
-        result = add(machine, &watchdog_class, "watchdog0", &watchdog, NULL, err);
     return result == 0 ? add(machine, &serial_class, "serial0", &serial, NULL, err) : result;
 }
 
@@ -101,16 +99,53 @@ static struct virtio_options virtio_options(const struct machine *machine) {
     return (struct virtio_options){.packed = machine->config.packed_rings};
 }
 
-static int add_disk(struct machine *machine, unsigned index, struct error *err) {
-    const struct disk_config *disk = &machine->config.disks[index];
-    char name[16];
-    snprintf(name, sizeof name, "disk%u", index);
-    int result = block_open_raw(disk->path, disk->readonly, &machine->blocks[index], err);
-    if (result < 0)
-        return result;
+static int add_virtio_disk(struct machine *machine, unsigned index, struct error *err) {
     struct virtio_blk_config config = {.options = virtio_options(machine),
                                        .block = machine->blocks[index]};
+    char name[16];
+    snprintf(name, sizeof name, "disk%u", index);
     return add(machine, &virtio_blk_class, name, &config, NULL, err);
+}
+
+/* True when the disk is a namespace of the controller that disk `first` has begun. */
+static bool shares_controller(const struct disk_config *first, const struct disk_config *disk) {
+    return disk->device == DISK_NVME && first->controller != NULL && disk->controller != NULL &&
+           strcmp(first->controller, disk->controller) == 0;
+}
+
+/* The controller of disk `first`, with the namespaces behind it that share it. */
+static int add_nvme(struct machine *machine, unsigned first, unsigned number, struct error *err) {
+    const struct disk_config *disks = machine->config.disks;
+    struct nvme_config config = {.blocks = {machine->blocks[first]}, .count = 1};
+    char name[16];
+    for (unsigned i = first + 1; i < machine->config.disk_count; i++)
+        if (shares_controller(&disks[first], &disks[i]))
+            config.blocks[config.count++] = machine->blocks[i];
+    snprintf(name, sizeof name, "nvme%u", number);
+    return add(machine, &nvme_class, name, &config, NULL, err);
+}
+
+static bool is_shared(const struct machine *machine, unsigned index) {
+    const struct disk_config *disks = machine->config.disks;
+    for (unsigned i = 0; i < index; i++)
+        if (disks[i].device == DISK_NVME && shares_controller(&disks[i], &disks[index]))
+            return true;
+    return false;
+}
+
+static int create_disks(struct machine *machine, struct error *err) {
+    const struct disk_config *disks = machine->config.disks;
+    unsigned controllers = 0;
+    int result = 0;
+    for (unsigned i = 0; i < machine->config.disk_count && result == 0; i++)
+        result = block_open_raw(disks[i].path, disks[i].readonly, &machine->blocks[i], err);
+    for (unsigned i = 0; i < machine->config.disk_count && result == 0; i++) {
+        if (disks[i].device == DISK_VIRTIO)
+            result = add_virtio_disk(machine, i, err);
+        else if (!is_shared(machine, i))
+            result = add_nvme(machine, i, controllers++, err);
+    }
+    return result;
 }
 
 static int add_network(struct machine *machine, struct error *err) {
@@ -129,8 +164,8 @@ static int create_virtio(struct machine *machine, struct error *err) {
     int result = add(machine, &virtio_rng_class, "rng0", &rng, NULL, err);
     if (result == 0 && machine->config.vsock)
         result = add(machine, &virtio_vsock_class, "vsock0", &vsock, &machine->vsock, err);
-    for (unsigned i = 0; i < machine->config.disk_count && result == 0; i++)
-        result = add_disk(machine, i, err);
+    if (result == 0)
+        result = create_disks(machine, err);
     if (result == 0 && machine->config.net == NET_USER)
         result = add_network(machine, err);
     return result;
@@ -176,4 +211,21 @@ void devices_destroy(struct machine *machine) {
         ports_destroy(platform->ports);
     if (platform->memory != NULL)
         memory_destroy(platform->memory);
+}
+
+void devices_each_counter(struct machine *machine,
+                          void (*each)(void *context, const char *name, uint64_t value),
+                          void *context) {
+    for (struct device *device = machine->devices; device != NULL; device = device->next) {
+        struct nvme_counters counters;
+        if (device->class != &nvme_class)
+            continue;
+        nvme_count(device, &counters);
+        each(context, "nvme.doorbells", counters.doorbells);
+        each(context, "nvme.registers", counters.registers);
+        each(context, "nvme.commands", counters.commands);
+        each(context, "nvme.bytes", counters.bytes);
+        each(context, "nvme.interrupts", counters.interrupts);
+        each(context, "nvme.polls", counters.polls);
+    }
 }

@@ -33,7 +33,6 @@ enum {
     PENDING_FAILED = 16,
     PENDING_STOP = 32,
     PENDING_DIFFERENCE = 64,
-    PENDING_WATCHDOG = 128,
 };
 
 struct machine {
@@ -71,6 +70,10 @@ struct machine {
 int devices_create(struct machine *machine, struct error *err);
 void devices_reset(struct machine *machine);
 void devices_destroy(struct machine *machine);
+/* What devices count: "nvme.commands" and so on, once for each device. Any thread. */
+void devices_each_counter(struct machine *machine,
+                          void (*each)(void *context, const char *name, uint64_t value),
+                          void *context);
 
 /* Calls while no vCPU runs, whatever they did before, and lets them go on. Control thread. */
 void machine_with_vcpus_parked(struct machine *machine, void (*call)(void *context), void *context);

@@ -1,0 +1,262 @@
+/* Queues: fetching by arbitration (4.13), completions and phases (4.6), interrupts (7.5). */
+#include <stdlib.h>
+
+#include "base/log.h"
+#include "nvme/private.h"
+
+enum { ADMIN = 0, PRIORITIES = 4, URGENT = 0 };
+
+static const struct state_field sq_fields[] = {
+    STATE_FIELD(struct nvme_sq, valid, 1), STATE_FIELD(struct nvme_sq, priority, 1),
+    STATE_FIELD(struct nvme_sq, size, 1),  STATE_FIELD(struct nvme_sq, head, 1),
+    STATE_FIELD(struct nvme_sq, tail, 1),  STATE_FIELD(struct nvme_sq, cq, 1),
+    STATE_FIELD(struct nvme_sq, base, 1),
+};
+const struct state_table nvme_sq_state =
+    STATE_TABLE("nvme submission queue", 1, struct nvme_sq, sq_fields);
+
+static const struct state_field cq_fields[] = {
+    STATE_FIELD(struct nvme_cq, valid, 1),  STATE_FIELD(struct nvme_cq, interrupts, 1),
+    STATE_FIELD(struct nvme_cq, phase, 1),  STATE_FIELD(struct nvme_cq, size, 1),
+    STATE_FIELD(struct nvme_cq, head, 1),   STATE_FIELD(struct nvme_cq, tail, 1),
+    STATE_FIELD(struct nvme_cq, vector, 1), STATE_FIELD(struct nvme_cq, queues, 1),
+    STATE_FIELD(struct nvme_cq, base, 1),
+};
+const struct state_table nvme_cq_state =
+    STATE_TABLE("nvme completion queue", 1, struct nvme_cq, cq_fields);
+
+unsigned nvme_room(const struct nvme_cq *cq) {
+    unsigned taken = nvme_distance(cq->head, cq->tail, cq->size) + cq->promised;
+    return taken < cq->size - 1u ? cq->size - 1u - taken : 0;
+}
+
+/* ---- Interrupts ---- */
+
+void nvme_update_intx(struct nvme *nvme) {
+    bool level = false;
+    for (unsigned i = 0; i < NVME_QUEUES && !level; i++) {
+        const struct nvme_cq *cq = &nvme->live.cqs[i];
+        level = cq->valid && cq->interrupts && cq->head != cq->tail &&
+                !(nvme->live.interrupt_mask & UINT32_C(1) << (cq->vector & 31));
+    }
+    level = level && !pci_msix_enabled(nvme->function);
+    if (level == nvme->intx)
+        return;
+    nvme->intx = level;
+    nvme->counters.interrupts += level;
+    pci_intx_set(nvme->function, level);
+}
+
+void nvme_signal(struct nvme *nvme) {
+    bool pin = nvme->intx;
+    for (unsigned i = 0; i < NVME_QUEUES; i++) {
+        struct nvme_cq *cq = &nvme->live.cqs[i];
+        if (!cq->signal)
+            continue;
+        cq->signal = false;
+        if (cq->interrupts && pci_msix_notify(nvme->function, cq->vector))
+            nvme->counters.interrupts++;
+        else
+            pin = true;
+    }
+    if (pin)
+        nvme_update_intx(nvme);
+}
+
+/* ---- Completions ---- */
+
+bool nvme_post(struct nvme *nvme, unsigned sq, uint16_t id, uint16_t status, uint32_t result) {
+    struct nvme_cq *cq = &nvme->live.cqs[nvme->live.sqs[sq].cq];
+    uint8_t entry[NVME_CQE] = {0};
+    uint64_t address = cq->base + (uint64_t)cq->tail * NVME_CQE;
+    if (nvme_room(cq) == 0)
+        return false;
+    store_le32(entry, result);
+    store_le16(entry + 8, nvme->live.sqs[sq].head);
+    store_le16(entry + 10, (uint16_t)sq);
+    store_le16(entry + 12, id);
+    store_le16(entry + 14, (uint16_t)(status << 1 | cq->phase));
+    /* The half with the phase bit last: the driver may be looking. */
+    if (dma_write(nvme->dma, address, entry, 8) != 0 ||
+        dma_write(nvme->dma, address + 8, entry + 8, 8) != 0) {
+        nvme_fatal(nvme, "a completion queue that is not in memory");
+        return true;
+    }
+    cq->tail++;
+    if (cq->tail == cq->size) {
+        cq->tail = 0;
+        cq->phase = !cq->phase;
+    }
+    cq->signal = true;
+    return true;
+}
+
+static struct nvme_command *take_command(struct nvme *nvme) {
+    struct nvme_command *command = nvme->free;
+    if (command != NULL) {
+        nvme->free = command->next;
+        return command;
+    }
+    command = calloc(1, sizeof *command);
+    if (command != NULL)
+        nvme->allocated++;
+    return command;
+}
+
+static void give_command(struct nvme_command *command) {
+    struct nvme *nvme = command->nvme;
+    nvme_data_free(command);
+    free(command->bounce);
+    free(command->ranges);
+    command->bounce = NULL;
+    command->ranges = NULL;
+    command->next = nvme->free;
+    nvme->free = command;
+}
+
+void nvme_free_commands(struct nvme *nvme) {
+    while (nvme->free != NULL) {
+        struct nvme_command *command = nvme->free;
+        nvme->free = command->next;
+        free(command);
+    }
+}
+
+void nvme_withdraw(struct nvme_command *command) {
+    struct nvme *nvme = command->nvme;
+    struct nvme_sq *sq = &nvme->live.sqs[command->sq];
+    sq->in_flight--;
+    nvme->live.cqs[command->cq].promised--;
+    nvme->in_flight--;
+    give_command(command);
+}
+
+void nvme_complete(struct nvme_command *command) {
+    struct nvme *nvme = command->nvme;
+    unsigned queue = command->sq;
+    uint16_t id = command->id, status = command->status;
+    uint32_t result = command->result;
+    if (status != NVME_OK && !nvme->resetting)
+        status |= nvme_log_failure(command);
+    nvme_withdraw(command);
+    nvme->counters.commands += queue != ADMIN;
+    if (!nvme->resetting)
+        nvme_post(nvme, queue, id, status, result);
+    if (nvme->live.sqs[queue].in_flight == 0 && nvme->live.sqs[queue].deletion != NULL)
+        nvme_delete_ready(nvme, queue);
+    nvme_drained(nvme);
+}
+
+/* ---- Arbitration: 4.13 ---- */
+
+static bool waits(const struct nvme *nvme, unsigned i) {
+    const struct nvme_sq *sq = &nvme->live.sqs[i];
+    return sq->valid && sq->head != sq->tail && sq->deletion == NULL &&
+           nvme_room(&nvme->live.cqs[sq->cq]) > 0;
+}
+
+/* The next I/O queue after the one served last, of one priority or (-1) of any; 0: none. */
+static unsigned in_turn(const struct nvme *nvme, int priority) {
+    for (unsigned n = 1; n <= NVME_IO_QUEUES; n++) {
+        unsigned i = (nvme->last_queue + n) % NVME_IO_QUEUES + 1;
+        if ((priority < 0 || nvme->live.sqs[i].priority == priority) && waits(nvme, i))
+            return i;
+    }
+    return 0;
+}
+
+static bool weighted(const struct nvme *nvme) {
+    return (nvme->cc >> 11 & 7) == 1;
+}
+
+/* Weighted round robin with urgent class: 4.13.2. Weights are commands a round. */
+static unsigned weighted_turn(struct nvme *nvme) {
+    unsigned queue = in_turn(nvme, URGENT);
+    for (unsigned round = 0; round < 2 && queue == 0; round++) {
+        for (int priority = 1; priority < PRIORITIES && queue == 0; priority++) {
+            if (nvme->credits[priority] > 0)
+                queue = in_turn(nvme, priority);
+            if (queue != 0)
+                nvme->credits[priority]--;
+        }
+        if (queue == 0) /* all have had theirs: the next round */
+            for (unsigned priority = 1; priority < PRIORITIES; priority++) {
+                unsigned weight = nvme->live.arbitration >> (32 - 8 * priority) & 0xff;
+                nvme->credits[priority] = (uint8_t)(weight < 0xff ? weight + 1 : weight);
+            }
+    }
+    return queue;
+}
+
+/* The queue whose command is fetched next; the admin queue first. NVME_QUEUES: none. */
+static unsigned choose(struct nvme *nvme) {
+    if (waits(nvme, ADMIN))
+        return ADMIN;
+    unsigned current = nvme->last_queue + 1u;
+    if (nvme->burst > 0 && current < NVME_QUEUES && waits(nvme, current)) {
+        nvme->burst--;
+        return current;
+    }
+    unsigned queue = weighted(nvme) ? weighted_turn(nvme) : in_turn(nvme, -1);
+    if (queue == 0)
+        return NVME_QUEUES;
+    unsigned burst = nvme->live.arbitration & 7;
+    nvme->last_queue = (uint16_t)(queue - 1);
+    nvme->burst = (uint8_t)(weighted(nvme) ? 0 : burst == 7 ? 127 : (1u << burst) - 1);
+    return queue;
+}
+
+/* ---- Fetching ---- */
+
+static void start(struct nvme_command *command, unsigned queue) {
+    const struct nvme *nvme = command->nvme;
+    command->status = NVME_OK;
+    command->result = 0;
+    command->sq = (uint16_t)queue;
+    command->cq = nvme->live.sqs[queue].cq;
+    command->id = load_le16(command->entry + 2);
+    command->step = NULL;
+    command->settled = NULL;
+    command->ended = NULL;
+    command->block.may_unmap = false;
+    command->flush_after = false;
+    /* Fused operations (4.2, FUSE) are not offered. */
+    int status = command->entry[1] & 3 ? NVME_INVALID_FIELD | NVME_DO_NOT_RETRY
+                 : queue == ADMIN      ? nvme_admin(command)
+                                       : nvme_io(command);
+    if (status == NVME_PENDING)
+        return;
+    command->status = (uint16_t)status;
+    nvme_complete(command);
+}
+
+/* Takes one command off the queue. False: no memory for it now. */
+static bool fetch(struct nvme *nvme, unsigned queue) {
+    struct nvme_sq *sq = &nvme->live.sqs[queue];
+    struct nvme_command *command = take_command(nvme);
+    if (command == NULL)
+        return false;
+    command->nvme = nvme;
+    if (dma_read(nvme->dma, sq->base + (uint64_t)sq->head * NVME_SQE, command->entry, NVME_SQE)) {
+        give_command(command);
+        nvme_fatal(nvme, "a submission queue that is not in memory");
+        return false;
+    }
+    sq->head = (uint16_t)(sq->head + 1 == sq->size ? 0 : sq->head + 1);
+    sq->in_flight++;
+    nvme->live.cqs[sq->cq].promised++;
+    nvme->in_flight++;
+    nvme->counters.fetched++;
+    start(command, queue);
+    return true;
+}
+
+bool nvme_turn(struct nvme *nvme) {
+    for (unsigned n = 0; n < NVME_TURN_MAX; n++) {
+        unsigned queue =
+            nvme_running(nvme) && nvme->in_flight < NVME_IN_FLIGHT_MAX ? choose(nvme) : NVME_QUEUES;
+        if (queue == NVME_QUEUES || !fetch(nvme, queue))
+            return false;
+    }
+    return true;
+}

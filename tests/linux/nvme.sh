@@ -1,0 +1,80 @@
+#!/bin/sh
+# NVMe with Linux's own driver: a file system, fio with verify, resets under load, nvme-cli, several namespaces.
+. "$(dirname "$0")/lib.sh"
+
+image=$("$SOURCE/tests/linux/storage-image") || { fail "image with fio and nvme-cli"; finish; }
+truncate -s 256M "$work/disk"
+truncate -s 16M "$work/second"
+
+# In a chroot of the programs' disk; the second disk is readonly and shares the first one's controller.
+in_storage() { # SCRIPT
+    lodge_run --append iomem=relaxed --disk "$image,readonly" --disk "$work/disk,device=nvme,controller=a" \
+        --disk "$work/second,readonly,device=nvme,controller=a" -- sh -c "
+        mkdir -p /t && mount -t ext4 -o ro /dev/vda /t && mount -t proc p /t/proc && mount -t sysfs s /t/sys &&
+        mount -t devtmpfs d /t/dev && mount -t tmpfs t /t/tmp && mkdir /t/tmp/m && cat >/t/tmp/go &&
+        exec chroot /t /bin/sh -c 'cd /tmp && . ./go'" <"$1"
+}
+
+cat >"$work/load" <<'EOF'
+set -e
+n=/dev/nvme0n1
+/sbin/mke2fs -q -t ext4 $n
+mount -t ext4 -o discard $n m
+fio --name=fs --directory=m --size=24M --rw=randrw --bsrange=512-256k --ioengine=libaio --iodepth=16 --direct=1 \
+    --verify=crc32c --verify_fatal=1 --fsync=32 --randseed=1 --thread >fio.1 || { cat fio.1; exit 4; }
+rm m/fs*
+fstrim m
+umount m
+/sbin/e2fsck -fn $n >e2fsck 2>&1 || { cat e2fsck; exit 5; }
+fio --name=raw --filename=$n --size=48M --rw=randwrite --bs=4k --ioengine=libaio --iodepth=32 --direct=1 \
+    --verify=crc32c --verify_fatal=1 --randseed=2 --thread >fio.2 &
+fio=$!
+for i in 1 2 3 4 5; do nvme reset /dev/nvme0; sleep 0.2; done
+wait $fio || { cat fio.2; exit 6; }
+! dmesg | grep -i 'nvme.*\(error\|timeout\|abort\)'
+EOF
+expect_exit 0 "a file system, fio with verify, resets under load" in_storage "$work/load"
+
+cat >"$work/cli" <<'EOF'
+n=/dev/nvme0
+run() { echo "== nvme $*"; nvme "$@" || echo "!! exit $?: nvme $*"; }
+for c in list list-subsys "id-ctrl $n" "id-ns ${n}n1" "id-ns ${n}n2" "smart-log $n" "error-log $n" "fw-log $n" \
+    "effects-log -H $n" "changed-ns-list-log $n" "ns-descs ${n}n2" "list-ns $n" "list-ctrl $n" "show-regs -H $n" \
+    "get-ns-id ${n}n1" "flush ${n}n1" "verify ${n}n1 -s 0 -c 127" "write-zeroes ${n}n1 -s 8 -c 7" \
+    "dsm ${n}n1 -d -s 0 -b 8"; do
+    run $c
+done
+for f in 1 2 4 5 6 7 8 9 0xa 0xb 0xe; do run get-feature $n -f $f -H; run get-feature $n -f $f -s 3; done
+run set-feature $n -f 4 -v 340
+head -c 8192 /dev/urandom >a
+run write ${n}n1 -s 64 -c 15 -z 8192 -d a
+run read ${n}n1 -s 64 -c 15 -z 8192 -d b
+cmp a b && run compare ${n}n1 -s 64 -c 15 -z 8192 -d a
+run format -f ${n}n1
+run read ${n}n1 -s 64 -c 15 -z 8192 -d b
+echo "left: $(tr -d '\0' <b | wc -c)"
+exec 2>&1
+echo "== refused"
+nvme compare ${n}n1 -s 64 -c 15 -z 8192 -d a
+nvme io-passthru ${n}n2 -o 1 -n 2 -w -l 512 -i a
+nvme write-uncor ${n}n1 -s 0 -c 0
+nvme resv-report ${n}n1
+nvme resv-register ${n}n1 --nrkey 1
+nvme read ${n}n1 -s 0xfffffff -c 0 -z 512 -d b
+nvme error-log $n -e 1
+exit 0
+EOF
+expect_exit 0 "nvme-cli" in_storage "$work/cli"
+grep -v ': Success' "$work/err" >"$work/complaints" || true
+expect_same "$(cat "$work/complaints")" "" "without a complaint"
+expect_same "$(grep '^!!' "$work/out")" "" "each command succeeds"
+expect_text "$work/out" "/dev/nvme0n2" "two namespaces"
+expect_text "$work/out" "NVMe specification 1.4" "the version"
+expect_text "$work/out" "left: 0" "format clears"
+sed -n '/^== refused/,$p' "$work/out" >"$work/refused"
+expect_text "$work/refused" "Compare Failure" "a comparison that fails"
+expect_text "$work/refused" "Write Protected" "a namespace that is readonly"
+expect_same "$(grep -c 'Invalid Command Opcode' "$work/refused")" 3 "reservations and bad blocks are refused"
+expect_text "$work/refused" "LBA Out of Range" "blocks that are not there"
+expect_text "$work/refused" "lba		: 0xfffffff" "which the error log tells"
+finish
