@@ -1,5 +1,5 @@
 /*
- * Bytes: little-endian loads and stores at any alignment, ranges checked
+ * Bytes: little- and big-endian loads and stores at any alignment, ranges checked
  * without overflow, rounding. Pure functions, any thread.
  */
 #ifndef LODGE_BASE_BYTES_H
@@ -33,6 +33,18 @@ BYTES_LOAD_STORE(16)
 BYTES_LOAD_STORE(32)
 BYTES_LOAD_STORE(64)
 #undef BYTES_LOAD_STORE
+
+#define BYTES_BIG_ENDIAN(bits)                                                                     \
+    static inline uint##bits##_t load_be##bits(const void *p) {                                    \
+        return __builtin_bswap##bits(load_le##bits(p));                                            \
+    }                                                                                              \
+    static inline void store_be##bits(void *p, uint##bits##_t v) {                                 \
+        store_le##bits(p, __builtin_bswap##bits(v));                                               \
+    }
+BYTES_BIG_ENDIAN(16)
+BYTES_BIG_ENDIAN(32)
+BYTES_BIG_ENDIAN(64)
+#undef BYTES_BIG_ENDIAN
 
 /* The low `size` bytes (1, 2, 4 or 8) at p, zero-extended. */
 static inline uint64_t load_le(const void *p, unsigned size) {

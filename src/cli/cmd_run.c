@@ -7,6 +7,7 @@
 #include "cli/exit_codes.h"
 #include "cli/run.h"
 #include "machine/control_names.h"
+#include "machine/firmware.h"
 #include "machine/machine.h"
 #include "machine/vm_store.h"
 
@@ -17,6 +18,8 @@ enum {
     OPT_INITRD,
     OPT_APPEND,
     OPT_DISK,
+    OPT_FIRMWARE,
+    OPT_FIRMWARE_VARS,
     OPT_NET,
     OPT_PUBLISH,
     OPT_CONSOLE,
@@ -41,6 +44,10 @@ const struct option_spec run_options[] = {
     [OPT_APPEND] = {"append", 'a', "TEXT", "more for the kernel's command line"},
     [OPT_DISK] = {"disk", 'd', "FILE[,WORDS]",
                   "a disk, a raw file or block device; words: readonly, device=nvme", .path = true},
+    [OPT_FIRMWARE] = {"firmware", 0, "auto|none|ovmf|seabios|FILE",
+                      "what boots the disks (auto: as the first disk's boot loader wants)"},
+    [OPT_FIRMWARE_VARS] = {"firmware-vars", 0, "FILE", "where UEFI variables are kept",
+                           .path = true},
     [OPT_NET] = {"net", 0, "user|none", "the network: as this user, or none"},
     [OPT_PUBLISH] = {"publish", 'p', "HOST:GUEST",
                      "a TCP port of the host that leads to the guest's"},
@@ -137,6 +144,32 @@ static int parse_memory(struct machine_config *machine, const char *value, struc
     return machine_check_memory(machine->memory, err);
 }
 
+/* A word of the list, or else a file. */
+static void parse_firmware(struct run_config *config, const char *value) {
+    static const char *const words[] = {"none", "ovmf", "seabios", NULL};
+    config->firmware_chosen = strcmp(value, "auto") != 0;
+    config->machine.firmware = config->firmware_chosen ? FIRMWARE_FILE : FIRMWARE_NONE;
+    config->machine.firmware_file = value;
+    for (int i = 0; words[i] != NULL; i++)
+        if (strcmp(value, words[i]) == 0)
+            config->machine.firmware = (enum firmware_kind)i;
+}
+
+/*
+ * A disk with a boot loader is booted when nothing was said of a kernel or a
+ * command for the default guest. There is no agent to expect on a disk, unless
+ * a command is to be run by it.
+ */
+static void choose_firmware(struct run_config *config) {
+    struct machine_config *machine = &config->machine;
+    if (!config->firmware_chosen && machine->kernel == NULL && machine->initrd == NULL &&
+        config->append == NULL && config->command == NULL && machine->disk_count > 0 &&
+        !(config->console_chosen && config->console == CONSOLE_AGENT))
+        machine->firmware = firmware_detect(machine->disks[0].path);
+    if (machine->firmware != FIRMWARE_NONE && !config->console_chosen && config->command == NULL)
+        config->console = CONSOLE_SERIAL;
+}
+
 int run_take_option(struct run_config *config, int option, char *value, struct error *err) {
     struct machine_config *machine = &config->machine;
     switch (option) {
@@ -146,9 +179,14 @@ int run_take_option(struct run_config *config, int option, char *value, struct e
     case OPT_INITRD: machine->initrd = value; break;
     case OPT_APPEND: config->append = value; break;
     case OPT_DISK: return parse_disk(machine, value, err);
+    case OPT_FIRMWARE: parse_firmware(config, value); break;
+    case OPT_FIRMWARE_VARS: machine->firmware_variables = value; break;
     case OPT_NET: CHOOSE(machine->net, "net", nets); break;
     case OPT_PUBLISH: return parse_publish(machine, value, err);
-    case OPT_CONSOLE: CHOOSE(config->console, "console", consoles); break;
+    case OPT_CONSOLE:
+        CHOOSE(config->console, "console", consoles);
+        config->console_chosen = true;
+        break;
     case OPT_ON_REBOOT: CHOOSE(machine->on_reboot, "on-reboot", reboots); break;
     case OPT_ON_PANIC: CHOOSE(machine->on_panic, "on-panic", panics); break;
     case OPT_NAME: config->name = value; return vm_name_check(value, err);
@@ -166,21 +204,30 @@ static int help(void) {
     puts("usage: lodge run [OPTIONS] [-- CMD [ARGS]]\n\n"
          "Boots a guest and runs CMD in it, whose exit code becomes lodge's; without CMD a\n"
          "shell. Without --kernel and --initrd the guest is a small Debian, fetched with apt\n"
-         "on first use. Options:");
+         "on first use. A disk that has a boot loader is booted by firmware when there is no\n"
+         "CMD. Options:");
     option_help(run_options);
     puts("\nlodge-run(1) explains them, and the exit codes.");
     return EXIT_OK;
 }
 
 /* What does not go together. */
-int run_check(const struct run_config *config, struct error *err) {
+int run_check(struct run_config *config, struct error *err) {
     const struct machine_config *machine = &config->machine;
+    choose_firmware(config);
     if (config->console == CONSOLE_SERIAL && config->command != NULL)
         return error_set(err, -EINVAL,
                          "--console serial has no agent that could run a command; "
                          "leave out one of the two");
     if (machine->verify && machine->engine == ENGINE_KVM)
         return error_set(err, -EINVAL, "--verify is about the soft engine; leave out --engine kvm");
+    if (machine->firmware != FIRMWARE_NONE &&
+        (machine->kernel != NULL || machine->initrd != NULL || config->append != NULL))
+        return error_set(err, -EINVAL,
+                         "--firmware takes the kernel from a disk; leave out --kernel, --initrd "
+                         "and --append, or use --firmware none");
+    if (machine->firmware == FIRMWARE_NONE && machine->firmware_variables != NULL)
+        return error_set(err, -EINVAL, "--firmware-vars needs a firmware: --firmware ovmf");
     if (machine->net == NET_NONE && machine->publish_count > 0)
         return error_set(err, -EINVAL, "--publish needs a network; leave out --net none");
     return 0;

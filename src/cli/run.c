@@ -40,6 +40,7 @@ struct run {
     struct run_config *config;
     struct image_default image;
     char *cmdline;
+    char *variables; /* the file of UEFI variables of a VM that lasts */
     struct loop *loop;
     struct chardev *stdio;   /* in the foreground, --console serial */
     struct console_hub *hub; /* in the background */
@@ -332,6 +333,20 @@ static int make_cmdline(struct run *run, bool default_guest, struct error *err) 
     return 0;
 }
 
+/* A VM that lasts keeps its UEFI variables, too. */
+static int place_variables(struct run *run, struct error *err) {
+    struct machine_config *machine = &run->config->machine;
+    if (run->config->directory == NULL || machine->firmware != FIRMWARE_OVMF ||
+        machine->firmware_variables != NULL)
+        return 0;
+    if (asprintf(&run->variables, "%s/uefi-variables", run->config->directory) < 0) {
+        run->variables = NULL;
+        return error_set(err, -ENOMEM, "out of memory");
+    }
+    machine->firmware_variables = run->variables;
+    return 0;
+}
+
 static int create_machine(struct run *run, struct error *err) {
     static const struct machine_events events = {
         .restarted = on_restarted, .held = on_held, .dump = on_dump};
@@ -362,6 +377,8 @@ static int set_up(struct run *run, bool default_guest, struct error *err) {
         result = create_console(run, err);
     if (result == 0)
         result = make_cmdline(run, default_guest, err);
+    if (result == 0)
+        result = place_variables(run, err);
     if (result == 0)
         result = create_machine(run, err);
     if (result == 0 && uses_agent(run))
@@ -396,6 +413,7 @@ static void take_down(struct run *run) {
     if (run->loop != NULL)
         loop_destroy(run->loop);
     free(run->cmdline);
+    free(run->variables);
     terminal_restore();
 }
 
@@ -407,8 +425,11 @@ static void say_what_runs(const struct run *run) {
     fprintf(stderr, "lodge: engine %s\n", engine);
     fprintf(stderr, "lodge: memory %llu MiB, %u vCPU\n",
             (unsigned long long)(run->config->machine.memory >> 20), run->config->machine.vcpus);
-    fprintf(stderr, "lodge: kernel %s: %s\n", run->config->machine.kernel,
-            machine_describe_boot(run->machine));
+    if (run->config->machine.firmware != FIRMWARE_NONE)
+        fprintf(stderr, "lodge: firmware %s\n", machine_describe_boot(run->machine));
+    else
+        fprintf(stderr, "lodge: kernel %s: %s\n", run->config->machine.kernel,
+                machine_describe_boot(run->machine));
 }
 
 static void say_what_ran(const struct run *run) {
@@ -497,8 +518,8 @@ static int run_machine(struct run *run) {
 
 static int find_guest(struct run *run, bool *default_guest, struct error *err) {
     struct machine_config *machine = &run->config->machine;
-    *default_guest = machine->kernel == NULL;
-    if (machine->kernel != NULL)
+    *default_guest = machine->kernel == NULL && machine->firmware == FIRMWARE_NONE;
+    if (!*default_guest)
         return 0;
     int result = image_default(false, &run->image, err);
     machine->kernel = run->image.kernel;

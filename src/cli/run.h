@@ -15,6 +15,7 @@ struct background;
 struct run_config {
     struct machine_config machine; /* cmdline, loop and serial are filled by run_guest */
     enum run_console console;
+    bool console_chosen, firmware_chosen; /* said by an option */
     unsigned verbose;
     const char *name; /* of the VM; NULL: one is made up */
     bool perf_map;
@@ -33,8 +34,8 @@ struct run_config {
 
 /* Takes one option of run_options in; value, NULL without one, may be cut up and must last. */
 int run_take_option(struct run_config *config, int option, char *value, struct error *err);
-/* What does not go together: after all options. */
-int run_check(const struct run_config *config, struct error *err);
+/* After all options: what does not go together, and which firmware is meant when none was named. */
+int run_check(struct run_config *config, struct error *err);
 
 /* Runs it all. Returns the exit code. */
 int run_guest(struct run_config *config);

@@ -31,6 +31,8 @@ struct engine_config {
     struct irqchip *irqchip;
     struct vm_clock *clock;
     unsigned vcpus; /* how many will be made */
+    /* Bits of a physical address, as CPUID tells; 0: as many as the engine has (soft: 48). */
+    unsigned address_bits;
     bool verify;    /* soft, one vCPU: interpreter and translator in lock-step (VCPU_DIFFERENCE) */
 };
 

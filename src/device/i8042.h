@@ -1,6 +1,6 @@
 /*
- * i8042 controller without a keyboard: enough for probes, and for the reset
- * through port 64h; also system control port A (92h), which has the fast
+ * i8042 controller with a keyboard that nobody types on: enough for probes
+ * and firmware, and for the reset through port 64h; no mouse. Also system control port A (92h), which has the fast
  * reset and the A20 gate. config: none (NULL).
  */
 #ifndef LODGE_DEVICE_I8042_H

@@ -8,7 +8,13 @@
 #include "machine/layout.h"
 
 enum { HEADER_SIZE = 36, LENGTH_AT = 4, CHECKSUM_AT = 9, TABLE_ALIGN = 64 };
-enum { RSDP_SIZE = 36, RSDP_CHECKSUM_1_SIZE = 20, FACS_SIZE = 64, FADT_SIZE = 276 };
+enum {
+    RSDP_SIZE = ACPI_RSDP_SIZE,
+    RSDP_CHECKSUM_1_SIZE = 20,
+    RSDP_XSDT_AT = ACPI_RSDP_XSDT,
+    FACS_SIZE = 64,
+    FADT_SIZE = 276
+};
 enum { SPACE_MEMORY, SPACE_IO };
 enum { VCPUS_MAX = 255, HPET_ID = (int)0x8086a201, RESET_VALUE = 6 };
 
@@ -16,10 +22,19 @@ enum { VCPUS_MAX = 255, HPET_ID = (int)0x8086a201, RESET_VALUE = 6 };
 struct tables {
     struct aml out;
     uint64_t gpa;
+    struct acpi_links *links; /* NULL: nobody asks for them */
 };
 
-static uint64_t address_of(const struct tables *tables, size_t offset) {
-    return tables->gpa + offset;
+/* Appends a pointer of 4 or 8 bytes to another table: the only way that one gets in. */
+static void put_pointer(struct tables *tables, size_t target, unsigned size) {
+    struct acpi_links *links = tables->links;
+    if (links != NULL && links->pointer_count < ACPI_LINKS_MAX)
+        links->pointers[links->pointer_count++] =
+            (struct acpi_pointer){(uint32_t)tables->out.length, (uint8_t)size};
+    if (size == 4)
+        aml_dword(&tables->out, (uint32_t)(tables->gpa + target));
+    else
+        aml_qword(&tables->out, tables->gpa + target);
 }
 
 static uint8_t checksum(const uint8_t *bytes, size_t length) {
@@ -58,7 +73,11 @@ static void close_table(struct tables *tables, size_t start) {
     uint8_t *table = out->bytes + start;
     size_t length = out->length - start;
     store_le32(table + LENGTH_AT, (uint32_t)length);
-    table[CHECKSUM_AT] = checksum(table, length);
+    if (tables->links == NULL)
+        table[CHECKSUM_AT] = checksum(table, length);
+    else if (tables->links->sum_count < ACPI_LINKS_MAX)
+        tables->links->sums[tables->links->sum_count++] =
+            (struct acpi_sum){(uint32_t)start, (uint32_t)length, (uint32_t)start + CHECKSUM_AT};
 }
 
 /* Generic address structure (5.2.3.2); an empty one for width 0. */
@@ -146,8 +165,8 @@ static void fadt_extended_blocks(struct aml *out) {
 static size_t build_fadt(struct tables *tables, size_t facs, size_t dsdt) {
     struct aml *out = &tables->out;
     size_t start = open_table(tables, "FACP", 6);
-    aml_dword(out, (uint32_t)address_of(tables, facs));
-    aml_dword(out, (uint32_t)address_of(tables, dsdt));
+    put_pointer(tables, facs, 4);
+    put_pointer(tables, dsdt, 4);
     fadt_legacy_blocks(out);
     aml_dword(out, FADT_WBINVD | FADT_C1 | FADT_NO_SLEEP_BUTTON | FADT_NO_FIXED_RTC |
                        FADT_TIMER_32 | FADT_RESET | FADT_HEADLESS);
@@ -156,7 +175,7 @@ static size_t build_fadt(struct tables *tables, size_t facs, size_t dsdt) {
     aml_word(out, 0);
     aml_byte(out, 4); /* minor version */
     aml_qword(out, 0);
-    aml_qword(out, address_of(tables, dsdt));
+    put_pointer(tables, dsdt, 8);
     fadt_extended_blocks(out);
     close_table(tables, start);
     return start;
@@ -229,37 +248,57 @@ static size_t build_hpet(struct tables *tables) {
 static size_t build_xsdt(struct tables *tables, const size_t *entries, size_t count) {
     size_t start = open_table(tables, "XSDT", 1);
     for (size_t i = 0; i < count; i++)
-        aml_qword(&tables->out, address_of(tables, entries[i]));
+        put_pointer(tables, entries[i], 8);
     close_table(tables, start);
     return start;
 }
 
+/* Without checksums: those of linked tables come with the links. */
 static void fill_rsdp(uint8_t *rsdp, uint64_t xsdt) {
     memcpy(rsdp, "RSD PTR ", 8);
     memcpy(rsdp + 9, "LODGE ", 6);
     rsdp[15] = 2; /* revision */
     store_le32(rsdp + 20, RSDP_SIZE);
-    store_le64(rsdp + 24, xsdt);
-    rsdp[8] = checksum(rsdp, RSDP_CHECKSUM_1_SIZE);
-    rsdp[32] = checksum(rsdp, RSDP_SIZE);
+    store_le64(rsdp + RSDP_XSDT_AT, xsdt);
+}
+
+/* Everything behind the RSDP. The XSDT's offset; 0: no room. */
+static size_t build(struct tables *tables, const struct acpi_config *config) {
+    pad(&tables->out, RSDP_SIZE);
+    size_t facs = build_facs(tables);
+    size_t dsdt = build_dsdt(tables, config);
+    size_t entries[] = {build_fadt(tables, facs, dsdt), build_madt(tables, config),
+                        build_mcfg(tables), build_hpet(tables)};
+    size_t xsdt = build_xsdt(tables, entries, ARRAY_SIZE(entries));
+    return tables->out.overflow ? 0 : xsdt;
+}
+
+static bool is_possible(const struct acpi_config *config) {
+    return config->vcpus >= 1 && config->vcpus <= VCPUS_MAX;
 }
 
 size_t acpi_build(const struct acpi_config *config, uint8_t *out, size_t size, uint64_t gpa,
                   uint64_t *rsdp) {
     struct tables tables = {.out = {.bytes = out, .size = size}, .gpa = gpa};
-    if (config->vcpus < 1 || config->vcpus > VCPUS_MAX || gpa % TABLE_ALIGN ||
-        !range_within(gpa, size, UINT32_MAX))
+    if (!is_possible(config) || gpa % TABLE_ALIGN || !range_within(gpa, size, UINT32_MAX))
         return 0;
-
-    pad(&tables.out, RSDP_SIZE);
-    size_t facs = build_facs(&tables);
-    size_t dsdt = build_dsdt(&tables, config);
-    size_t entries[] = {build_fadt(&tables, facs, dsdt), build_madt(&tables, config),
-                        build_mcfg(&tables), build_hpet(&tables)};
-    size_t xsdt = build_xsdt(&tables, entries, ARRAY_SIZE(entries));
-    if (tables.out.overflow)
+    size_t xsdt = build(&tables, config);
+    if (xsdt == 0)
         return 0;
-    fill_rsdp(out, address_of(&tables, xsdt));
+    fill_rsdp(out, gpa + xsdt);
+    out[8] = checksum(out, RSDP_CHECKSUM_1_SIZE);
+    out[32] = checksum(out, RSDP_SIZE);
     *rsdp = gpa;
+    return tables.out.length;
+}
+
+size_t acpi_build_linked(const struct acpi_config *config, uint8_t *out, size_t size,
+                         uint8_t rsdp[ACPI_RSDP_SIZE], struct acpi_links *links) {
+    struct tables tables = {.out = {.bytes = out, .size = size}, .links = links};
+    *links = (struct acpi_links){0};
+    size_t xsdt = is_possible(config) ? build(&tables, config) : 0;
+    if (xsdt == 0 || links->pointer_count == ACPI_LINKS_MAX || links->sum_count == ACPI_LINKS_MAX)
+        return 0;
+    fill_rsdp(rsdp, xsdt);
     return tables.out.length;
 }

@@ -12,7 +12,9 @@
 #include <stdint.h>
 
 struct acpi_config {
-    unsigned vcpus; /* local APIC ids 0 to vcpus - 1; 1 to 255 */
+    unsigned vcpus;   /* local APIC ids 0 to vcpus - 1; 1 to 255 */
+    bool firmware;    /* firmware places the BARs, */
+    uint64_t ram_end; /* above this if it does so above 4 GiB */
 };
 
 /*
@@ -22,5 +24,32 @@ struct acpi_config {
  */
 size_t acpi_build(const struct acpi_config *config, uint8_t *out, size_t size, uint64_t gpa,
                   uint64_t *rsdp);
+
+/*
+ * The same tables for firmware that places them itself: pointers hold offsets
+ * in the buffer, to which the address that it gets is to be added, checksums
+ * are 0 and still to be made. The RSDP is apart: its pointer of 8 bytes at
+ * ACPI_RSDP_XSDT, its checksums over its first 20 bytes (at 8) and all (at 32).
+ * Returns the bytes used, 0 as above.
+ */
+enum { ACPI_RSDP_SIZE = 36, ACPI_RSDP_XSDT = 24, ACPI_LINKS_MAX = 32 };
+
+struct acpi_pointer {
+    uint32_t at;
+    uint8_t size; /* 4 or 8 */
+};
+
+struct acpi_sum {
+    uint32_t start, length, at;
+};
+
+struct acpi_links {
+    struct acpi_pointer pointers[ACPI_LINKS_MAX];
+    struct acpi_sum sums[ACPI_LINKS_MAX];
+    unsigned pointer_count, sum_count;
+};
+
+size_t acpi_build_linked(const struct acpi_config *config, uint8_t *out, size_t size,
+                         uint8_t rsdp[ACPI_RSDP_SIZE], struct acpi_links *links);
 
 #endif

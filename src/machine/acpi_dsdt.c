@@ -93,7 +93,19 @@ static void interrupt_model(struct aml *aml) {
     aml_close(aml, method);
 }
 
-static void pci_host(struct aml *aml) {
+/* Where lodge places BARs, or where firmware may: it takes what is left above the RAM. */
+static void window_above_4g(struct aml *aml, const struct acpi_config *config) {
+    uint64_t first = LAYOUT_FIRMWARE_MMIO64_BASE;
+    if (!config->firmware) {
+        aml_window_memory64(aml, LAYOUT_MMIO64_BASE, LAYOUT_MMIO64_BASE + LAYOUT_MMIO64_SIZE - 1);
+        return;
+    }
+    if (first < config->ram_end)
+        first = round_up(config->ram_end, GIB(1));
+    aml_window_memory64(aml, first, (UINT64_C(1) << LAYOUT_FIRMWARE_ADDRESS_BITS) - 1);
+}
+
+static void pci_host(struct aml *aml, const struct acpi_config *config) {
     size_t device = aml_device(aml, "PCI0");
     aml_name_eisa_id(aml, "_HID", "PNP0A08");
     aml_name_eisa_id(aml, "_CID", "PNP0A03");
@@ -107,7 +119,7 @@ static void pci_host(struct aml *aml) {
     aml_io(aml, 0xcf8, 8);
     aml_window_io(aml, LAYOUT_PCI_IO_BASE, LAYOUT_PCI_IO_BASE + LAYOUT_PCI_IO_SIZE - 1);
     aml_window_memory32(aml, LAYOUT_MMIO32_BASE, LAYOUT_MMIO32_BASE + LAYOUT_MMIO32_SIZE - 1);
-    aml_window_memory64(aml, LAYOUT_MMIO64_BASE, LAYOUT_MMIO64_BASE + LAYOUT_MMIO64_SIZE - 1);
+    window_above_4g(aml, config);
     aml_close_resources(aml, resources);
 
     routing(aml);
@@ -188,7 +200,7 @@ void acpi_dsdt(struct aml *aml, const struct acpi_config *config) {
     interrupt_model(aml);
     size_t scope = aml_scope(aml, "\\_SB_");
     processors(aml, config->vcpus);
-    pci_host(aml);
+    pci_host(aml, config);
     motherboard(aml);
     isa_device(aml, "COM1", "PNP0501", 1, LAYOUT_SERIAL_PORT, 8, LAYOUT_SERIAL_IRQ);
     isa_device(aml, "RTC_", "PNP0B00", 0, 0x70, 2, LAYOUT_RTC_IRQ);

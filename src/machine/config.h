@@ -41,6 +41,14 @@ enum boot_protocol {
     BOOT_PVH,     /* the ELF file at the 32-bit entry that its PVH note names */
 };
 
+/* What starts the guest: a kernel directly, or firmware that looks for a loader on the disks. */
+enum firmware_kind {
+    FIRMWARE_NONE,
+    FIRMWARE_OVMF,
+    FIRMWARE_SEABIOS,
+    FIRMWARE_FILE, /* firmware_file */
+};
+
 /* What becomes of the machine when its guest reboots, and when its kernel crashes. */
 enum reboot_policy { REBOOT_RESTART, REBOOT_STOP };
 enum panic_policy { PANIC_STOP, PANIC_HOLD };
@@ -49,11 +57,14 @@ struct machine_config {
     enum engine_kind engine;
     uint64_t memory; /* bytes */
     unsigned vcpus;
-    bool verify; /* the soft engine's interpreter and translator in lock-step */
-    const char *kernel;
+    bool verify;        /* the soft engine's interpreter and translator in lock-step */
+    const char *kernel; /* this and the next three: without firmware */
     const char *initrd; /* NULL: none */
     const char *cmdline;
     enum boot_protocol boot;
+    enum firmware_kind firmware;
+    const char *firmware_file;
+    const char *firmware_variables; /* a file; NULL: UEFI variables are not kept */
     struct disk_config disks[MACHINE_DISKS_MAX];
     unsigned disk_count;
     enum net_kind net;

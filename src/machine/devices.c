@@ -5,6 +5,8 @@
 
 #include "block/block.h"
 #include "device/acpi_pm.h"
+#include "device/debugcon.h"
+#include "device/fw_cfg.h"
 #include "device/hpet.h"
 #include "device/i8042.h"
 #include "device/pit.h"
@@ -55,6 +57,11 @@ static int create_buses(struct machine *machine, struct error *err) {
     return result == 0 ? pci_bus_create(platform, &pci, &platform->pci, err) : result;
 }
 
+static void keep(struct machine *machine, struct device *device) {
+    device->next = machine->devices;
+    machine->devices = device;
+}
+
 /* Makes a device and puts it on the machine's list. */
 static int add(struct machine *machine, const struct device_class *class, const char *name,
                const void *config, struct device **device, struct error *err) {
@@ -62,8 +69,7 @@ static int add(struct machine *machine, const struct device_class *class, const 
     int result = device_create(class, name, &machine->platform, config, &made, err);
     if (result < 0)
         return result;
-    made->next = machine->devices;
-    machine->devices = made;
+    keep(machine, made);
     if (device != NULL)
         *device = made;
     return 0;
@@ -99,12 +105,25 @@ static struct virtio_options virtio_options(const struct machine *machine) {
     return (struct virtio_options){.packed = machine->config.packed_rings};
 }
 
+/* One more place to boot from, as an Open Firmware path: the function that was just added. */
+static void add_boot_path(struct machine *machine, const char *node, const char *unit) {
+    const struct pci_function *function = NULL, *next = NULL;
+    size_t used = strlen(machine->boot_order);
+    while ((next = pci_bus_next(machine->platform.pci, next)) != NULL)
+        if (pci_function_slot(next) < Q35_LPC_SLOT)
+            function = next;
+    snprintf(machine->boot_order + used, sizeof machine->boot_order - used, "%s/pci@i0cf8/%s@%x/%s",
+             used > 0 ? "\n" : "", node, (unsigned)pci_function_slot(function), unit);
+}
+
 static int add_virtio_disk(struct machine *machine, unsigned index, struct error *err) {
     struct virtio_blk_config config = {.options = virtio_options(machine),
                                        .block = machine->blocks[index]};
     char name[16];
     snprintf(name, sizeof name, "disk%u", index);
-    return add(machine, &virtio_blk_class, name, &config, NULL, err);
+    int result = add(machine, &virtio_blk_class, name, &config, NULL, err);
+    add_boot_path(machine, "scsi", "disk@0,0");
+    return result;
 }
 
 /* True when the disk is a namespace of the controller that disk `first` has begun. */
@@ -122,7 +141,9 @@ static int add_nvme(struct machine *machine, unsigned first, unsigned number, st
         if (shares_controller(&disks[first], &disks[i]))
             config.blocks[config.count++] = machine->blocks[i];
     snprintf(name, sizeof name, "nvme%u", number);
-    return add(machine, &nvme_class, name, &config, NULL, err);
+    int result = add(machine, &nvme_class, name, &config, NULL, err);
+    add_boot_path(machine, "nvme", "namespace@1,0");
+    return result;
 }
 
 static bool is_shared(const struct machine *machine, unsigned index) {
@@ -171,6 +192,28 @@ static int create_virtio(struct machine *machine, struct error *err) {
     return result;
 }
 
+/* ---- Firmware ---- */
+
+static int create_firmware(struct machine *machine, struct error *err) {
+    struct device *flash, *fw_cfg = NULL;
+    if (machine->firmware == NULL)
+        return 0;
+    int result = firmware_map(machine->firmware, &machine->platform, &flash, err);
+    if (result == 0 && flash != NULL)
+        keep(machine, flash);
+    if (result == 0)
+        result = add(machine, &debugcon_class, "debugcon0", NULL, NULL, err);
+    if (result == 0)
+        result = add(machine, &fw_cfg_class, "fw_cfg0", NULL, &fw_cfg, err);
+    struct firmware_machine told = {
+        .fw_cfg = fw_cfg,
+        .ram_below_4g = low_ram(machine),
+        .ram_above_4g = machine->config.memory - low_ram(machine),
+        .vcpus = machine->config.vcpus,
+        .boot_order = firmware_is_uefi(machine->firmware) ? NULL : machine->boot_order};
+    return result == 0 ? firmware_configure(&told, err) : result;
+}
+
 int devices_create(struct machine *machine, struct error *err) {
     machine->platform.loop = machine->config.loop;
     machine->platform.request = machine_request;
@@ -181,7 +224,9 @@ int devices_create(struct machine *machine, struct error *err) {
         result = create_timers(machine, err);
     if (result == 0)
         result = create_chips(machine, err);
-    return result == 0 ? create_virtio(machine, err) : result;
+    if (result == 0)
+        result = create_virtio(machine, err);
+    return result == 0 ? create_firmware(machine, err) : result;
 }
 
 void devices_reset(struct machine *machine) {

@@ -36,6 +36,9 @@
 #define LAYOUT_BOOT_CMDLINE     UINT64_C(0x20000)
 #define LAYOUT_BOOT_CMDLINE_MAX UINT64_C(0x10000)
 
+/* What of firmware is to be found below 1 MiB. */
+#define LAYOUT_SHADOW_SIZE UINT64_C(0x20000)
+
 #define LAYOUT_ACPI_BASE UINT64_C(0xe0000)
 #define LAYOUT_ACPI_SIZE UINT64_C(0x20000)
 #define LAYOUT_RSDP      LAYOUT_ACPI_BASE
@@ -46,8 +49,12 @@
 #define LAYOUT_ECAM_SIZE   UINT64_C(0x10000000)
 #define LAYOUT_MMIO64_BASE UINT64_C(0x4000000000)
 #define LAYOUT_MMIO64_SIZE UINT64_C(0x1000000000)
-#define LAYOUT_CHIPS_BASE  UINT64_C(0xfec00000) /* up to 4 GiB: nothing else */
-#define LAYOUT_HPET_BASE   UINT64_C(0xfed00000)
+/* OVMF maps all that the processor can address with 2 MiB pages: with 48 bits, half a GiB of
+ * tables. Its PCI window above 4 GiB is the upper part of what is there. */
+#define LAYOUT_FIRMWARE_ADDRESS_BITS 40
+#define LAYOUT_FIRMWARE_MMIO64_BASE  UINT64_C(0x800000000)
+#define LAYOUT_CHIPS_BASE            UINT64_C(0xfec00000) /* up to 4 GiB: nothing else */
+#define LAYOUT_HPET_BASE             UINT64_C(0xfed00000)
 
 enum {
     LAYOUT_PCI_IO_BASE = 0xc000,

@@ -186,20 +186,26 @@ static int write_acpi(struct machine *machine, uint64_t *rsdp, struct error *err
     return result < 0 ? error_set(err, result, "the ACPI tables do not fit in memory") : 0;
 }
 
-/* What firmware and boot loader would do. vCPUs parked or not yet there, devices reset. */
-static int start_guest(struct machine *machine, struct error *err) {
-    struct x86_state state;
+/* What firmware and boot loader would do: the state that the first vCPU starts in. */
+static int load_kernel(struct machine *machine, struct x86_state *state, struct error *err) {
     uint64_t rsdp = 0;
     q35_set_up(machine->q35, LAYOUT_ECAM_BASE, LAYOUT_PM1_EVENT_PORT);
     int result = pci_bus_assign(machine->platform.pci, err);
     if (result == 0)
         result = write_acpi(machine, &rsdp, err);
-    if (result < 0)
-        return result;
+    return result == 0 ? boot_load(machine->boot, machine->platform.memory, rsdp, state, err)
+                       : result;
+}
+
+/* vCPUs parked or not yet there, devices reset. */
+static int start_guest(struct machine *machine, struct error *err) {
+    struct x86_state state;
     for (unsigned i = 0; i < machine->config.vcpus; i++)
         vcpu_reset(machine->vcpus[i].vcpu, false);
     vcpu_get_state(machine->vcpus[0].vcpu, &state);
-    result = boot_load(machine->boot, machine->platform.memory, rsdp, &state, err);
+    int result = machine->firmware != NULL
+                     ? firmware_start(machine->firmware, machine->platform.memory, err)
+                     : load_kernel(machine, &state, err);
     if (result == 0)
         result = vcpu_set_state(machine->vcpus[0].vcpu, &state, err);
     machine->started_ns = vm_clock_ns(machine->platform.clock);
@@ -362,6 +368,7 @@ static int create_vcpus(struct machine *machine, struct error *err) {
         .irqchip = machine->platform.irqchip,
         .clock = machine->platform.clock,
         .vcpus = machine->config.vcpus,
+        .address_bits = machine->firmware != NULL ? LAYOUT_FIRMWARE_ADDRESS_BITS : 0,
         .verify = machine->config.verify,
     };
     int result =
@@ -377,8 +384,11 @@ static int create(struct machine *machine, struct error *err) {
     const struct machine_config *config = &machine->config;
     int result = check(config, err);
     if (result == 0)
-        result = boot_open(config->kernel, config->initrd, config->cmdline, config->boot,
-                           &machine->boot, err);
+        result = config->firmware != FIRMWARE_NONE
+                     ? firmware_open(config->firmware, config->firmware_file,
+                                     config->firmware_variables, &machine->firmware, err)
+                     : boot_open(config->kernel, config->initrd, config->cmdline, config->boot,
+                                 &machine->boot, err);
     if (result == 0)
         result = devices_create(machine, err);
     if (result == 0)
@@ -415,6 +425,7 @@ void machine_destroy(struct machine *machine) {
         engine_destroy(machine->engine);
     devices_destroy(machine);
     boot_close(machine->boot);
+    firmware_close(machine->firmware);
     pthread_cond_destroy(&machine->changed);
     lock_destroy(&machine->lock);
     free(machine);
@@ -468,7 +479,8 @@ void machine_describe_engine(const struct machine *machine, char *text, size_t s
 }
 
 const char *machine_describe_boot(const struct machine *machine) {
-    return boot_describe(machine->boot);
+    return machine->firmware != NULL ? firmware_describe(machine->firmware)
+                                     : boot_describe(machine->boot);
 }
 
 void machine_counters(struct machine *machine, struct vcpu_counters *counters) {

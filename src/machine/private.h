@@ -7,10 +7,11 @@
 
 #include "base/lock.h"
 #include "machine/boot.h"
+#include "machine/firmware.h"
 #include "machine/machine.h"
 #include "pci/pci.h"
 
-enum { MACHINE_VCPUS_MAX = 1 };
+enum { MACHINE_VCPUS_MAX = 1, BOOT_ORDER_MAX = 1024 };
 
 struct block;
 
@@ -41,7 +42,9 @@ struct machine {
     struct platform platform;
     struct engine *engine;
     const char *engine_why;
-    struct boot *boot;
+    struct boot *boot;         /* or */
+    struct firmware *firmware; /* with config.firmware */
+    char boot_order[BOOT_ORDER_MAX];
     struct device *devices; /* the newest first */
     struct device *acpi_pm, *q35, *vsock;
     struct block *blocks[MACHINE_DISKS_MAX];

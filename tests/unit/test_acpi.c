@@ -78,6 +78,30 @@ static void tables_are_linked_and_sum_up(void **state) {
     assert_memory_equal(tables + (load_le32(found[1].bytes + 36) - GPA), "FACS", 4);
 }
 
+/* Firmware that does what the links say gets the same tables. */
+static void links_make_the_same_tables(void **state) {
+    (void)state;
+    static uint8_t linked[SIZE];
+    struct acpi_config config = {.vcpus = 3};
+    struct acpi_links links;
+    uint8_t rsdp[ACPI_RSDP_SIZE] = {0};
+    assert_int_equal(acpi_build_linked(&config, linked, sizeof linked, rsdp, &links), length);
+    for (unsigned i = 0; i < links.pointer_count; i++) {
+        uint8_t *at = linked + links.pointers[i].at;
+        store_le(at, load_le(at, links.pointers[i].size) + GPA, links.pointers[i].size);
+    }
+    for (unsigned i = 0; i < links.sum_count; i++) {
+        const struct acpi_sum *s = &links.sums[i];
+        assert_int_equal(linked[s->at], 0);
+        linked[s->at] = (uint8_t)-sum(linked + s->start, s->length);
+    }
+    assert_memory_equal(linked + 64, tables + 64, length - 64);
+    store_le64(rsdp + ACPI_RSDP_XSDT, load_le64(rsdp + ACPI_RSDP_XSDT) + GPA);
+    rsdp[8] = (uint8_t)-sum(rsdp, 20);
+    rsdp[32] = (uint8_t)-sum(rsdp, sizeof rsdp);
+    assert_memory_equal(rsdp, tables, sizeof rsdp);
+}
+
 static void processors_are_listed(void **state) {
     (void)state;
     struct table found[TABLES];
@@ -135,6 +159,7 @@ static void iasl_agrees(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(tables_are_linked_and_sum_up, setup),
+        cmocka_unit_test_setup(links_make_the_same_tables, setup),
         cmocka_unit_test_setup(processors_are_listed, setup),
         cmocka_unit_test_setup(what_does_not_fit_is_refused, setup),
         cmocka_unit_test_setup(iasl_agrees, setup),

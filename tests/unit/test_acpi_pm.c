@@ -119,8 +119,42 @@ static void controller_answers_probes(void **state) {
     outb(0x60, 0x47);
     outb(0x64, 0x20);
     assert_int_equal(inb(0x60), 0x47);
-    outb(0x60, 0xff); /* nobody answers */
+}
+
+static void keyboard_says(const char *answers, unsigned count) {
+    for (unsigned i = 0; i < count; i++) {
+        assert_true(inb(0x64) & 1);
+        assert_int_equal(inb(0x60), (uint8_t)answers[i]);
+    }
     assert_false(inb(0x64) & 1);
+}
+
+/* Firmware waits for seconds for one that does not answer. */
+static void keyboard_answers(void **state) {
+    (void)state;
+    rig_route(1, 0);
+    outb(0x60, 0xff);
+    keyboard_says("\xfa\xaa", 2);
+    assert_int_equal(rig_interrupts(1), 0);
+    outb(0x64, 0x60);
+    outb(0x60, 1); /* interrupt on */
+    outb(0x60, 0xf2);
+    assert_int_equal(rig_interrupts(1), 1);
+    keyboard_says("\xfa\xab\x83", 3);
+    assert_int_equal(rig_interrupts(1), 2); /* one for each byte */
+    outb(0x60, 0xed);
+    keyboard_says("\xfa", 1);
+    outb(0x60, 7);
+    keyboard_says("\xfa", 1);
+    outb(0x60, 0xf0);
+    keyboard_says("\xfa", 1);
+    outb(0x60, 0);
+    keyboard_says("\xfa\x02", 2);
+    outb(0x60, 0x33);
+    keyboard_says("\xfe", 1);
+    for (unsigned i = 0; i < 20; i++)
+        outb(0x60, 0xf4); /* what nobody reads is lost */
+    keyboard_says("\xfa\xfa\xfa\xfa", 4);
 }
 
 static void panics_are_told(void **state) {
@@ -141,6 +175,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(sleep_type_5_powers_off, setup, teardown),
         cmocka_unit_test_setup_teardown(resets, setup, teardown),
         cmocka_unit_test_setup_teardown(controller_answers_probes, setup, teardown),
+        cmocka_unit_test_setup_teardown(keyboard_answers, setup, teardown),
         cmocka_unit_test_setup_teardown(panics_are_told, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

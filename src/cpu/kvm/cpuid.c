@@ -131,7 +131,7 @@ static void add_topology(struct kvm_cpuid2 *cpuid, unsigned vcpus) {
 
 static void describe_vm(struct kvm_engine *engine) {
     struct kvm_cpuid2 *cpuid = engine->cpuid;
-    unsigned vcpus = engine->engine.config.vcpus;
+    unsigned vcpus = engine->engine.config.vcpus, wanted = engine->engine.config.address_bits;
     struct kvm_cpuid_entry2 *entry = find(cpuid, 1, 0);
     if (entry != NULL) {
         entry->ecx |= BIT(21) | BIT(31); /* x2APIC, a hypervisor is present */
@@ -144,8 +144,11 @@ static void describe_vm(struct kvm_engine *engine) {
     if (entry != NULL)
         entry->ecx = vcpus > 1 ? entry->ecx | BIT(1) : entry->ecx & ~BIT(1);
     entry = find(cpuid, 0x80000008, 0);
-    if (entry != NULL) /* AMD: bits of an APIC id, cores - 1 */
+    if (entry != NULL) { /* AMD: bits of an APIC id, cores - 1 */
         entry->ecx = id_bits(vcpus) << 12 | (vcpus - 1);
+        if (wanted != 0 && wanted < (entry->eax & 0xff))
+            entry->eax = (entry->eax & ~UINT32_C(0xff)) | wanted;
+    }
     for (uint32_t i = 0; (entry = find(cpuid, 4, i)) != NULL; i++) {
         if (entry->eax & 0x1f) /* Intel: who shares a cache; level 3 is everybody's */
             entry->eax = (entry->eax & 0x3fff) |

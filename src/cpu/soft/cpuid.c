@@ -7,7 +7,7 @@
 #include "cpu/soft/soft.h"
 
 enum { EAX, EBX, ECX, EDX };
-enum { PHYSICAL_BITS = 48, LINEAR_BITS = 48, CACHE_LINE = 64 };
+enum { LINEAR_BITS = 48, CACHE_LINE = 64 };
 enum { LEAF_MAX = 0x16 };
 #define LEAF_HYPERVISOR     UINT32_C(0x40000000)
 #define LEAF_HYPERVISOR_MAX UINT32_C(0x40000010)
@@ -175,7 +175,7 @@ static void extended(const struct soft_cpu *cpu, uint32_t leaf, uint32_t out[4])
         break;
     case 8:
         fill_features(cpu, CPUID_EXT_8, out);
-        out[EAX] = LINEAR_BITS << 8 | PHYSICAL_BITS;
+        out[EAX] = LINEAR_BITS << 8 | cpu->address_bits;
         out[ECX] = id_bits(cpu) << 12 | (vcpu_count(cpu) - 1);
         break;
     case 0x21: fill_features(cpu, CPUID_EXT_21, out); break;

@@ -227,6 +227,10 @@ void mmu_forget_writes(struct soft_cpu *cpu);
 
 /* Tells of writes to [gpa, gpa+length), which is watched code: listeners run at once. */
 void mmu_code_written(struct soft_cpu *cpu, uint64_t gpa, size_t length);
+/* A write to a device or port by this vCPU: where it changes what memory shows (a BAR that moves,
+ * flash that turns from array to registers) the next access sees it. */
+void mmu_io_write(struct soft_cpu *cpu, uint64_t gpa, uint64_t value, unsigned size);
+void mmu_port_write(struct soft_cpu *cpu, uint16_t port, uint32_t value, unsigned size);
 
 /* ---- access.c ---- */
 

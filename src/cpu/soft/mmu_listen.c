@@ -27,6 +27,20 @@ void mmu_code_written(struct soft_cpu *cpu, uint64_t gpa, size_t length) {
     mmu_here = before;
 }
 
+void mmu_io_write(struct soft_cpu *cpu, uint64_t gpa, uint64_t value, unsigned size) {
+    struct mmu *before = mmu_here;
+    mmu_here = mmu_of(cpu);
+    memory_io_write(cpu->memory, gpa, value, size);
+    mmu_here = before;
+}
+
+void mmu_port_write(struct soft_cpu *cpu, uint16_t port, uint32_t value, unsigned size) {
+    struct mmu *before = mmu_here;
+    mmu_here = mmu_of(cpu);
+    port_write(cpu->vcpu.engine->config.ports, port, value, size);
+    mmu_here = before;
+}
+
 void mmu_watch_code(struct soft_cpu *cpu, const void *host_page) {
     level1_drop_host_writes(cpu, host_page);
     if (cpu->vcpu.engine == NULL || cpu->vcpu.engine->config.vcpus <= 1)

@@ -53,7 +53,7 @@ static inline uint64_t outside_io_read(struct soft_cpu *cpu, uint64_t gpa, unsig
 static inline void outside_io_write(struct soft_cpu *cpu, uint64_t gpa, uint64_t value,
                                     unsigned size) {
     jit_spill(cpu);
-    memory_io_write(cpu->memory, gpa, value, size);
+    mmu_io_write(cpu, gpa, value, size);
 }
 
 static inline uint32_t outside_lapic_read(struct soft_cpu *cpu, unsigned offset) {
@@ -109,7 +109,7 @@ static inline uint32_t outside_port_read(struct soft_cpu *cpu, uint16_t port, un
 static inline void outside_port_write(struct soft_cpu *cpu, uint16_t port, uint32_t value,
                                       unsigned size) {
     jit_spill(cpu);
-    port_write(cpu->vcpu.engine->config.ports, port, value, size);
+    mmu_port_write(cpu, port, value, size);
 }
 
 static inline void outside_invalidate_all(struct soft_cpu *cpu) {
@@ -143,7 +143,7 @@ static inline _Noreturn void outside_unwind(struct soft_cpu *cpu) {
 
 #pragma GCC poison longjmp mmu_code_written memory_io_read memory_io_write
 #pragma GCC poison vm_clock_tsc lapic_msr_read lapic_msr_write lapic_set_base
-#pragma GCC poison lapic_set_tsc_deadline port_read port_write block_invalidate_all xsave_in_use
+#pragma GCC poison lapic_set_tsc_deadline port_read port_write mmu_io_write mmu_port_write block_invalidate_all xsave_in_use
 #pragma GCC poison getrandom log_write log_limit_pass snprintf
 #pragma GCC poison lapic_mmio_read lapic_mmio_write pthread_mutex_lock pthread_mutex_unlock
 

@@ -114,6 +114,9 @@ enum cpuid_group {
     CPUID_GROUPS
 };
 
+/* Of physical addresses; fewer when the machine wants it (engine_config.address_bits). */
+enum { ADDRESS_BITS_MOST = 48 };
+
 struct block;
 struct block_cache;
 
@@ -188,6 +191,8 @@ struct soft_cpu {
     struct block_cache *blocks;
     uint64_t features[(FEAT_COUNT + 63) / 64];
     uint32_t cpuid_features[CPUID_GROUPS][4]; /* EAX, EBX, ECX, EDX */
+    uint8_t address_bits;                     /* of physical addresses, CPUID 80000008h */
+    uint64_t pte_beyond;                      /* bits of an entry's address that go past them */
     uint32_t tsc_khz;
     struct vcpu_exit exit;
     struct vcpu_counters counters;

@@ -14,11 +14,9 @@ enum {
     PTE_D = 1 << 6,
     PTE_PS = 1 << 7,
     PTE_G = 1 << 8,
-    PHYSICAL_BITS = 48, /* CPUID 80000008h, cpuid.c */
 };
 #define PTE_NX      (UINT64_C(1) << 63)
-#define PTE_ADDRESS (((UINT64_C(1) << PHYSICAL_BITS) - 1) & PAGE_MASK)
-#define PTE_BEYOND  (((UINT64_C(1) << 52) - 1) & ~((UINT64_C(1) << PHYSICAL_BITS) - 1))
+#define PTE_ADDRESS (((UINT64_C(1) << ADDRESS_BITS_MOST) - 1) & PAGE_MASK)
 
 /* One level's entry: where it is and what it held when it was read. */
 struct entry {
@@ -160,7 +158,8 @@ static struct mmu_directory *directory_slot(const struct walker *w, uint64_t *ta
 
 /* The last level of PAE and four-level paging, its table known. */
 static enum walk_result walk_table(struct walker *w, uint64_t table, struct walk *walk) {
-    if (!next_level(w, table + (w->linear >> 12 & 511) * 8, 8) || !entry_check(w, PTE_BEYOND))
+    if (!next_level(w, table + (w->linear >> 12 & 511) * 8, 8) ||
+        !entry_check(w, w->cpu->pte_beyond))
         return WALK_FAULT;
     entry_rights(w);
     uint64_t value = w->entry[w->levels - 1].value;
@@ -173,7 +172,7 @@ static enum walk_result walk_table(struct walker *w, uint64_t table, struct walk
 static enum walk_result walk_large(struct walker *w, unsigned shift, struct walk *walk) {
     uint64_t value = w->entry[w->levels - 1].value, size = UINT64_C(1) << shift;
     /* Bit 12 is PAT; the others below the page's size are reserved. */
-    if (!entry_check(w, PTE_BEYOND | ((size - 1) & PAGE_MASK & ~UINT64_C(0x1000))))
+    if (!entry_check(w, w->cpu->pte_beyond | ((size - 1) & PAGE_MASK & ~UINT64_C(0x1000))))
         return WALK_FAULT;
     entry_rights(w);
     walk->gpa = (value & PTE_ADDRESS & ~(size - 1)) | (w->linear & (size - 1) & PAGE_MASK);
@@ -191,7 +190,7 @@ static enum walk_result walk_upper(struct walker *w, uint64_t table, unsigned sh
         uint64_t value = w->entry[w->levels - 1].value;
         if (shift < 39 && (value & (PTE_P | PTE_PS)) == (PTE_P | PTE_PS))
             return walk_large(w, shift, walk);
-        if (!entry_check(w, PTE_BEYOND | (shift == 39 ? PTE_PS : 0)))
+        if (!entry_check(w, w->cpu->pte_beyond | (shift == 39 ? PTE_PS : 0)))
             return WALK_FAULT;
         entry_rights(w);
         table = value & PTE_ADDRESS;
@@ -216,7 +215,7 @@ static enum walk_result walk_pae(struct walker *w, struct walk *walk) {
         w->error = 0;
         return WALK_FAULT;
     }
-    if (top.value & (PTE_BEYOND | (UINT64_C(0xfff) << 52) | 0x1e6)) {
+    if (top.value & (w->cpu->pte_beyond | (UINT64_C(0xfff) << 52) | 0x1e6)) {
         w->error = PF_PRESENT | PF_RESERVED;
         return WALK_FAULT;
     }
