@@ -11,14 +11,19 @@
 
 #include "../tests/unit/platform_rig.h"
 #include "device/acpi_pm.h"
+#include "device/flash.h"
+#include "device/fw_cfg.h"
 #include "device/hpet.h"
 #include "device/i8042.h"
 #include "device/pit.h"
 #include "device/pvpanic.h"
+#include "device/q35.h"
 #include "device/rtc.h"
 #include "device/serial.h"
 
-enum { DEVICES = 7, STEP_MAX = 4096, HPET = 0xfed00000 };
+enum { DEVICES = 10, STEP_MAX = 4096, HPET = 0xfed00000 };
+enum { FLASH_SIZE = 2 * FLASH_BLOCK };
+#define FLASH UINT64_C(0xffc00000)
 
 struct input {
     const uint8_t *bytes;
@@ -83,9 +88,9 @@ static uint64_t address(struct input *input) {
                                      0xc0000000,
                                      0xc0001000,
                                      UINT64_C(0x4000000000),
-                                     0};
+                                     FLASH};
     uint64_t where = take(input, 2);
-    return bases[where & 7] + (where >> 3 & 0xfff);
+    return bases[where & 7] + (where >> 3 & 0x1fff);
 }
 
 static void step(struct input *input, struct pci_function *function, struct chardev *chardev) {
@@ -120,17 +125,23 @@ static void step(struct input *input, struct pci_function *function, struct char
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length);
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length) {
+    static const uint8_t erased[FLASH_SIZE];
     struct input input = {bytes, length};
     struct chardev chardev = {.ops = &chardev_ops};
     rig_start();
     struct pci_function *function = make_function();
     struct device *pit = rig_device(&pit_class, NULL), *rtc = rig_device(&rtc_class, NULL);
+    struct device *pm =
+        rig_device(&acpi_pm_class, &(struct acpi_pm_config){.base = 0x600, .sci = 9});
     struct device *devices[DEVICES] = {
         pit,
         rtc,
         rig_device(&hpet_class, &(struct hpet_config){.base = HPET, .pit = pit, .rtc = rtc}),
-        rig_device(&acpi_pm_class, &(struct acpi_pm_config){.base = 0x600, .sci = 9}),
+        pm,
         rig_device(&i8042_class, NULL),
+        rig_device(&fw_cfg_class, NULL),
+        rig_device(&flash_class, &(struct flash_config){FLASH, erased, FLASH_SIZE, -1}),
+        rig_device(&q35_class, &(struct q35_config){.acpi_pm = pm}),
         rig_device(&pvpanic_class, &(struct pvpanic_config){.port = 0x505}),
         rig_device(&serial_class,
                    &(struct serial_config){.port = 0x3f8, .gsi = 4, .chardev = &chardev}),

@@ -109,10 +109,6 @@ static void find_features(struct soft_cpu *cpu) {
 
 void cpuid_init_features(struct soft_cpu *cpu) {
     find_features(cpu);
-    unsigned wanted = cpu->vcpu.engine->config.address_bits;
-    cpu->address_bits =
-        (uint8_t)(wanted != 0 && wanted < ADDRESS_BITS_MOST ? wanted : ADDRESS_BITS_MOST);
-    cpu->pte_beyond = ((UINT64_C(1) << 52) - 1) & ~((UINT64_C(1) << cpu->address_bits) - 1);
     memset(cpu->cpuid_features, 0, sizeof cpu->cpuid_features);
     for (size_t i = 0; i < ARRAY_SIZE(feature_bits); i++) {
         const struct feature_bit *f = &feature_bits[i];

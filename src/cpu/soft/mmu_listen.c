@@ -137,10 +137,18 @@ void mmu_serve_requests(struct soft_cpu *cpu) {
 
 /* ---- Life ---- */
 
+static void init_address_bits(struct soft_cpu *cpu) {
+    unsigned wanted = cpu->vcpu.engine != NULL ? cpu->vcpu.engine->config.address_bits : 0;
+    cpu->address_bits =
+        (uint8_t)(wanted != 0 && wanted < ADDRESS_BITS_MOST ? wanted : ADDRESS_BITS_MOST);
+    cpu->pte_beyond = ((UINT64_C(1) << 52) - 1) & ~((UINT64_C(1) << cpu->address_bits) - 1);
+}
+
 int mmu_init(struct soft_cpu *cpu, struct error *err) {
     struct mmu *mmu = calloc(1, sizeof *mmu);
     if (mmu == NULL)
         return error_set_errno(err, -ENOMEM, "no memory for a vCPU's translations");
+    init_address_bits(cpu);
     mmu->cpu = cpu;
     cpu->mmu = mmu;
     cpu->tlb = cpu->tlbs[TLB_SUPERVISOR];
