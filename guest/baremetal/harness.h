@@ -34,6 +34,7 @@ enum request_operation {
     REQUEST_LINE_LATER = 7,      /* irq_set(a, b) by another thread, soon */
     REQUEST_EXPECT_ANYTHING = 8, /* whatever ends this round is right, or nothing within b ms; the
                                     program is started again until it has been a times */
+    REQUEST_PROCESSORS = 9,      /* answers how many there are */
 };
 
 struct request {

@@ -14,6 +14,7 @@
 enum {
     OPT_ENGINE,
     OPT_MEMORY,
+    OPT_CPUS,
     OPT_KERNEL,
     OPT_INITRD,
     OPT_APPEND,
@@ -37,6 +38,7 @@ enum {
 const struct option_spec run_options[] = {
     [OPT_ENGINE] = {"engine", 0, "auto|soft|kvm", "what runs the guest's code (auto: the faster)"},
     [OPT_MEMORY] = {"memory", 'm', "SIZE", "the guest's memory (512M)"},
+    [OPT_CPUS] = {"cpus", 'c', "N", "the guest's processors (1)"},
     [OPT_KERNEL] = {"kernel", 'k', "FILE", "a bzImage or ELF kernel instead of the default guest's",
                     .path = true},
     [OPT_INITRD] = {"initrd", 'i', "FILE", "an initramfs instead of the default guest's",
@@ -84,6 +86,16 @@ static const char *const disk_devices[] = {"virtio", "nvme", NULL};
             return choice_;                                                                        \
         (field) = choice_;                                                                         \
     } while (0)
+
+static int parse_cpus(struct machine_config *machine, const char *value, struct error *err) {
+    char *end;
+    unsigned long count = strtoul(value, &end, 10);
+    if (*value < '0' || *value > '9' || *end != 0 || count < 1 || count > MACHINE_VCPUS_MAX)
+        return error_set(err, -EINVAL, "--cpus: '%.40s' is no number from 1 to %d", value,
+                         MACHINE_VCPUS_MAX);
+    machine->vcpus = (unsigned)count;
+    return 0;
+}
 
 static int parse_publish(struct machine_config *machine, const char *value, struct error *err) {
     if (machine->publish_count == MACHINE_PUBLISH_MAX)
@@ -175,6 +187,7 @@ int run_take_option(struct run_config *config, int option, char *value, struct e
     switch (option) {
     case OPT_ENGINE: CHOOSE(machine->engine, "engine", engines); break;
     case OPT_MEMORY: return parse_memory(machine, value, err);
+    case OPT_CPUS: return parse_cpus(machine, value, err);
     case OPT_KERNEL: machine->kernel = value; break;
     case OPT_INITRD: machine->initrd = value; break;
     case OPT_APPEND: config->append = value; break;
@@ -228,6 +241,10 @@ int run_check(struct run_config *config, struct error *err) {
                          "and --append, or use --firmware none");
     if (machine->firmware == FIRMWARE_NONE && machine->firmware_variables != NULL)
         return error_set(err, -EINVAL, "--firmware-vars needs a firmware: --firmware ovmf");
+    if (machine->verify && machine->vcpus > 1)
+        return error_set(err, -EINVAL,
+                         "--verify compares one vCPU with itself; leave out --cpus %u",
+                         machine->vcpus);
     if (machine->net == NET_NONE && machine->publish_count > 0)
         return error_set(err, -EINVAL, "--publish needs a network; leave out --net none");
     return 0;

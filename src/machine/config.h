@@ -16,7 +16,7 @@
 struct chardev;
 struct loop;
 
-enum { MACHINE_DISKS_MAX = 16, MACHINE_PUBLISH_MAX = 32 };
+enum { MACHINE_VCPUS_MAX = 64, MACHINE_DISKS_MAX = 16, MACHINE_PUBLISH_MAX = 32 };
 
 /* RAM a machine may have; above what the host has is refused as well. */
 #define MACHINE_MEMORY_MIN     MIB(2)

@@ -89,6 +89,9 @@ static void wait_for_decision(struct machine *machine) {
 static void *vcpu_main(void *argument) {
     struct machine_vcpu *self = argument;
     struct machine *machine = self->machine;
+    char name[16];
+    snprintf(name, sizeof name, "vcpu %u", (unsigned)(self - machine->vcpus));
+    pthread_setname_np(pthread_self(), name);
     atomic_store(&self->thread_id, (int)syscall(SYS_gettid));
     while (may_run(machine)) {
         struct vcpu_exit exit = {0};
@@ -200,8 +203,10 @@ static int load_kernel(struct machine *machine, struct x86_state *state, struct 
 /* vCPUs parked or not yet there, devices reset. */
 static int start_guest(struct machine *machine, struct error *err) {
     struct x86_state state;
-    for (unsigned i = 0; i < machine->config.vcpus; i++)
+    for (unsigned i = 0; i < machine->config.vcpus; i++) {
+        machine->vcpus[i].exit = (struct vcpu_exit){0};
         vcpu_reset(machine->vcpus[i].vcpu, false);
+    }
     vcpu_get_state(machine->vcpus[0].vcpu, &state);
     int result = machine->firmware != NULL
                      ? firmware_start(machine->firmware, machine->platform.memory, err)
@@ -289,8 +294,14 @@ static void serve_reset(struct machine *machine) {
 /* An empty interrupt table under the processor's feet is a way of old to reset a PC. */
 static bool is_deliberate(struct machine *machine) {
     struct x86_state state;
-    vcpu_get_state(machine->vcpus[0].vcpu, &state);
-    return state.idtr.limit == 0;
+    for (unsigned i = 0; i < machine->config.vcpus; i++) {
+        if (machine->vcpus[i].exit.stop != VCPU_SHUTDOWN)
+            continue;
+        vcpu_get_state(machine->vcpus[i].vcpu, &state);
+        if (state.idtr.limit != 0)
+            return false;
+    }
+    return true;
 }
 
 static void serve_triple_fault(struct machine *machine) {

@@ -11,7 +11,7 @@
 #include "machine/machine.h"
 #include "pci/pci.h"
 
-enum { MACHINE_VCPUS_MAX = 1, BOOT_ORDER_MAX = 1024 };
+enum { BOOT_ORDER_MAX = 1024 };
 
 struct block;
 

@@ -31,6 +31,7 @@ int memory_create(struct memory **memory, struct error *err) {
 
 static void free_ram(struct ram_region *region) {
     free((void *)region->flags);
+    free((void *)region->watchers);
     munmap(region->mapping, region->mapping_size);
 }
 
@@ -115,12 +116,12 @@ static int add_region(struct memory *memory, struct ram_region *region, const vo
     int rc = check_region(memory, region->name, region->gpa, region->size, err);
     if (rc < 0)
         return rc;
-    region->flags = calloc(region->size >> PAGE_SHIFT, 1);
-    if (region->flags == NULL)
-        return error_set_errno(err, -ENOMEM, "memory %s", region->name);
-    rc = map_region(region);
+    region->flags = calloc(region->size >> PAGE_SHIFT, sizeof *region->flags);
+    region->watchers = calloc(region->size >> PAGE_SHIFT, sizeof *region->watchers);
+    rc = region->flags != NULL && region->watchers != NULL ? map_region(region) : -ENOMEM;
     if (rc < 0) {
         free((void *)region->flags);
+        free((void *)region->watchers);
         return error_set_errno(err, rc, "memory %s: cannot reserve %ju MiB", region->name,
                                (uintmax_t)(region->size >> 20));
     }
@@ -312,6 +313,53 @@ static int write_all(struct memory *memory, uint64_t gpa, const void *from, size
         length -= n;
     }
     return 0;
+}
+
+/* ---- Watched code ---- */
+
+static _Atomic(uint64_t) *page_watchers(const struct ram_region *region, uint64_t gpa) {
+    return &region->watchers[(gpa - region->gpa) >> PAGE_SHIFT];
+}
+
+uint8_t memory_watch(struct memory *memory, uint64_t gpa, unsigned watcher) {
+    const struct ram_region *region = memory_region(memory, gpa);
+    if (region == NULL)
+        return 0;
+    _Atomic(uint8_t) *flags = page_flags(region, gpa);
+    uint8_t before = atomic_load(flags);
+    lock_take(&memory->lock);
+    atomic_fetch_or(page_watchers(region, gpa), UINT64_C(1) << watcher);
+    while (!atomic_compare_exchange_weak(flags, &before,
+                                         (uint8_t)((before & ~MEM_PAGE_WRITTEN) | MEM_PAGE_CODE))) {
+    }
+    lock_release(&memory->lock);
+    return before;
+}
+
+void memory_unwatch(struct memory *memory, uint64_t gpa, unsigned watcher) {
+    const struct ram_region *region = memory_region(memory, gpa);
+    uint64_t bit = UINT64_C(1) << watcher;
+    if (region == NULL)
+        return;
+    lock_take(&memory->lock);
+    if (atomic_fetch_and(page_watchers(region, gpa), ~bit) == bit)
+        atomic_fetch_and(page_flags(region, gpa), (uint8_t)~MEM_PAGE_CODE);
+    lock_release(&memory->lock);
+}
+
+bool memory_is_watched_by(const struct memory *memory, uint64_t gpa, unsigned watcher) {
+    const struct ram_region *region = memory_region(memory, gpa);
+    return region != NULL && atomic_load(page_watchers(region, gpa)) >> watcher & 1;
+}
+
+uint64_t memory_gpa_of_flags(const struct memory *memory, const _Atomic(uint8_t) *flags) {
+    for (unsigned i = 0; i < memory->ram_count; i++) {
+        const struct ram_region *region = &memory->ram[i];
+        uintptr_t page = (uintptr_t)flags - (uintptr_t)region->flags;
+        if (page < region->size >> PAGE_SHIFT)
+            return region->gpa + ((uint64_t)page << PAGE_SHIFT);
+    }
+    return UINT64_MAX;
 }
 
 /* ---- Freezing ---- */

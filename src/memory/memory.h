@@ -141,6 +141,9 @@ enum {
 enum {
     MEM_PAGE_DIRTY = 1, /* written since the dirty log was last fetched */
     MEM_PAGE_CODE = 2,  /* an engine holds decoded or translated code of this page */
+    /* An engine's vCPU may have kept the page's address for writing, to use it without a look at
+     * these flags, since the page was last asked to be watched. */
+    MEM_PAGE_WRITTEN = 4,
 };
 
 /* A page as a view shows it. host is NULL when no memory is there (I/O or nothing). */
@@ -154,13 +157,28 @@ struct mem_page {
 
 /*
  * Finds the 4 KiB page of a guest-physical address in a view. Wait-free.
- * An engine that is going to write through `host` sets MEM_PAGE_DIRTY first,
- * and calls memory_code_written after it wrote to a page with MEM_PAGE_CODE.
+ * An engine that is going to write through `host` sets MEM_PAGE_DIRTY first
+ * (and MEM_PAGE_WRITTEN before it keeps `host`), and calls memory_code_written
+ * after it wrote to a page with MEM_PAGE_CODE.
  */
 void view_page(const struct view *view, uint64_t gpa, struct mem_page *page);
 
+/*
+ * Who holds code of a page: `watcher` (a vCPU's number) is about to read the
+ * first of it, or has dropped the last. MEM_PAGE_CODE is set as long as there
+ * are any. memory_watch clears MEM_PAGE_WRITTEN and returns the flags as they
+ * were; a full barrier.
+ */
+enum { MEM_WATCHERS_MAX = 64 };
+uint8_t memory_watch(struct memory *memory, uint64_t gpa, unsigned watcher);
+void memory_unwatch(struct memory *memory, uint64_t gpa, unsigned watcher);
+bool memory_is_watched_by(const struct memory *memory, uint64_t gpa, unsigned watcher);
+
+/* The address of the page whose flag byte this is. */
+uint64_t memory_gpa_of_flags(const struct memory *memory, const _Atomic(uint8_t) *flags);
+
 /* Any vCPU wrote to [gpa, gpa+length) of a page marked MEM_PAGE_CODE: listeners are told (on this
- * thread) after the bytes changed. The page's flag stays until the listener clears it. */
+ * thread) after the bytes changed. */
 void memory_code_written(struct memory *memory, uint64_t gpa, size_t length);
 
 /*

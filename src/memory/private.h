@@ -1,10 +1,10 @@
 /*
  * What memory.c and view.c share. Nobody else includes this.
  *
- * Locks: memory->lock guards the I/O regions, the list of views and changes of
- * views. RAM regions change only during assembly and are read without a lock.
- * listeners_lock is held for reading while listeners are told, so that
- * removing one waits for calls in flight.
+ * Locks: memory->lock guards the I/O regions, the list of views, changes of
+ * views and of pages' watchers. RAM regions change only during assembly and are read without a
+ * lock. listeners_lock is held for reading while listeners are told, so that removing one waits for
+ * calls in flight.
  */
 #ifndef LODGE_MEMORY_PRIVATE_H
 #define LODGE_MEMORY_PRIVATE_H
@@ -29,7 +29,8 @@ struct ram_region {
     char name[REGION_NAME];
     uint64_t gpa, size;
     uint8_t *host;
-    _Atomic(uint8_t) *flags; /* one byte a page */
+    _Atomic(uint8_t) *flags;     /* one byte a page */
+    _Atomic(uint64_t) *watchers; /* who holds code of a page: a bit for each vCPU */
     bool rom;
     void *mapping; /* with its guard pages */
     size_t mapping_size;

@@ -2,11 +2,11 @@
  * Runs a bare-metal test program (guest/baremetal) on one engine and reports
  * its results: exit code 0 passed, 1 failed, 77 skipped.
  *
- *     run_baremetal soft|kvm PROGRAM.elf
+ *     run_baremetal soft|kvm PROGRAM.elf [VCPUS]
  *
  * It builds just what programs need: memory, ports, interrupt controllers, a
- * clock and one vCPU, entered as PVH enters a kernel; and the harness' own
- * devices (guest/baremetal/runtime.h).
+ * clock and vCPUs (one), the first entered as PVH enters a kernel; and the
+ * harness' own devices (guest/baremetal/runtime.h).
  */
 #include <elf.h>
 #include <fcntl.h>
@@ -25,7 +25,13 @@
 #include "deviations.h"
 
 enum { EXIT_PASSED = 0, EXIT_FAILED = 1, EXIT_SKIPPED = 77 };
-enum { RAM_SIZE = TEST_ROM, LINE_MAX_LENGTH = 400, LOG_MAX = 256, TIME_LIMIT_SECONDS = 60 };
+enum {
+    RAM_SIZE = TEST_ROM,
+    LINE_MAX_LENGTH = 400,
+    LOG_MAX = 256,
+    TIME_LIMIT_SECONDS = 60,
+    VCPUS_MAX = 16
+};
 
 struct harness {
     struct memory *memory;
@@ -33,7 +39,15 @@ struct harness {
     struct vm_clock *clock;
     struct irqchip *irqchip;
     struct engine *engine;
-    struct vcpu *vcpu;
+    struct vcpu *vcpu; /* the first; others run on threads of their own */
+    struct other {
+        struct harness *harness;
+        struct vcpu *vcpu;
+        pthread_t thread;
+        struct vcpu_exit exit;
+    } others[VCPUS_MAX - 1];
+    unsigned vcpus;
+    atomic_bool others_end;
     const char *engine_name;
     const char *program;
     uint8_t *image;
@@ -205,6 +219,7 @@ static uint32_t serve(struct harness *h, const struct request *request) {
         atomic_store(&h->kick_at, host_clock_ns() + request->b * 1000000);
         return 0;
     case REQUEST_LINE_LATER: return line_later(h, request);
+    case REQUEST_PROCESSORS: return h->vcpus;
     default: return UINT32_MAX;
     }
 }
@@ -266,12 +281,16 @@ static int build(struct harness *h, struct error *err) {
 
 static void create_vcpu(struct harness *h, enum engine_kind kind) {
     struct error err;
-    struct engine_config config = {h->memory, h->ports, h->irqchip, h->clock, 1};
+    struct engine_config config = {h->memory, h->ports, h->irqchip, h->clock, h->vcpus};
     int code = engine_create(kind, &config, &h->engine, NULL, &err);
     if (code == -ENODEV)
         give_up(EXIT_SKIPPED, "skipped: %s", err.text);
     if (code == 0)
         code = vcpu_create(h->engine, 0, &h->vcpu, &err);
+    for (unsigned i = 0; i < h->vcpus - 1 && code == 0; i++) {
+        h->others[i].harness = h;
+        code = vcpu_create(h->engine, i + 1, &h->others[i].vcpu, &err);
+    }
     if (code < 0)
         give_up(EXIT_FAILED, "engine %s: %s", h->engine_name, err.text);
 }
@@ -348,6 +367,34 @@ static void *watch(void *context) {
     return NULL;
 }
 
+/* What ends another vCPU ends the program. */
+static void *run_other(void *context) {
+    struct other *other = context;
+    do
+        vcpu_run(other->vcpu, &other->exit);
+    while (other->exit.stop == VCPU_KICKED && !atomic_load(&other->harness->others_end));
+    if (other->exit.stop != VCPU_KICKED) {
+        atomic_store(&other->harness->kick_at, 0);
+        vcpu_kick(other->harness->vcpu);
+    }
+    return NULL;
+}
+
+static void start_others(struct harness *h) {
+    atomic_store(&h->others_end, false);
+    for (unsigned i = 0; i < h->vcpus - 1; i++)
+        if (pthread_create(&h->others[i].thread, NULL, run_other, &h->others[i]) != 0)
+            give_up(EXIT_FAILED, "no thread");
+}
+
+static void end_others(struct harness *h) {
+    atomic_store(&h->others_end, true);
+    for (unsigned i = 0; i < h->vcpus - 1; i++) {
+        vcpu_kick(h->others[i].vcpu);
+        pthread_join(h->others[i].thread, NULL);
+    }
+}
+
 static void print_line(void *context, const char *text) {
     (void)context;
     printf("     %s\n", text);
@@ -363,6 +410,11 @@ static void report_stop(struct harness *h, const struct vcpu_exit *exit) {
     h->line_length = strlen(h->line);
     end_line(h);
     vcpu_dump(h->vcpu, print_line, NULL);
+    for (unsigned i = 0; i < h->vcpus - 1; i++) {
+        printf("     vCPU %u: %s %s\n", i + 1, stops[h->others[i].exit.stop],
+               h->others[i].exit.text);
+        vcpu_dump(h->others[i].vcpu, print_line, NULL);
+    }
 }
 
 static bool start_again(struct harness *h) {
@@ -371,6 +423,8 @@ static bool start_again(struct harness *h) {
     h->round++;
     irqchip_reset(h->irqchip);
     vcpu_reset(h->vcpu, false);
+    for (unsigned i = 0; i < h->vcpus - 1; i++)
+        vcpu_reset(h->others[i].vcpu, false);
     return true;
 }
 
@@ -380,9 +434,11 @@ static bool run_round(struct harness *h) {
     atomic_store(&h->kick_at, host_clock_ns() + TIME_LIMIT_SECONDS * NS_PER_SECOND);
     load_image(h);
     enter_program(h);
+    start_others(h);
     do
         vcpu_run(h->vcpu, &exit);
     while (exit.stop == VCPU_KICKED && !h->ended && host_clock_ns() < atomic_load(&h->kick_at));
+    end_others(h);
     if (h->round < h->chaos_rounds)
         return start_again(h);
     if (h->ended)
@@ -395,8 +451,10 @@ static bool run_round(struct harness *h) {
 
 int main(int argc, char **argv) {
     static struct harness h = {.log_mutex = PTHREAD_MUTEX_INITIALIZER};
-    if (argc != 3 || (strcmp(argv[1], "soft") != 0 && strcmp(argv[1], "kvm") != 0))
-        give_up(2, "usage: %s soft|kvm PROGRAM.elf", argv[0]);
+    h.vcpus = argc == 4 ? (unsigned)atoi(argv[3]) : 1;
+    if (argc < 3 || argc > 4 || h.vcpus < 1 || h.vcpus > VCPUS_MAX ||
+        (strcmp(argv[1], "soft") != 0 && strcmp(argv[1], "kvm") != 0))
+        give_up(2, "usage: %s soft|kvm PROGRAM.elf [VCPUS]", argv[0]);
     h.engine_name = argv[1];
     h.program = strrchr(argv[2], '/') != NULL ? strrchr(argv[2], '/') + 1 : argv[2];
     read_image(&h, argv[2]);

@@ -319,8 +319,8 @@ static void watched_code_gets_no_write_entry(void **state) {
     fixture_map(f, KERNEL_PAGE, 0x200000, PT_P | PT_W);
     store64(cpu, SEG_DS, KERNEL_PAGE, 1);
     assert_non_null(access_fast(cpu, TLB_WRITE, SEG_DS, KERNEL_PAGE, 8));
-    atomic_fetch_or(page.flags, MEM_PAGE_CODE);
-    mmu_watch_code(cpu, page.host);
+    mmu_watch_code(cpu, 0x200000, page.host);
+    assert_true(atomic_load(page.flags) & MEM_PAGE_CODE);
     assert_null(access_fast(cpu, TLB_WRITE, SEG_DS, KERNEL_PAGE, 8));
     store64(cpu, SEG_DS, KERNEL_PAGE, 2);
     assert_null(access_fast(cpu, TLB_WRITE, SEG_DS, KERNEL_PAGE, 8));

@@ -172,6 +172,11 @@ static void page_read(struct soft_cpu *cpu, const struct mmu_page *page, uint64_
         io_read(cpu, page, offset, to, size);
 }
 
+/* Pages that can be used where they are. */
+static bool is_plain(const struct mmu_page *page) {
+    return page->host != NULL && !page->rom;
+}
+
 static void mark_dirty(const struct mmu_page *page) {
     if (!(atomic_load_explicit(page->flags, memory_order_relaxed) & MEM_PAGE_DIRTY))
         atomic_fetch_or(page->flags, MEM_PAGE_DIRTY);
@@ -190,6 +195,9 @@ static void page_write(struct soft_cpu *cpu, const struct mmu_page *page, uint64
     }
     mark_dirty(page);
     copy_bytes(page->host + offset, from, size);
+    /* Who marks the page as code either reads these bytes or is seen (memory_watch). */
+    if (unlikely(cpu->several))
+        atomic_thread_fence(memory_order_seq_cst);
     if (unlikely(is_watched_code(page)))
         outside_code_written(cpu, page->gpa + offset, size);
 }
@@ -225,6 +233,26 @@ bool linear_write(struct soft_cpu *cpu, uint64_t linear, const void *from, unsig
         return false;
     note_breakpoints(cpu, &span, access | ACCESS_WRITE);
     span_write(cpu, &span, from);
+    return true;
+}
+
+bool linear_set_bits(struct soft_cpu *cpu, uint64_t linear, uint8_t bits, struct fault *fault) {
+    struct span span;
+    if (!span_translate(cpu, linear, 1, ACCESS_IMPLICIT | ACCESS_WRITE, &span, fault))
+        return false;
+    const struct mmu_page *page = span.page[0];
+    if (!is_plain(page)) {
+        uint8_t byte = 0;
+        span_read(cpu, &span, &byte);
+        byte |= bits;
+        span_write(cpu, &span, &byte);
+        return true;
+    }
+    unsigned offset = linear & (PAGE_SIZE - 1);
+    mark_dirty(page);
+    __atomic_fetch_or(page->host + offset, bits, __ATOMIC_SEQ_CST);
+    if (unlikely(is_watched_code(page)))
+        outside_code_written(cpu, page->gpa + offset, 1);
     return true;
 }
 
@@ -278,8 +306,35 @@ void access_write_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, cons
 
 /* ---- Read-modify-write ---- */
 
-/* Straddling operands of all processors take turns. */
-static pthread_mutex_t split_mutex = PTHREAD_MUTEX_INITIALIZER;
+/* Locked, or XCHG, which always is: of all that come here no other has its opcodes. */
+static bool runs_locked(const struct insn *insn) {
+    return insn->flags & I_LOCK || (insn->opcode & 0xfe) == 0x86;
+}
+
+/* An operand on one page: the page itself, in no need of rmw_end unless it is watched. */
+static void *rmw_on_page(struct soft_cpu *cpu, const struct mmu_page *page, unsigned size) {
+    struct mmu *mmu = mmu_of(cpu);
+    mmu_enter(cpu, cpu->bounce.linear, page, TLB_WRITE);
+    level1_note_write(cpu, page->flags);
+    if (is_watched_code(page)) {
+        cpu->bounce.size = size;
+        mmu->rmw.direct = true;
+    }
+    return page->host + (cpu->bounce.linear & (PAGE_SIZE - 1));
+}
+
+/* A locked operand on two pages that are neighbours in this process, too: as one. NULL: it is not.
+ */
+static void *rmw_on_neighbours(struct soft_cpu *cpu, const struct span *span) {
+    if (!is_plain(span->page[0]) || !is_plain(span->page[1]) ||
+        span->page[1]->host != span->page[0]->host + PAGE_SIZE)
+        return NULL;
+    level1_note_write(cpu, span->page[0]->flags);
+    level1_note_write(cpu, span->page[1]->flags);
+    if (is_watched_code(span->page[0]) || is_watched_code(span->page[1]))
+        return NULL;
+    return span->page[0]->host + (span->linear & (PAGE_SIZE - 1));
+}
 
 void *rmw_begin_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, unsigned size) {
     struct fault fault;
@@ -287,33 +342,30 @@ void *rmw_begin_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, unsign
     struct mmu *mmu = mmu_of(cpu);
     if (!operand_translate(cpu, seg, offset, size, ACCESS_WRITE, &span, &fault))
         raise_fault(cpu, &fault);
-    const struct mmu_page *page = span.page[0];
-    bool single = span.page[1] == NULL, plain = single && page->host != NULL && !page->rom;
+    bool single = span.page[1] == NULL, locked = !single && runs_locked(cpu->insn);
     cpu->bounce.linear = span.linear;
-    if (plain) {
-        mark_dirty(page);
-        mmu_enter(cpu, span.linear, page, TLB_WRITE);
-        if (!is_watched_code(page))
-            return page->host + (span.linear & (PAGE_SIZE - 1));
-    }
-    mmu->rmw.page[0] = *page;
+    mmu->rmw.page[0] = *span.page[0];
+    mmu->rmw.direct = false;
+    if (single && is_plain(span.page[0]))
+        return rmw_on_page(cpu, span.page[0], size);
+    void *neighbours = locked ? rmw_on_neighbours(cpu, &span) : NULL;
+    if (neighbours != NULL)
+        return neighbours;
+    mmu->rmw.two = !single;
     if (!single)
         mmu->rmw.page[1] = *span.page[1];
     mmu->rmw.first = span.first;
-    mmu->rmw.direct = plain;
-    mmu->rmw.locked = !single;
+    mmu->rmw.alone = locked;
     cpu->bounce.size = size;
-    if (plain)
-        return page->host + (span.linear & (PAGE_SIZE - 1));
-    if (!single)
-        outside_lock(cpu, &split_mutex);
+    if (locked)
+        outside_alone_begin(cpu);
     span_read(cpu, &span, cpu->bounce.bytes);
     return cpu->bounce.bytes;
 }
 
 void rmw_end_slow(struct soft_cpu *cpu) {
     struct mmu *mmu = mmu_of(cpu);
-    struct span span = {.page = {&mmu->rmw.page[0], mmu->rmw.locked ? &mmu->rmw.page[1] : NULL},
+    struct span span = {.page = {&mmu->rmw.page[0], mmu->rmw.two ? &mmu->rmw.page[1] : NULL},
                         .linear = cpu->bounce.linear,
                         .first = mmu->rmw.first,
                         .size = cpu->bounce.size};
@@ -323,8 +375,8 @@ void rmw_end_slow(struct soft_cpu *cpu) {
         return;
     }
     span_write(cpu, &span, cpu->bounce.bytes);
-    if (mmu->rmw.locked)
-        outside_unlock(cpu, &split_mutex);
+    if (mmu->rmw.alone)
+        outside_alone_end(cpu);
 }
 
 /* ---- Runs ---- */

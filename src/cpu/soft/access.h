@@ -102,7 +102,7 @@ ACCESS_SIZED(64)
  * directly (I/O, watched code, straddling) it points to cpu->bounce, filled;
  * rmw_end then writes it back. size is 1, 2, 4, 8 or 16. Between the two
  * nothing may raise. LOCKed instructions use host atomics on the pointer
- * (a bounced one is made atomic by mmu.c's split lock).
+ * (for one that is bounced all other vCPUs stand still, see others.h).
  */
 void *rmw_begin_slow(struct soft_cpu *cpu, unsigned seg, uint64_t offset, unsigned size);
 void rmw_end_slow(struct soft_cpu *cpu);

@@ -181,13 +181,10 @@ static void unhash(struct block_cache *cache, struct block *block) {
     *at = block->hash_next;
 }
 
-/* With one vCPU, a page without blocks need not be watched any more. */
+/* A page without blocks need not be watched any more. */
 static void unwatch_empty(struct soft_cpu *cpu, const struct block *block, unsigned n) {
-    struct engine *engine = cpu->vcpu.engine;
-    if (engine == NULL || engine->config.vcpus > 1 || block->flags[n] == NULL ||
-        page_has_blocks(cpu->blocks->store, block->gpa[n]))
-        return;
-    atomic_fetch_and(block->flags[n], (uint8_t)~MEM_PAGE_CODE);
+    if (block->flags[n] != NULL && !page_has_blocks(cpu->blocks->store, block->gpa[n]))
+        memory_unwatch(cpu->memory, block->gpa[n], cpu->vcpu.id);
 }
 
 static struct chunk *chunk_of(const struct block *block) {
@@ -423,12 +420,9 @@ static void commit(struct soft_cpu *cpu, struct block *block) {
 
 /* From here on writes to the page are told: before its bytes are read. */
 static void watch(struct soft_cpu *cpu, const struct code_page *page) {
-    if (page->flags == NULL ||
-        (atomic_load_explicit(page->flags, memory_order_relaxed) & MEM_PAGE_CODE &&
-         page_has_blocks(cpu->blocks->store, page->gpa)))
+    if (page->flags == NULL || page_has_blocks(cpu->blocks->store, page->gpa))
         return;
-    atomic_fetch_or(page->flags, MEM_PAGE_CODE);
-    mmu_watch_code(cpu, page->host - (page->gpa & (PAGE_SIZE - 1)));
+    mmu_watch_code(cpu, page->gpa & PAGE_MASK, page->host - (page->gpa & (PAGE_SIZE - 1)));
 }
 
 static bool is_breakpoint(const struct soft_cpu *cpu, uint64_t linear) {

@@ -7,6 +7,7 @@
 #include "cpu/soft/flags.h"
 #include "cpu/soft/jit/jit.h"
 #include "cpu/soft/jit/map.h"
+#include "cpu/soft/others.h"
 #include "cpu/soft/profile.h"
 #include "cpu/soft/run.h"
 #include "cpu/soft/verify.h"
@@ -16,17 +17,22 @@ enum { BLOCKS_TOTAL = 8 << 20, BLOCKS_LEAST = 1 << 20 };
 
 static int soft_create(const struct engine_config *config, struct engine **engine,
                        struct error *err) {
-    struct engine *made = calloc(1, sizeof *made);
+    if (config->vcpus > MEM_WATCHERS_MAX)
+        return error_set(err, -EINVAL, "%u vCPUs: the soft engine takes up to %d", config->vcpus,
+                         MEM_WATCHERS_MAX);
+    struct soft_engine *made = calloc(1, sizeof *made);
     if (made == NULL)
         return error_set_errno(err, -ENOMEM, "no memory for the engine");
-    made->ops = &soft_engine_ops;
-    made->config = *config;
+    made->engine.ops = &soft_engine_ops;
+    made->engine.config = *config;
+    others_init(made);
     insn_index_init();
-    *engine = made;
+    *engine = &made->engine;
     return 0;
 }
 
 static void soft_destroy(struct engine *engine) {
+    others_destroy((struct soft_engine *)engine);
     free(engine);
 }
 
@@ -138,6 +144,7 @@ static int soft_vcpu_create(struct engine *engine, unsigned id, struct vcpu **vc
     memset(cpu, 0, sizeof *cpu);
     cpu->vcpu.engine = engine;
     cpu->vcpu.id = id;
+    cpu->several = engine->config.vcpus > 1;
     cpu->memory = engine->config.memory;
     cpu->view = memory_default_view(cpu->memory);
     cpuid_init_features(cpu);

@@ -411,4 +411,5 @@ void iret(struct soft_cpu *cpu, const struct insn *insn) {
         iret_protected(cpu, insn);
     }
     cpu->nmi_blocked = false;
+    soft_serialise(cpu);
 }

@@ -140,7 +140,8 @@ insn_exec movs, stos, lods, cmps, scas, ins, outs, in_i, in_dx, out_i, out_dx;
 insn_exec daa, das, aaa, aas, aam, aad;
 
 /* int_misc.c */
-insn_exec nop, ud, clc, stc, cmc, cld, std, cli, sti, hlt, int_n, int1, int3, into, rdrand;
+insn_exec nop, spin_hint, ud, clc, stc, cmc, cld, std, cli, sti, hlt, int_n, int1, int3, into,
+    rdrand;
 insn_exec bound_m16, bound_m32;
 
 #endif

@@ -11,6 +11,17 @@ void nop(struct soft_cpu *cpu, const struct insn *insn) {
     INSN_NEXT;
 }
 
+/* PAUSE. Who waits in a loop for another vCPU, which the host may not run now, makes way. */
+void spin_hint(struct soft_cpu *cpu, const struct insn *insn) {
+    enum { PATIENCE = 32 };
+#ifdef __x86_64__
+    __builtin_ia32_pause();
+#endif
+    if (cpu->several && ++cpu->pauses % PATIENCE == 0)
+        outside_yield(cpu);
+    INSN_NEXT;
+}
+
 void ud(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->insn = insn;
     raise_exception(cpu, EXC_UD);

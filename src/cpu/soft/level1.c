@@ -106,6 +106,73 @@ void level1_drop_host_writes(struct soft_cpu *cpu, const void *host) {
     }
 }
 
+/* ---- Pages that have become code ---- */
+
+static bool is_code(const _Atomic(uint8_t) *flags) {
+    return flags != NULL && atomic_load_explicit(flags, memory_order_relaxed) & MEM_PAGE_CODE;
+}
+
+struct code_pages {
+    _Atomic(uint8_t) **found;
+    unsigned count, room;
+};
+
+static void drop_code(struct soft_cpu *cpu, const struct level1_filled *filled, unsigned index,
+                      struct code_pages *pages) {
+    unsigned table = index * TLB_KINDS + TLB_WRITE;
+    struct tlb_entry *entries = table_at(cpu, table);
+    for (uint64_t any = filled->any[table]; any != 0; any &= any - 1) {
+        unsigned word = (unsigned)__builtin_ctzll(any);
+        for (uint64_t bits = filled->words[table][word]; bits != 0; bits &= bits - 1) {
+            unsigned slot = 64 * word + (unsigned)__builtin_ctzll(bits);
+            _Atomic(uint8_t) *flags = mmu_of(cpu)->write_flags[index][slot];
+            if (entries[slot].tag == tlb_empty(slot) || !is_code(flags))
+                continue;
+            if (pages->count == pages->room)
+                return;
+            empty(entries, slot);
+            pages->found[pages->count++] = flags;
+        }
+    }
+}
+
+/* Pages that were written by an address that no entry holds any more. */
+static void take_replaced(struct mmu *mmu, struct code_pages *pages) {
+    for (unsigned i = 0; i < MMU_REPLACED && pages->count < pages->room; i++) {
+        if (is_code(mmu->replaced[i]))
+            pages->found[pages->count++] = mmu->replaced[i];
+        mmu->replaced[i] = NULL;
+    }
+}
+
+static void take_windows(const struct soft_cpu *cpu, struct code_pages *pages) {
+    for (unsigned side = 0; side < JIT_SIDES; side++)
+        if (is_code(cpu->jit.stack_flags[side]) && pages->count < pages->room)
+            pages->found[pages->count++] = cpu->jit.stack_flags[side];
+}
+
+unsigned level1_drop_code_writes(struct soft_cpu *cpu, _Atomic(uint8_t) **found, unsigned room) {
+    struct mmu *mmu = mmu_of(cpu);
+    struct code_pages pages = {.found = found, .room = room};
+    take_windows(cpu, &pages);
+    jit_drop_window(cpu);
+    take_replaced(mmu, &pages);
+    for (unsigned index = 0; index < TLB_INDEXES; index++) {
+        drop_code(cpu, &mmu->of_space, index, &pages);
+        drop_code(cpu, &mmu->of_all, index, &pages);
+    }
+    return pages.count;
+}
+
+static void note_replaced(struct mmu *mmu, _Atomic(uint8_t) *flags) {
+    mmu->replaced[mmu->replaced_next++ % MMU_REPLACED] = flags;
+}
+
+void level1_note_write(struct soft_cpu *cpu, _Atomic(uint8_t) *flags) {
+    note_replaced(mmu_of(cpu), flags);
+    atomic_fetch_or(flags, MEM_PAGE_DIRTY | MEM_PAGE_WRITTEN);
+}
+
 /* ---- Dirty pages ---- */
 
 static void mark_dirty(_Atomic(uint8_t) *flags) {
@@ -182,12 +249,14 @@ void mmu_enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *pag
             return;
         note_entered(mmu_of(cpu), index * TLB_ENTRIES + slot);
     }
-    if (*flags != page->flags)
+    if (*flags != page->flags) {
         mark_dirty(*flags);
+        note_replaced(mmu_of(cpu), *flags);
+    }
     *flags = page->flags;
     /* First the entry, then the look at the flag: whoever marks the page as code after that finds
-     * the entry, or asks us to drop it (mmu_watch_code). */
-    atomic_fetch_or(page->flags, MEM_PAGE_DIRTY);
+     * the entry, or asks us to drop it (others_watch). */
+    atomic_fetch_or(page->flags, MEM_PAGE_DIRTY | MEM_PAGE_WRITTEN);
     enter(cpu, linear, page, kind);
     if (atomic_load(page->flags) & MEM_PAGE_CODE)
         empty(cpu->tlb[TLB_WRITE], slot);

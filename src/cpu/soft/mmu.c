@@ -280,6 +280,11 @@ bool mmu_fetch(struct soft_cpu *cpu, uint64_t linear, struct code_page *code) {
     return code->host != NULL;
 }
 
+void mmu_ask_settle(struct soft_cpu *cpu) {
+    atomic_fetch_or(&mmu_of(cpu)->wanted, WANT_SETTLE);
+    atomic_fetch_or(&cpu->request, REQUEST_FLUSH);
+}
+
 /* ---- Mode ---- */
 
 static const struct soft_segment segment_flat = {{0, UINT64_MAX}, {0, UINT64_MAX}};

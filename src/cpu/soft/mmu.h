@@ -83,6 +83,8 @@ enum {
     MMU_LARGE_BITS = 4096,
     MMU_ENTERED_MAX = 64,
     MMU_CODE_QUEUE = 64,
+    MMU_REPLACED = 256,
+    MMU_UNSETTLED = 1024,
     MMU_LAST_CONTEXT = 0xffe, /* 0xfff would let a tag equal MMU_EMPTY */
     PCID_COUNT = 4096,
 };
@@ -90,6 +92,12 @@ enum {
 struct code_change {
     uint64_t gpa;
     size_t length;
+};
+
+/* A page that not all others have answered for yet, when they had been asked this often. */
+struct unsettled_page {
+    uint64_t gpa;
+    uint64_t asked;
 };
 
 /* Which level 1 entries were filled since they were last cleared: a bit each, by table and slot,
@@ -101,7 +109,6 @@ struct level1_filled {
 
 struct mmu {
     struct soft_cpu *cpu;
-    struct mmu *next; /* all MMUs of the process: for mmu_watch_code */
     uint64_t global_context;
     unsigned next_context;
     uint32_t generation;             /* of context_of: entries of older generations are void */
@@ -129,8 +136,22 @@ struct mmu {
         struct mmu_page page[2];
         unsigned first; /* bytes on the first page */
         bool direct;    /* on the page itself, which is watched code */
-        bool locked;    /* holds the split lock */
+        bool two;       /* pages */
+        bool alone;     /* all other vCPUs stand still (others.h) */
     } rmw;
+
+    /* Whose level 1 write entries others have replaced lately: a ring. A check that was made by one
+     * of them may still be relied on by the rest of its block. */
+    _Atomic(uint8_t) *replaced[MMU_REPLACED];
+    unsigned replaced_next;
+
+    /* Several vCPUs (others.h). */
+    pthread_mutex_t busy; /* held by the vCPU's thread unless it is at rest */
+    bool changed_at_rest; /* guarded by `busy`: somebody else has held it */
+    _Atomic(uint64_t) asked, answered;
+    struct unsettled_page unsettled[MMU_UNSETTLED];
+    unsigned unsettled_count;
+    bool unsettled_lost; /* there were more */
 
     /* From other threads. */
     struct lock lock; /* LOCK_VCPU */
@@ -140,7 +161,14 @@ struct mmu {
     atomic_uint wanted; /* WANT_* */
 };
 
-enum { WANT_FLUSH = 1, WANT_DROP_WRITES = 2, WANT_CODE = 4 };
+enum {
+    WANT_FLUSH = 1,
+    WANT_DROP_WRITES = 2,
+    WANT_CODE = 4,
+    WANT_DROP_CODE = 8, /* others_drop */
+    WANT_SETTLE = 16,   /* others_settle */
+    WANT_REST = 32,     /* others_let_alone */
+};
 
 static inline struct mmu *mmu_of(const struct soft_cpu *cpu) {
     return cpu->mmu;
@@ -180,6 +208,13 @@ void level1_drop_pages(struct soft_cpu *cpu, uint64_t page, unsigned count);
 void level1_clear(struct soft_cpu *cpu);
 /* Forgets write entries of the page at host. */
 void level1_drop_host_writes(struct soft_cpu *cpu, const void *host);
+/*
+ * Forgets write entries of pages that are marked as code, at most `room` pages'
+ * (then there may be more). Returns how many; their flags are in `found`.
+ */
+unsigned level1_drop_code_writes(struct soft_cpu *cpu, _Atomic(uint8_t) **found, unsigned room);
+/* A page is about to be written by its address without an entry. A full barrier. */
+void level1_note_write(struct soft_cpu *cpu, _Atomic(uint8_t) *flags);
 /* Enters a page for fast accesses of this kind by the present CPL, where that is allowed. */
 void mmu_enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *page,
                enum tlb_kind kind);
@@ -225,6 +260,9 @@ void mmu_forget_writes(struct soft_cpu *cpu);
 
 /* ---- mmu_listen.c ---- */
 
+/* Any thread: the vCPU serves WANT_* at its next look. */
+void mmu_want(struct mmu *mmu, unsigned what);
+
 /* Tells of writes to [gpa, gpa+length), which is watched code: listeners run at once. */
 void mmu_code_written(struct soft_cpu *cpu, uint64_t gpa, size_t length);
 /* A write to a device or port by this vCPU: where it changes what memory shows (a BAR that moves,
@@ -242,6 +280,9 @@ bool linear_read(struct soft_cpu *cpu, uint64_t linear, void *to, unsigned size,
                  struct fault *fault);
 bool linear_write(struct soft_cpu *cpu, uint64_t linear, const void *from, unsigned size,
                   unsigned access, struct fault *fault);
+
+/* Sets bits of a byte of a system structure as the processor does, locked. */
+bool linear_set_bits(struct soft_cpu *cpu, uint64_t linear, uint8_t bits, struct fault *fault);
 
 /* ACCESS_USER at CPL 3, else 0. */
 static inline unsigned access_by_cpl(const struct soft_cpu *cpu) {

@@ -5,19 +5,20 @@
 #include <stdlib.h>
 
 #include "base/log.h"
-#include "cpu/soft/mmu.h"
+#include "cpu/soft/others.h"
+#include "cpu/soft/run.h"
 
 /* ---- Watched code ---- */
 
 /* Which MMU the present thread is in, while it tells listeners of a change of its own. */
 static _Thread_local struct mmu *mmu_here;
 
-static pthread_mutex_t all_mutex = PTHREAD_MUTEX_INITIALIZER;
-static struct mmu *all_mmus;
-
-static void want(struct mmu *mmu, unsigned what) {
+void mmu_want(struct mmu *mmu, unsigned what) {
     atomic_fetch_or(&mmu->wanted, what);
-    atomic_fetch_or(&mmu->cpu->request, REQUEST_FLUSH);
+    if (mmu->cpu->several)
+        soft_request(mmu->cpu, REQUEST_FLUSH); /* others wait for it, even if it waits in HLT */
+    else
+        atomic_fetch_or(&mmu->cpu->request, REQUEST_FLUSH);
 }
 
 void mmu_code_written(struct soft_cpu *cpu, uint64_t gpa, size_t length) {
@@ -41,18 +42,9 @@ void mmu_port_write(struct soft_cpu *cpu, uint16_t port, uint32_t value, unsigne
     mmu_here = before;
 }
 
-void mmu_watch_code(struct soft_cpu *cpu, const void *host_page) {
+void mmu_watch_code(struct soft_cpu *cpu, uint64_t gpa, const void *host_page) {
+    others_watch(cpu, gpa);
     level1_drop_host_writes(cpu, host_page);
-    if (cpu->vcpu.engine == NULL || cpu->vcpu.engine->config.vcpus <= 1)
-        return;
-    /* Other processors drop theirs at their next block's end. What they wrote in between they
-     * report then, as if written just now: cross-modified code needs their synchronisation
-     * anyway. */
-    pthread_mutex_lock(&all_mutex);
-    for (struct mmu *mmu = all_mmus; mmu != NULL; mmu = mmu->next)
-        if (mmu->cpu != cpu && mmu->cpu->memory == cpu->memory)
-            want(mmu, WANT_DROP_WRITES);
-    pthread_mutex_unlock(&all_mutex);
 }
 
 /* ---- What memory tells ---- */
@@ -62,26 +54,49 @@ static void listen_changed(void *context, const struct view *view, uint64_t gpa,
     if (mmu == mmu_here)
         mmu_flush_all(mmu->cpu);
     else
-        want(mmu, WANT_FLUSH);
+        mmu_want(mmu, WANT_FLUSH);
 }
 
+/* A change of a page that is in the queue already makes that entry longer. True: done. */
+static bool queue_merge(struct mmu *mmu, uint64_t gpa, size_t length) {
+    for (unsigned i = 0; i < mmu->change_count; i++) {
+        struct code_change *change = &mmu->changes[i];
+        if ((change->gpa ^ gpa) & PAGE_MASK)
+            continue;
+        uint64_t end = change->gpa + change->length;
+        uint64_t first = gpa < change->gpa ? gpa : change->gpa;
+        change->length = (size_t)((end > gpa + length ? end : gpa + length) - first);
+        change->gpa = first;
+        return true;
+    }
+    return false;
+}
+
+static void queue_change(struct mmu *mmu, uint64_t gpa, size_t length) {
+    lock_take(&mmu->lock);
+    if (!queue_merge(mmu, gpa, length)) {
+        if (mmu->change_count < MMU_CODE_QUEUE)
+            mmu->changes[mmu->change_count++] = (struct code_change){gpa, length};
+        else
+            mmu->changes_lost = true;
+    }
+    lock_release(&mmu->lock);
+    mmu_want(mmu, WANT_CODE);
+}
+
+/* The bytes have changed, and all that follows is for those who had read the old ones. */
 static void listen_code_written(void *context, uint64_t gpa, size_t length) {
     struct mmu *mmu = context;
-    if (mmu == mmu_here) {
-        block_invalidate(mmu->cpu, gpa, length);
-        return;
-    }
-    lock_take(&mmu->lock);
-    if (mmu->change_count < MMU_CODE_QUEUE)
-        mmu->changes[mmu->change_count++] = (struct code_change){gpa, length};
-    else
-        mmu->changes_lost = true;
-    lock_release(&mmu->lock);
-    want(mmu, WANT_CODE);
+    struct soft_cpu *cpu = mmu->cpu;
+    if (mmu == mmu_here)
+        block_invalidate(cpu, gpa, length);
+    else if (memory_is_watched_by(cpu->memory, gpa, cpu->vcpu.id) &&
+             !others_forget_code(cpu, gpa, length))
+        queue_change(mmu, gpa, length);
 }
 
 static void listen_dirty_cleared(void *context) {
-    want(context, WANT_DROP_WRITES);
+    mmu_want(context, WANT_DROP_WRITES);
 }
 
 static struct memory_listener listener_of(struct mmu *mmu) {
@@ -109,28 +124,20 @@ static void serve_code_changes(struct mmu *mmu) {
             block_invalidate(mmu->cpu, changes[i].gpa, changes[i].length);
 }
 
-/* Pages that others watch as code by now may have been written through entries of ours. */
-static void report_code_behind_writes(struct soft_cpu *cpu) {
-    struct mmu *mmu = mmu_of(cpu);
-    for (unsigned i = 0; i < MMU_PAGES; i++) {
-        const struct mmu_page *page = &mmu->pages[i];
-        if (page->tag != MMU_EMPTY && page->host != NULL && page->rights & PAGE_DIRTY &&
-            atomic_load_explicit(page->flags, memory_order_relaxed) & MEM_PAGE_CODE)
-            mmu_code_written(cpu, page->gpa, PAGE_SIZE);
-    }
-}
-
 void mmu_serve_requests(struct soft_cpu *cpu) {
     struct mmu *mmu = mmu_of(cpu);
     atomic_fetch_and(&cpu->request, ~(unsigned)REQUEST_FLUSH);
     unsigned wanted = atomic_exchange(&mmu->wanted, 0);
+    if (wanted & WANT_REST)
+        others_let_alone(cpu);
+    if (wanted & WANT_DROP_CODE)
+        others_drop(cpu);
     if (wanted & WANT_CODE)
         serve_code_changes(mmu);
-    if (wanted & WANT_DROP_WRITES) {
+    if (wanted & WANT_SETTLE)
+        others_settle(cpu);
+    if (wanted & WANT_DROP_WRITES)
         mmu_drop_writes(cpu);
-        if (cpu->vcpu.engine != NULL && cpu->vcpu.engine->config.vcpus > 1)
-            report_code_behind_writes(cpu);
-    }
     if (wanted & WANT_FLUSH)
         mmu_flush_all(cpu);
 }
@@ -153,20 +160,19 @@ int mmu_init(struct soft_cpu *cpu, struct error *err) {
     cpu->mmu = mmu;
     cpu->tlb = cpu->tlbs[TLB_SUPERVISOR];
     lock_init(&mmu->lock, LOCK_VCPU, "soft mmu");
+    pthread_mutex_init(&mmu->busy, NULL);
     mmu_restart(cpu);
     mmu_flush_all(cpu);
     struct memory_listener listener = listener_of(mmu);
     int r = memory_add_listener(cpu->memory, &listener);
     if (r < 0) {
+        pthread_mutex_destroy(&mmu->busy);
         lock_destroy(&mmu->lock);
         free(mmu);
         cpu->mmu = NULL;
         return error_set_errno(err, r, "cannot watch guest memory");
     }
-    pthread_mutex_lock(&all_mutex);
-    mmu->next = all_mmus;
-    all_mmus = mmu;
-    pthread_mutex_unlock(&all_mutex);
+    others_join(cpu);
     return 0;
 }
 
@@ -174,14 +180,10 @@ void mmu_destroy(struct soft_cpu *cpu) {
     struct mmu *mmu = mmu_of(cpu);
     if (mmu == NULL)
         return;
-    pthread_mutex_lock(&all_mutex);
-    struct mmu **link = &all_mmus;
-    while (*link != mmu)
-        link = &(*link)->next;
-    *link = mmu->next;
-    pthread_mutex_unlock(&all_mutex);
+    others_part(cpu);
     struct memory_listener listener = listener_of(mmu);
     memory_remove_listener(cpu->memory, &listener);
+    pthread_mutex_destroy(&mmu->busy);
     lock_destroy(&mmu->lock);
     free(mmu);
     cpu->mmu = NULL;

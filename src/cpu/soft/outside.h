@@ -12,11 +12,12 @@
 #ifndef LODGE_CPU_SOFT_OUTSIDE_H
 #define LODGE_CPU_SOFT_OUTSIDE_H
 
+#include <sched.h>
 #include <stdio.h>
 #include <sys/random.h>
 
 #include "base/log.h"
-#include "cpu/soft/mmu.h"
+#include "cpu/soft/others.h"
 
 /* The guest's vector registers and MXCSR go to the vCPU's state, the host's come back. */
 void jit_spill_now(struct soft_cpu *cpu);
@@ -66,14 +67,19 @@ static inline void outside_lapic_write(struct soft_cpu *cpu, unsigned offset, ui
     lapic_mmio_write(cpu->lapic, offset, value);
 }
 
-static inline void outside_lock(struct soft_cpu *cpu, pthread_mutex_t *mutex) {
+static inline void outside_alone_begin(struct soft_cpu *cpu) {
     jit_spill(cpu);
-    pthread_mutex_lock(mutex);
+    others_alone_begin(cpu);
 }
 
-static inline void outside_unlock(struct soft_cpu *cpu, pthread_mutex_t *mutex) {
+static inline void outside_alone_end(struct soft_cpu *cpu) {
     jit_spill(cpu);
-    pthread_mutex_unlock(mutex);
+    others_alone_end(cpu);
+}
+
+static inline void outside_yield(struct soft_cpu *cpu) {
+    jit_spill(cpu);
+    sched_yield();
 }
 
 static inline uint64_t outside_clock_tsc(struct soft_cpu *cpu) {
@@ -145,6 +151,6 @@ static inline _Noreturn void outside_unwind(struct soft_cpu *cpu) {
 #pragma GCC poison vm_clock_tsc lapic_msr_read lapic_msr_write lapic_set_base
 #pragma GCC poison lapic_set_tsc_deadline port_read port_write mmu_io_write mmu_port_write block_invalidate_all xsave_in_use
 #pragma GCC poison getrandom log_write log_limit_pass snprintf
-#pragma GCC poison lapic_mmio_read lapic_mmio_write pthread_mutex_lock pthread_mutex_unlock
+#pragma GCC poison lapic_mmio_read lapic_mmio_write others_alone_begin others_alone_end sched_yield
 
 #endif

@@ -15,6 +15,7 @@
 #include "cpu/soft/block.h"
 #include "cpu/soft/debug.h"
 #include "cpu/soft/jit/jit.h"
+#include "cpu/soft/others.h"
 #include "cpu/soft/profile.h"
 #include "cpu/soft/verify.h"
 
@@ -59,7 +60,9 @@ static void wait_for_event(struct soft_cpu *cpu) {
     if (deadline != UINT64_MAX)
         deadline = vm_clock_to_host_ns(cpu->vcpu.engine->config.clock, deadline);
     cpu->counters.exits++;
+    others_rest(cpu);
     wait_until(cpu, deadline);
+    others_wake(cpu);
 }
 
 /* ---- Interrupts ---- */
@@ -286,9 +289,11 @@ void soft_run(struct vcpu *vcpu, struct vcpu_exit *exit) {
     memset(exit, 0, sizeof *exit);
     jit_enter_thread(cpu);
     soft_profile_enter(cpu);
+    others_wake(cpu);
     setjmp(cpu->unwind); /* comes back here from raise() with the event noted */
     while (!attend(cpu, exit))
         run_next(cpu);
     soft_account(cpu);
     cpu->insn = NULL;
+    others_rest(cpu);
 }

@@ -42,8 +42,7 @@ bool descriptor_set_type(struct soft_cpu *cpu, struct descriptor *d, unsigned bi
         return true;
     d->attributes |= bits;
     d->low |= (uint64_t)bits << 40;
-    uint8_t type = (uint8_t)(d->low >> 40);
-    return linear_write(cpu, d->linear + 5, &type, 1, ACCESS_IMPLICIT, fault);
+    return linear_set_bits(cpu, d->linear + 5, (uint8_t)bits, fault);
 }
 
 void descriptor_cache(const struct descriptor *d, struct x86_segment *segment) {
@@ -441,12 +440,12 @@ void sidt(struct soft_cpu *cpu, const struct insn *insn) {
 
 void lgdt(struct soft_cpu *cpu, const struct insn *insn) {
     table_load(cpu, insn, &cpu->gdtr);
-    INSN_NEXT;
+    INSN_NEXT_SERIALISED;
 }
 
 void lidt(struct soft_cpu *cpu, const struct insn *insn) {
     table_load(cpu, insn, &cpu->idtr);
-    INSN_NEXT;
+    INSN_NEXT_SERIALISED;
 }
 
 static void selector_store_r(struct soft_cpu *cpu, const struct insn *insn, uint16_t selector) {
@@ -523,23 +522,23 @@ static void ltr(struct soft_cpu *cpu, uint16_t selector) {
 void lldt_r(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->insn = insn;
     lldt(cpu, operand_r(cpu, insn));
-    INSN_NEXT;
+    INSN_NEXT_SERIALISED;
 }
 
 void lldt_m(struct soft_cpu *cpu, const struct insn *insn) {
     lldt(cpu, operand_m(cpu, insn));
-    INSN_NEXT;
+    INSN_NEXT_SERIALISED;
 }
 
 void ltr_r(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->insn = insn;
     ltr(cpu, operand_r(cpu, insn));
-    INSN_NEXT;
+    INSN_NEXT_SERIALISED;
 }
 
 void ltr_m(struct soft_cpu *cpu, const struct insn *insn) {
     ltr(cpu, operand_m(cpu, insn));
-    INSN_NEXT;
+    INSN_NEXT_SERIALISED;
 }
 
 /* ---- Bases of FS and GS ---- */

@@ -8,6 +8,7 @@
  *   flags.h               lazy status flags
  *   access.h, access.c    guest-virtual memory: the fast path, what it leaves, segment checks
  *   mmu.c, walk.c         software TLB, flushes, listeners; page walks
+ *   others.h, others.c    what vCPUs of one VM are to each other
  *   segment.c, far.c      descriptors and segment registers; far transfers, IRET
  *   event.c, syscall.c    exception and interrupt delivery; SYSCALL and its like
  *   system.c, msr.c, cpuid.c   control registers, MSRs, CPUID
@@ -122,6 +123,9 @@ struct block_cache;
 
 struct soft_cpu {
     struct vcpu vcpu; /* first */
+    bool several;     /* the VM has other vCPUs, or may get some */
+    bool unsettled;   /* others.h: serialising instructions have something to do */
+    uint32_t pauses;  /* PAUSE instructions so far */
 
     /* -- hot: touched by nearly every instruction -- */
     uint64_t gpr[32]; /* 0 to 15; [REG_ZERO] stays 0; 17 to 31 scratch for the engine */
@@ -225,6 +229,15 @@ static inline bool soft_requested(const struct soft_cpu *cpu) {
  * compiler makes them so; a block is short enough that plain calls do no harm. */
 #define INSN_NEXT return (insn + 1)->exec(cpu, insn + 1)
 
+/* The same behind a serialising instruction. */
+#define INSN_NEXT_SERIALISED                                                                       \
+    do {                                                                                           \
+        soft_serialise(cpu);                                                                       \
+        if (unlikely(soft_requested(cpu)))                                                         \
+            INSN_END_BLOCK;                                                                        \
+        INSN_NEXT;                                                                                 \
+    } while (0)
+
 /* Control goes on at `target` (an offset in CS; wrapped to the mode's width by the caller). */
 #define INSN_JUMP(target)                                                                          \
     do {                                                                                           \
@@ -284,14 +297,24 @@ void event_software(struct soft_cpu *cpu, const struct insn *insn, uint8_t vecto
 int mmu_init(struct soft_cpu *cpu, struct error *err);
 void mmu_destroy(struct soft_cpu *cpu);
 void mmu_flush_all(struct soft_cpu *cpu); /* every context, globals too */
-/* Forgets write entries for the page that holds host (it has become code). */
-void mmu_watch_code(struct soft_cpu *cpu, const void *host_page);
+/* The page is about to be read as code: stores to it are told from here on. Between blocks. */
+void mmu_watch_code(struct soft_cpu *cpu, uint64_t gpa, const void *host_page);
 /*
  * CPL, AC, CR0/CR4, EFER, segments changed: recompute cpu->tlb, seg[], stack_mask, mode, long_mode.
  * cpu->cpl is an input (it is state: whoever changes it sets it first; loading a whole state takes
  * it from SS.DPL), but real mode forces 0 and virtual-8086 mode 3.
  */
 void mmu_mode_changed(struct soft_cpu *cpu);
+/* Asks for it (others.h), from the vCPU's own thread. */
+void mmu_ask_settle(struct soft_cpu *cpu);
+/*
+ * A serialising instruction, from its handler: code that others have changed
+ * before is not run any more behind it. The handler's end looks at requests.
+ */
+static inline void soft_serialise(struct soft_cpu *cpu) {
+    if (unlikely(cpu->unsettled))
+        mmu_ask_settle(cpu);
+}
 /* Serves REQUEST_FLUSH. */
 void mmu_serve_requests(struct soft_cpu *cpu);
 

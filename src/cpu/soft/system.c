@@ -159,6 +159,7 @@ void mov_c_r(struct soft_cpu *cpu, const struct insn *insn) {
         verify_once(cpu, insn);
     if (!control_write(cpu, n, width_value(cpu, cpu->gpr[insn->rm])))
         raise_error(cpu, EXC_GP, 0);
+    soft_serialise(cpu);
     INSN_JUMP(next);
 }
 
@@ -248,6 +249,7 @@ void mov_d_r(struct soft_cpu *cpu, const struct insn *insn) {
         mmu_flush_all(cpu);
         outside_invalidate_all(cpu);
     }
+    soft_serialise(cpu);
     INSN_JUMP(next);
 }
 
@@ -261,6 +263,7 @@ void invlpg(struct soft_cpu *cpu, const struct insn *insn) {
         linear += cpu->segment[insn->seg].base;
     if (linear_canonical(linear))
         mmu_flush_page(cpu, linear);
+    soft_serialise(cpu);
     INSN_END_BLOCK;
 }
 
@@ -280,12 +283,13 @@ void invpcid(struct soft_cpu *cpu, const struct insn *insn) {
     case ALL: mmu_flush_all(cpu); break;
     default: mmu_flush_spaces(cpu); break;
     }
+    soft_serialise(cpu);
     INSN_JUMP(next);
 }
 
 /* INVD, WBINVD: guest memory is coherent. INVD may keep what is cached. */
 void cache_control(struct soft_cpu *cpu, const struct insn *insn) {
-    INSN_NEXT;
+    INSN_NEXT_SERIALISED;
 }
 
 /* CLFLUSH, CLFLUSHOPT, CLWB: checked like a read of one byte. */
@@ -297,6 +301,12 @@ void clflush(struct soft_cpu *cpu, const struct insn *insn) {
 
 /* What the guest does runs in order on the host, but for a store that a later load overtakes. */
 void fence_full(struct soft_cpu *cpu, const struct insn *insn) {
+    atomic_thread_fence(memory_order_seq_cst);
+    INSN_NEXT;
+}
+
+/* SFENCE: non-temporal stores are the one kind that others may see late. */
+void fence_stores(struct soft_cpu *cpu, const struct insn *insn) {
     atomic_thread_fence(memory_order_seq_cst);
     INSN_NEXT;
 }
@@ -338,6 +348,7 @@ void xsetbv(struct soft_cpu *cpu, const struct insn *insn) {
     if (cpu->cpl != 0 || (uint32_t)cpu->gpr[RCX] != 0 ||
         !system_set_xcr0(cpu, operand_edx_eax(cpu)))
         raise_error(cpu, EXC_GP, 0);
+    soft_serialise(cpu);
     INSN_END_BLOCK;
 }
 
@@ -385,7 +396,7 @@ void cpuid(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->gpr[RBX] = out[1];
     cpu->gpr[RCX] = out[2];
     cpu->gpr[RDX] = out[3];
-    INSN_NEXT;
+    INSN_NEXT_SERIALISED;
 }
 
 /* Not one of those that only the vCPU's own state holds. */
@@ -420,6 +431,7 @@ void wrmsr(struct soft_cpu *cpu, const struct insn *insn) {
         verify_once(cpu, insn);
     if (!msr_write(cpu, (uint32_t)cpu->gpr[RCX], operand_edx_eax(cpu)))
         raise_error(cpu, EXC_GP, 0);
+    soft_serialise(cpu);
     INSN_END_BLOCK;
 }
 

@@ -125,6 +125,6 @@ insn_exec syscall_enter, sysret_leave, sysenter, sysexit;
 /* system.c */
 insn_exec mov_r_c, mov_c_r, mov_r_d, mov_d_r, clts, smsw_r, smsw_m, lmsw_r, lmsw_m;
 insn_exec invlpg, invpcid, cache_control, clflush, xgetbv, xsetbv, rdpmc, rdtsc, rdtscp, rdpid;
-insn_exec clac, stac, cpuid, rdmsr, wrmsr, fence_full, fence_none;
+insn_exec clac, stac, cpuid, rdmsr, wrmsr, fence_full, fence_stores, fence_none;
 
 #endif

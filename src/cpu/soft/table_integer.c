@@ -139,7 +139,7 @@ static const struct insn_row rows[] = {
     ROW("movsx", 0F, 0xbf, OPS(Gv, Ew), EXEC_WIDE(movsx16)),
     ROW("movsxd", 1B, 0x63, OPS(Gv, Ed), PROPS(INSN_ONLY64), EXEC_WIDE(movsx32)),
     ROW("lea", 1B, 0x8d, MEM_FORM, OPS(Gv, M), .exec = {{NULL}, {NULL, lea_m16, lea_m32, lea_m64}}),
-    ROW("pause", 1B, 0x90, PREFIX(F3), NO_MODRM, RM(0), EXEC(nop)),
+    ROW("pause", 1B, 0x90, PREFIX(F3), NO_MODRM, RM(0), EXEC(spin_hint)),
     ROW("nop", 1B, 0x90, NO_MODRM, RM(0), EXEC(nop)),
     ROW("xchg", 1B, 0x90, OPS(Zv, rAX), NO_MODRM, PROPS(DEST), EXEC_SIZED(xchg)),
     ROW("xchg", 1B, 0x86, OPS(Eb, Gb), PROPS(LOCKED), EXEC_SIZED(xchg)),

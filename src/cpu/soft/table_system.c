@@ -115,7 +115,7 @@ static const struct insn_row rows[] = {
 
     ROW("lfence", 0F, 0xae, PREFIX(NONE), REG_FORM, REG(5), FEATURE(SSE2), EXEC(fence_none)),
     ROW("mfence", 0F, 0xae, PREFIX(NONE), REG_FORM, REG(6), FEATURE(SSE2), EXEC(fence_full)),
-    ROW("sfence", 0F, 0xae, PREFIX(NONE), REG_FORM, REG(7), FEATURE(SSE), EXEC(fence_none)),
+    ROW("sfence", 0F, 0xae, PREFIX(NONE), REG_FORM, REG(7), FEATURE(SSE), EXEC(fence_stores)),
 
     /* Time, identity, model-specific registers. */
     ROW("rdtsc", 0F, 0x31, NO_MODRM, PROPS(INSN_NO_TEST), EXEC(rdtsc)),

@@ -237,6 +237,11 @@ static void lower_mfence(struct translation *t) {
     emit_bytes(&t->out, bytes, sizeof bytes);
 }
 
+static void lower_sfence(struct translation *t) {
+    static const uint8_t bytes[] = {0x0f, 0xae, 0xf8};
+    emit_bytes(&t->out, bytes, sizeof bytes);
+}
+
 /* ---- RFLAGS on the stack ---- */
 
 void system_load_rflags(struct translation *t, unsigned to, unsigned temp) {
@@ -321,6 +326,7 @@ static const struct inline_form {
     {cld, lower_direction, false, false},
     {std, lower_direction, false, false},
     {fence_full, lower_mfence, false, false},
+    {fence_stores, lower_sfence, false, false},
 };
 
 static const struct inline_form *form_of(const struct insn *insn) {

@@ -30,11 +30,10 @@ static const char *const native_names[] = {
     "bzhi",  "mulx",   "pdep",      "pext",       "rorx",  "sarx",    "shlx", "shrx",   "adcx",
     "adox",  "crc32",  "cmpxchg8b", "cmpxchg16b",
 };
-/* The host loads in order as the guest expects of LFENCE, stores of SFENCE. */
-static const char *const nop_names[] = {"nop",     "pause",  "prefetch", "prefetchw",
-                                        "endbr64", "lfence", "sfence"};
-static const char *const system_names[] = {"cli",      "sti",      "swapgs",   "rdfsbase",
-                                           "rdgsbase", "wrfsbase", "wrgsbase", "mfence"};
+/* The host loads in order as the guest expects of LFENCE. */
+static const char *const nop_names[] = {"nop", "prefetch", "prefetchw", "endbr64", "lfence"};
+static const char *const system_names[] = {"cli",      "sti",      "swapgs", "rdfsbase", "rdgsbase",
+                                           "wrfsbase", "wrgsbase", "mfence", "sfence"};
 static const char *const rax_rdx_names[] = {"mul",  "imul",   "cbw",       "cwd",       "cmpxchg",
                                             "lahf", "fnstsw", "cmpxchg8b", "cmpxchg16b"};
 /* A count of zero leaves all flags as they were: the tables count them as read then. */
@@ -186,6 +185,8 @@ static uint8_t special_kind(const struct insn_row *row) {
         return LOWER_STOS;
     if (NAME_IN(row->name, nop_names))
         return LOWER_NOP;
+    if (strcmp(row->name, "pause") == 0)
+        return LOWER_LIGHT;
     if (strcmp(row->name, "cld") == 0 || strcmp(row->name, "std") == 0)
         return LOWER_SYSTEM;
     return LOWER_CALLOUT;

@@ -1,0 +1,43 @@
+#!/bin/sh
+# Several vCPUs: Linux finds, uses and switches them; nothing that the kernel would complain of under a short load of
+# more threads than there are processors.
+#
+# usage: tests/linux/smp.sh BUILD [SECONDS]
+. "$(dirname "$0")/lib.sh"
+
+seconds=${2:-8}
+[ "$seconds" -lt 100 ] || LIMIT=$((seconds * 4))
+image=$("$SOURCE/tests/linux/tools-image" "$BUILD") || { fail "tools image"; finish; }
+
+expect_exit 0 "two processors" lodge_run --cpus 2 -- sh -c '
+    nproc; grep -c ^processor /proc/cpuinfo; cat /sys/devices/system/cpu/online
+    taskset -c 1 sh -c "grep Cpus_allowed_list /proc/self/status"'
+expect_same "$(tr '\n' ' ' <"$work/out")" "2 2 0-1 Cpus_allowed_list:	1 " "found and chosen"
+
+expect_exit 0 "a processor goes and comes back" lodge_run --cpus 3 -- sh -c '
+    cd /sys/devices/system/cpu
+    for round in 1 2 3; do
+        echo 0 >cpu1/online && echo 0 >cpu2/online && nproc || exit 1
+        echo 1 >cpu2/online && echo 1 >cpu1/online && nproc || exit 1
+    done'
+expect_same "$(tr '\n' ' ' <"$work/out")" "1 3 1 3 1 3 " "as many as are on"
+
+# The guest's init reboots in place with all processors running.
+expect_exit 0 "eight processors under load" lodge_run --cpus 8 --memory 1G --disk "$image,readonly" -- sh -c '
+    mkdir -p /t && mount -t ext4 -o ro /dev/vda /t && mount -t proc p /t/proc && mount -t sysfs s /t/sys &&
+    mount -t devtmpfs d /t/dev && mkdir -p /t/dev/shm && mount -t tmpfs s /t/dev/shm &&
+    mount -t tmpfs t /t/tmp || exit 99
+    stress() { chroot /t /usr/bin/stress-ng --temp-path /tmp --verify --vm-bytes 16M "$@" >/tmp/out 2>&1 || cat /tmp/out; }
+    stress --cpu 8 --vm 4 --switch 4 --timeout '"$seconds"'
+    stress --futex 4 --sem 4 --membarrier 4 --mutex 4 --timeout '"$((seconds / 2))"'
+    dmesg | grep -E "BUG:|WARNING:|Oops|general protection|self-detected stall|soft lockup|blocked for more|unstable"
+    true'
+expect_same "$(cat "$work/out")" "" "without complaint"
+
+for count in 0 65 two 2x -1 ''; do
+    expect_exit 125 "--cpus '$count'" lodge_run --cpus "$count" -- true
+    expect_one_line_error "--cpus '$count'"
+done
+expect_exit 125 "lock-step of two" lodge_run --verify --cpus 2 -- true
+expect_one_line_error "lock-step of two"
+finish
