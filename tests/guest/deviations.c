@@ -25,6 +25,11 @@ static const struct {
     {"sides.elf", "the program did not end: failed KVM cannot emulate",
      "emulated: no STAC and CLAC"},
 
+    {"mp_code.elf", "the program did not end: failed KVM cannot emulate", "emulated: no INT3"},
+    {"mp_memory.elf", "the program did not end: failed KVM cannot emulate",
+     "emulated: no CMPXCHG16B"},
+    {"mp_start.elf", "lowest_priority", "emulated: nobody has the lowest priority"},
+
     {"gates.elf", "user_gates", "emulated: no INT in protected mode; TCG: error code of 16 * n"},
     {"gates.elf", "user_breakpoint", "emulated: no INT3"},
     {"gates.elf", "software_interrupts", "TCG: error code of 16 * n"},

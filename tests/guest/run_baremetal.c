@@ -405,6 +405,9 @@ static void report_stop(struct harness *h, const struct vcpu_exit *exit) {
                                         "trap",      "failed",   "difference"};
     if (h->line_length != 0)
         end_line(h);
+    for (unsigned i = 0; i < h->vcpus - 1; i++)
+        if (exit->stop == VCPU_KICKED && h->others[i].exit.stop != VCPU_KICKED)
+            exit = &h->others[i].exit;
     snprintf(h->line, sizeof h->line, "FAIL the program did not end: %s %s", stops[exit->stop],
              exit->text);
     h->line_length = strlen(h->line);

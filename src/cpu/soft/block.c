@@ -532,10 +532,31 @@ static bool decode_block(struct soft_cpu *cpu, struct block *block, const struct
     return decode_straddling(cpu, block, page, linear, limit);
 }
 
+/* Bytes of code as a processor fetches them: a naturally aligned quadword is read at once, so that
+ * a store of another processor to it is seen whole or not at all (APM vol. 2, 7.6.1). */
+struct code_copy {
+    uint64_t quads[BLOCK_BYTES_MAX / 8 + 1];
+};
+
+static const uint8_t *copy_code(struct code_copy *copy, const uint8_t *from, size_t length) {
+    unsigned shift = (uintptr_t)from & 7;
+    const uint64_t *at = (const uint64_t *)(const void *)(from - shift);
+    for (size_t i = 0; i < (shift + length + 7) / 8; i++)
+        copy->quads[i] = __atomic_load_n(&at[i], __ATOMIC_RELAXED);
+    return (const uint8_t *)copy->quads + shift;
+}
+
 static struct block *make(struct soft_cpu *cpu, uint64_t key, const struct code_page *page,
                           uint64_t linear, uint64_t limit) {
     struct block *block;
+    struct code_page source = *page;
+    struct code_copy copy;
     watch(cpu, page);
+    if (cpu->several) {
+        if (source.available > BLOCK_BYTES_MAX)
+            source.available = BLOCK_BYTES_MAX;
+        source.host = copy_code(&copy, page->host, source.available);
+    }
     block = reserve_block(cpu);
     *block = (struct block){.hash_next = block->hash_next, .dead = true};
     block->insns = reserve_chunk(cpu)->insns;
@@ -545,7 +566,7 @@ static struct block *make(struct soft_cpu *cpu, uint64_t key, const struct code_
     block->gpa[0] = page->gpa;
     block->flags[0] = page->flags;
     block->heat = *heat_of(cpu->blocks->store, block);
-    if (!decode_block(cpu, block, page, linear, limit))
+    if (!decode_block(cpu, block, &source, linear, limit))
         return NULL;
     seal(block);
     if (!(key & KEY_NO_BREAK) && is_breakpoint(cpu, linear))
@@ -577,7 +598,8 @@ struct block *block_extend(struct soft_cpu *cpu, struct block *block,
     if (emptied)
         watch(cpu, &page);
     page.available = left < BLOCK_BYTES_MAX ? left : BLOCK_BYTES_MAX;
-    memcpy(copy, old.host, page.available);
+    struct code_copy whole;
+    memcpy(copy, copy_code(&whole, old.host, page.available), page.available);
     page.host = copy;
     *longer = (struct block){.hash_next = longer->hash_next,
                              .insns = insns,
