@@ -70,6 +70,7 @@ test-guests: build
 	@tests/linux/build_zstd.sh $(BUILD) full
 	@tests/linux/stress.sh $(BUILD) full
 	@tests/linux/python.sh $(BUILD)
+	@tests/linux/smp.sh $(BUILD) 300
 
 #: make fuzz      every fuzz target for FUZZ_TIME seconds each (60), and a million silicon cases
 fuzz:

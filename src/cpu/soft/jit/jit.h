@@ -17,10 +17,10 @@ enum { JIT_CODE_SIZE = 32 << 20 };
 
 /*
  * What translated code, all that is kept about it, and decoded blocks may take
- * together, of all vCPUs: with more all translations are dropped and made
- * anew. (With many vCPUs each has room for some megabytes of them still.)
+ * together: of all vCPUs, but each has room for the least. With more, all its
+ * translations are dropped and made anew.
  */
-enum { JIT_BUDGET = 58 << 20 };
+enum { JIT_BUDGET = 58 << 20, JIT_BUDGET_LEAST = 12 << 20 };
 /* What they take. May be asked from other threads; then it is roughly right. */
 struct jit_memory {
     size_t code, metadata;

@@ -362,7 +362,8 @@ static bool host_is_able(void) {
 static size_t budget_of(const struct soft_cpu *cpu) {
     const struct engine *engine = cpu->vcpu.engine;
     unsigned vcpus = engine != NULL && engine->config.vcpus != 0 ? engine->config.vcpus : 1;
-    return JIT_BUDGET / vcpus;
+    size_t share = JIT_BUDGET / vcpus;
+    return share > JIT_BUDGET_LEAST ? share : JIT_BUDGET_LEAST;
 }
 
 int jit_create(struct soft_cpu *cpu, const struct jit_config *config, struct error *err) {
