@@ -103,7 +103,8 @@ static bool changes_rax_too(const struct insn *insn) {
 
 static uint32_t native_changes(const struct insn *insn, const struct lowering *l) {
     uint8_t first = insn_row_of(insn)->operand[0];
-    uint32_t mask = l->writes_rax_rdx ? 1u << RAX | 1u << RDX : 0;
+    uint32_t mask = (l->writes_rax_rdx ? 1u << RAX | 1u << RDX : 0) | (uint32_t)l->writes_rcx
+                                                                          << RCX;
     if (changes_rax_too(insn))
         mask |= 1u << RAX;
     if (l->first_read_only)

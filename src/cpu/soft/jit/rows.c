@@ -36,6 +36,7 @@ static const char *const system_names[] = {"cli",      "sti",      "swapgs", "rd
                                            "wrfsbase", "wrgsbase", "mfence", "sfence"};
 static const char *const rax_rdx_names[] = {"mul",  "imul",   "cbw",       "cwd",       "cmpxchg",
                                             "lahf", "fnstsw", "cmpxchg8b", "cmpxchg16b"};
+static const char *const rcx_names[] = {"pcmpistri", "pcmpestri", "vpcmpistri", "vpcmpestri"};
 /* A count of zero leaves all flags as they were: the tables count them as read then. */
 static const char *const shift_names[] = {"shl", "shr", "sar", "rol", "ror", "shld", "shrd"};
 static const char *const second_written_names[] = {"xchg", "xadd", "mulx"};
@@ -298,6 +299,7 @@ static struct lowering describe(const struct insn_row *row) {
     l.first_read_only = row->properties & INSN_WRITES_NONE;
     l.first_read = row->properties & (INSN_READS_DEST | INSN_WRITES_NONE | INSN_UNDEFINED_REG);
     l.writes_rax_rdx = NAME_IN(row->name, rax_rdx_names);
+    l.writes_rcx = NAME_IN(row->name, rcx_names);
     l.aligned = (row->properties & INSN_ALIGNED) || strcmp(row->name, "cmpxchg16b") == 0;
     l.recipe = recipe_of(row);
     return l;

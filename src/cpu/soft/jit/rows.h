@@ -59,6 +59,7 @@ struct lowering {
     bool first_read_only;
     bool first_read;     /* the first operand's old value matters (or its upper bits do) */
     bool writes_rax_rdx; /* implicitly */
+    bool writes_rcx;     /* as well */
     bool has_modrm;
     bool full_flags; /* writes all status flags, reads none */
     /* Status flags: what the result depends on, and what is new after it whatever was before. */
