@@ -20,8 +20,9 @@
 #include "device/q35.h"
 #include "device/rtc.h"
 #include "device/serial.h"
+#include "device/watchdog.h"
 
-enum { DEVICES = 10, STEP_MAX = 4096, HPET = 0xfed00000 };
+enum { DEVICES = 11, STEP_MAX = 4096, HPET = 0xfed00000 };
 enum { FLASH_SIZE = 2 * FLASH_BLOCK };
 #define FLASH UINT64_C(0xffc00000)
 
@@ -142,6 +143,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length) {
         rig_device(&fw_cfg_class, NULL),
         rig_device(&flash_class, &(struct flash_config){FLASH, erased, FLASH_SIZE, -1}),
         rig_device(&q35_class, &(struct q35_config){.acpi_pm = pm}),
+        rig_device(&watchdog_class, &(struct watchdog_config){.base = 0x630}),
         rig_device(&pvpanic_class, &(struct pvpanic_config){.port = 0x505}),
         rig_device(&serial_class,
                    &(struct serial_config){.port = 0x3f8, .gsi = 4, .chardev = &chardev}),

@@ -29,6 +29,11 @@ void setup_modules(void);
 
 /* ---- power.c ---- */
 
+/* The power button, if the machine has one and its modules are loaded: what poll() is to watch
+ * (POLLIN), -1 without. power_button_pressed: after that; true when it was pressed. */
+int power_button_open(void);
+bool power_button_pressed(int fd);
+
 /* Ends all processes, writes back and unmounts disks, powers the machine off. Returns only when the
  * kernel refuses. */
 void power_off(void);

@@ -16,7 +16,7 @@
 #include <linux/vm_sockets.h>
 
 static struct {
-    int signals, listener;
+    int signals, listener, button;
     struct channel control;
     struct session *sessions[SESSIONS_MAX];
     unsigned session_count;
@@ -89,6 +89,25 @@ static int open_console(void) {
     return fd >= 0 ? fd : open("/dev/console", O_RDWR | O_CLOEXEC);
 }
 
+/* Those that ask for the end, and the power button. */
+static void take_signals(void) {
+    struct signalfd_siginfo info;
+    while (read(agent.signals, &info, sizeof info) == sizeof info)
+        if (info.ssi_signo == SIGTERM || info.ssi_signo == SIGPWR)
+            power_off();
+    if (agent.button >= 0 && power_button_pressed(agent.button))
+        power_off();
+}
+
+/* Reaps on the way. */
+static bool has_ended(pid_t wanted) {
+    pid_t pid;
+    while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
+        if (pid == wanted)
+            return true;
+    return pid < 0 && errno == ECHILD;
+}
+
 static void run_shell(void) {
     pid_t pid = fork();
     if (pid == 0) {
@@ -105,10 +124,11 @@ static void run_shell(void) {
         execle("/bin/sh", "-sh", (char *)NULL, default_environment);
         _exit(127);
     }
-    pid_t ended;
-    do
-        ended = wait(NULL);
-    while (pid > 0 && ended != pid && (ended > 0 || errno == EINTR));
+    while (pid > 0 && !has_ended(pid)) {
+        struct pollfd fds[] = {{agent.signals, POLLIN, 0}, {agent.button, POLLIN, 0}};
+        poll(fds, 2, -1);
+        take_signals();
+    }
 }
 
 /* ---- The loop ---- */
@@ -122,10 +142,6 @@ static bool handle_control(void *context, const struct agent_header *header,
 }
 
 static void reap(void) {
-    struct signalfd_siginfo info;
-    while (read(agent.signals, &info, sizeof info) == sizeof info)
-        if (info.ssi_signo == SIGTERM || info.ssi_signo == SIGPWR)
-            power_off();
     int status;
     pid_t pid;
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
@@ -177,9 +193,10 @@ static void work_control(void) {
 
 static void serve(void) {
     for (;;) {
-        struct pollfd fds[3 + SESSIONS_MAX * SESSION_FDS];
+        struct pollfd fds[4 + SESSIONS_MAX * SESSION_FDS];
         unsigned n = 0;
         fds[n++] = (struct pollfd){agent.signals, POLLIN, 0};
+        fds[n++] = (struct pollfd){agent.button, POLLIN, 0};
         fds[n++] =
             (struct pollfd){agent.session_count < SESSIONS_MAX ? agent.listener : -1, POLLIN, 0};
         fds[n++] = (struct pollfd){
@@ -188,6 +205,7 @@ static void serve(void) {
             n += session_poll(agent.sessions[i], fds + n);
         if (poll(fds, n, -1) < 0 && errno != EINTR)
             say("poll: %s", strerror(errno));
+        take_signals();
         reap();
         accept_sessions();
         work_control();
@@ -214,6 +232,7 @@ int main(void) {
         setup_network();
     }
     agent.signals = open_signals();
+    agent.button = is_init ? power_button_open() : -1; /* elsewhere it is the init's */
     agent.listener = open_listener();
     int control = agent.listener < 0 ? -1 : connect_host();
     if (control < 0 && is_init) {

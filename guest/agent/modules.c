@@ -53,6 +53,7 @@ static void scan_devices(void) {
     scan_bus("/sys/bus/acpi/devices");
     scan_bus("/sys/bus/pci/devices");
     scan_bus("/sys/bus/virtio/devices");
+    scan_bus("/sys/class/input");
 }
 
 static bool is_present(const char *pattern) {

@@ -1,14 +1,52 @@
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#include <linux/input.h>
+
 #include "agent.h"
+
+static bool has_power_key(int fd) {
+    uint8_t keys[KEY_MAX / 8 + 1] = {0};
+    return ioctl(fd, EVIOCGBIT(EV_KEY, sizeof keys), keys) >= 0 &&
+           (keys[KEY_POWER / 8] >> (KEY_POWER % 8) & 1);
+}
+
+int power_button_open(void) {
+    DIR *list = opendir("/dev/input");
+    struct dirent *entry;
+    int button = -1;
+    while (list != NULL && button < 0 && (entry = readdir(list)) != NULL) {
+        if (strncmp(entry->d_name, "event", 5) != 0)
+            continue;
+        button = openat(dirfd(list), entry->d_name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+        if (button >= 0 && !has_power_key(button)) {
+            close(button);
+            button = -1;
+        }
+    }
+    if (list != NULL)
+        closedir(list);
+    return button;
+}
+
+bool power_button_pressed(int fd) {
+    struct input_event event;
+    bool pressed = false;
+    while (read(fd, &event, sizeof event) == sizeof event)
+        pressed |= event.type == EV_KEY && event.code == KEY_POWER && event.value == 1;
+    return pressed;
+}
 
 static int64_t now_ms(void) {
     struct timespec now;

@@ -38,7 +38,7 @@ static int take_apart(const char *path, struct place *place, struct error *err) 
     size_t length = strlen(path);
     if (length == 0 || length >= sizeof copy)
         return error_set(err, -EINVAL, "'%.40s' is no path", path);
-    strcpy(copy, path);
+    memcpy(copy, path, length + 1);
     while (length > 1 && copy[length - 1] == '/')
         copy[--length] = 0;
     const char *slash = strrchr(copy, '/'), *name = slash != NULL ? slash + 1 : copy;

@@ -26,6 +26,7 @@ enum {
     OPT_CONSOLE,
     OPT_ON_REBOOT,
     OPT_ON_PANIC,
+    OPT_ON_WATCHDOG,
     OPT_NAME,
     OPT_PERF_MAP,
     OPT_VERBOSE,
@@ -57,6 +58,8 @@ const struct option_spec run_options[] = {
                      "serial: the first serial port on standard input and output, no agent"},
     [OPT_ON_REBOOT] = {"on-reboot", 0, "restart|stop", "what a reboot of the guest does"},
     [OPT_ON_PANIC] = {"on-panic", 0, "stop|hold", "what a crash of the guest's kernel does"},
+    [OPT_ON_WATCHDOG] = {"on-watchdog", 0, "reset|poweroff|pause|none",
+                         "what is done when the guest neglects its watchdog"},
     [OPT_NAME] = {"name", 'n', "NAME", "what 'lodge ps' and 'lodge profile' call the VM"},
     [OPT_PERF_MAP] = {"perf-map", 0, NULL,
                       "name translated code for perf(1), in /tmp/perf-PID.map"},
@@ -74,6 +77,7 @@ static const char *const nets[] = {"none", "user", NULL};
 static const char *const consoles[] = {"agent", "serial", NULL};
 static const char *const reboots[] = {"restart", "stop", NULL};
 static const char *const panics[] = {"stop", "hold", NULL};
+static const char *const watchdogs[] = {"reset", "poweroff", "pause", "none", NULL};
 static const char *const boots[] = {"auto", "bzimage", "elf", "pvh", NULL};
 static const char *const rings[] = {"split", "packed", NULL};
 static const char *const disk_devices[] = {"virtio", "nvme", NULL};
@@ -202,6 +206,7 @@ int run_take_option(struct run_config *config, int option, char *value, struct e
         break;
     case OPT_ON_REBOOT: CHOOSE(machine->on_reboot, "on-reboot", reboots); break;
     case OPT_ON_PANIC: CHOOSE(machine->on_panic, "on-panic", panics); break;
+    case OPT_ON_WATCHDOG: CHOOSE(machine->on_watchdog, "on-watchdog", watchdogs); break;
     case OPT_NAME: config->name = value; return vm_name_check(value, err);
     case OPT_PERF_MAP: config->perf_map = true; break;
     case OPT_VERBOSE: config->verbose++; break;

@@ -14,6 +14,7 @@ enum {
 
     /* run: a command's own code is passed on, with 126 (cannot be executed), 127 (not found) and
      * 128+n (killed by signal n) as shells have them. lodge's own: */
+    EXIT_WATCHDOG = 116,     /* the guest did not reset its watchdog in time */
     EXIT_DIFFERENCE = 117,   /* --verify: interpreter and translator disagree */
     EXIT_LOST = 118,         /* the connection to the agent broke while the command ran */
     EXIT_RESET_LOOP = 119,   /* the guest resets itself again and again */

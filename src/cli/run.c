@@ -260,6 +260,12 @@ static void on_held(void *context) {
     terminal_restore();
 }
 
+static void on_watchdog(void *context, enum watchdog_policy policy) {
+    struct run *run = context;
+    fprintf(stderr, "lodge: the guest did not reset its watchdog in time\n");
+    vm_control_watchdog(run->control, policy);
+}
+
 static void on_dump(void *context, const char *line) {
     terminal_restore();
     fprintf(stderr, "%s\n", line);
@@ -349,7 +355,7 @@ static int place_variables(struct run *run, struct error *err) {
 
 static int create_machine(struct run *run, struct error *err) {
     static const struct machine_events events = {
-        .restarted = on_restarted, .held = on_held, .dump = on_dump};
+        .restarted = on_restarted, .held = on_held, .watchdog = on_watchdog, .dump = on_dump};
     struct machine_config *machine = &run->config->machine;
     struct machine_events mine = events;
     mine.context = run;
@@ -457,6 +463,7 @@ static int code_of_end(struct run *run, const struct machine_result *result) {
         [MACHINE_PANICKED] = {"stopped", EXIT_PANIC},
         [MACHINE_TRIPLE_FAULT] = {"stopped", EXIT_TRIPLE_FAULT},
         [MACHINE_FAILED] = {"the engine cannot go on", EXIT_ENGINE},
+        [MACHINE_WATCHDOG] = {"stopped", EXIT_WATCHDOG},
         [MACHINE_STOPPED] = {NULL, EXIT_OK},
         [MACHINE_DIFFERENCE] = {"stopped", EXIT_DIFFERENCE},
     };
@@ -475,13 +482,10 @@ static int code_of_end(struct run *run, const struct machine_result *result) {
 /* As events of the control socket have it. */
 static const char *reason_of_end(enum machine_end end) {
     static const char *const reasons[] = {
-        [MACHINE_POWERED_OFF] = "guest-shutdown",
-        [MACHINE_REBOOTED] = "guest-reset",
-        [MACHINE_RESET_LOOP] = "reset-loop",
-        [MACHINE_PANICKED] = "guest-panic",
-        [MACHINE_TRIPLE_FAULT] = "triple-fault",
-        [MACHINE_FAILED] = "engine-failure",
-        [MACHINE_STOPPED] = "stopped",
+        [MACHINE_POWERED_OFF] = "guest-shutdown", [MACHINE_REBOOTED] = "guest-reset",
+        [MACHINE_RESET_LOOP] = "reset-loop",      [MACHINE_PANICKED] = "guest-panic",
+        [MACHINE_TRIPLE_FAULT] = "triple-fault",  [MACHINE_FAILED] = "engine-failure",
+        [MACHINE_WATCHDOG] = "watchdog",          [MACHINE_STOPPED] = "stopped",
     };
     return reasons[end];
 }

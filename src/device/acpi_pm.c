@@ -6,6 +6,7 @@ enum { PORTS = 0x24 };
 enum {
     STATUS_TIMER = 1 << 0,
     STATUS_POWER_BUTTON = 1 << 8,
+    STATUS_WAKE = 1 << 15,
     STATUS_WRITABLE = 0x8731, /* write one to clear */
     ENABLE_TIMER = 1 << 0,
     ENABLE_WRITABLE = 0x4721,
@@ -110,11 +111,16 @@ static void set_byte(uint16_t *reg, unsigned index, uint8_t value, uint16_t writ
     *reg = (*reg & ~mask) | ((uint16_t)(value << (8 * index)) & mask);
 }
 
-/* True: the guest asks for S5. */
+/* True: the guest asks for S5. From any other sleep, which the DSDT does not offer, it wakes at
+ * once: it waits for WAK_STS (4.8.3.2.1). */
 static bool write_control(struct acpi_pm *pm, unsigned index, uint8_t value) {
     set_byte(&pm->control, index, value, CONTROL_WRITABLE);
-    bool sleeps = index == 1 && ((unsigned)value << 8 & CONTROL_SLEEP);
-    return sleeps && (pm->control & CONTROL_SLEEP_TYPE) >> 10 == ACPI_PM_S5;
+    if (index != 1 || !((unsigned)value << 8 & CONTROL_SLEEP))
+        return false;
+    bool off = (pm->control & CONTROL_SLEEP_TYPE) >> 10 == ACPI_PM_S5;
+    if (!off)
+        pm->status |= STATUS_WAKE;
+    return off;
 }
 
 static bool write_register(struct acpi_pm *pm, unsigned offset, uint8_t value) {

@@ -1,7 +1,7 @@
 /*
  * ACPI fixed hardware: PM1 event and control, PM timer (32 bits), GPE0 and
- * the SCI. Sleep type ACPI_PM_S5 powers the machine off. Source: ACPI 6.4,
- * chapter 4.8.
+ * the SCI. Sleep type ACPI_PM_S5 powers the machine off; from other sleeps the
+ * guest wakes at once. Source: ACPI 6.4, chapter 4.8.
  */
 #ifndef LODGE_DEVICE_ACPI_PM_H
 #define LODGE_DEVICE_ACPI_PM_H

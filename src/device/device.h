@@ -32,6 +32,7 @@ struct platform;
 enum platform_request {
     PLATFORM_POWER_OFF, /* ACPI S5 */
     PLATFORM_RESET,     /* reset register, port CF9h, i8042 */
+    PLATFORM_WATCHDOG,  /* the guest has not reset its watchdog in time */
     PLATFORM_PANICKED,  /* pvpanic: the guest's kernel says it has crashed */
 };
 

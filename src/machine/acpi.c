@@ -2,6 +2,7 @@
 
 #include "base/bytes.h"
 #include "device/acpi_pm.h"
+#include "device/watchdog.h"
 #include "interrupt/interrupt.h"
 #include "machine/acpi_dsdt.h"
 #include "machine/aml.h"
@@ -245,6 +246,43 @@ static size_t build_hpet(struct tables *tables) {
     return start;
 }
 
+/* One thing that can be done with the watchdog: how, at which register, with which bits. */
+static void wdat_entry(struct aml *out, uint8_t action, uint8_t instruction, unsigned offset,
+                       uint32_t value, uint32_t mask) {
+    aml_byte(out, action);
+    aml_byte(out, instruction);
+    aml_word(out, 0);
+    put_address(out, SPACE_IO, 32, LAYOUT_WATCHDOG_PORT + offset);
+    aml_dword(out, value);
+    aml_dword(out, mask);
+}
+
+/* The watchdog's table (device/watchdog.h): actions and instructions by their numbers there. */
+static size_t build_wdat(struct tables *tables) {
+    enum { READ, READ_COUNT, WRITE, WRITE_COUNT };
+    enum { HEADER = 32, ENTRIES = 8, ENABLED = 1 };
+    struct aml *out = &tables->out;
+    size_t start = open_table(tables, "WDAT", 1);
+    aml_dword(out, HEADER);
+    aml_word(out, 0xff); /* no PCI device: segment, bus, device, function */
+    aml_bytes(out, "\xff\xff\xff\0\0", 6);
+    aml_dword(out, WATCHDOG_TICK_MS);
+    aml_dword(out, WATCHDOG_COUNT_MAX);
+    aml_dword(out, 1); /* the least count */
+    aml_dword(out, ENABLED);
+    aml_dword(out, ENTRIES);
+    wdat_entry(out, 1, WRITE, WATCHDOG_RESET, 1, 1);
+    wdat_entry(out, 4, READ_COUNT, WATCHDOG_COUNT, 0, WATCHDOG_COUNT_MAX);
+    wdat_entry(out, 6, WRITE_COUNT, WATCHDOG_COUNT, 0, WATCHDOG_COUNT_MAX);
+    wdat_entry(out, 8, READ, WATCHDOG_CONTROL, 1, 1);
+    wdat_entry(out, 9, WRITE, WATCHDOG_CONTROL, 1, 1);
+    wdat_entry(out, 11, WRITE, WATCHDOG_CONTROL, 0, 1);
+    wdat_entry(out, 32, READ, WATCHDOG_STATUS, 1, 1);
+    wdat_entry(out, 33, WRITE, WATCHDOG_STATUS, 1, 1);
+    close_table(tables, start);
+    return start;
+}
+
 static size_t build_xsdt(struct tables *tables, const size_t *entries, size_t count) {
     size_t start = open_table(tables, "XSDT", 1);
     for (size_t i = 0; i < count; i++)
@@ -268,7 +306,7 @@ static size_t build(struct tables *tables, const struct acpi_config *config) {
     size_t facs = build_facs(tables);
     size_t dsdt = build_dsdt(tables, config);
     size_t entries[] = {build_fadt(tables, facs, dsdt), build_madt(tables, config),
-                        build_mcfg(tables), build_hpet(tables)};
+                        build_mcfg(tables), build_hpet(tables), build_wdat(tables)};
     size_t xsdt = build_xsdt(tables, entries, ARRAY_SIZE(entries));
     return tables->out.overflow ? 0 : xsdt;
 }

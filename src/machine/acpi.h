@@ -1,6 +1,6 @@
 /*
  * ACPI tables of a machine: RSDP, XSDT, FADT (revision 6), FACS, DSDT, MADT,
- * MCFG, HPET. Addresses come from layout.h; the DSDT's bytecode is emitted by
+ * MCFG, HPET, WDAT. Addresses come from layout.h; the DSDT's bytecode is emitted by
  * aml.h. Sources: ACPI 6.4; PCI Firmware Specification 3.0 for MCFG; IA-PC
  * HPET specification 1.0a.
  */

@@ -53,6 +53,14 @@ enum firmware_kind {
 enum reboot_policy { REBOOT_RESTART, REBOOT_STOP };
 enum panic_policy { PANIC_STOP, PANIC_HOLD };
 
+/* What becomes of it when the guest does not reset its watchdog in time. */
+enum watchdog_policy {
+    WATCHDOG_DO_RESET,
+    WATCHDOG_DO_POWEROFF,
+    WATCHDOG_DO_PAUSE,
+    WATCHDOG_DO_NONE
+};
+
 struct machine_config {
     enum engine_kind engine;
     uint64_t memory; /* bytes */
@@ -78,6 +86,7 @@ struct machine_config {
     struct loop *loop;
     enum reboot_policy on_reboot;
     enum panic_policy on_panic;
+    enum watchdog_policy on_watchdog;
 };
 
 #endif

@@ -14,6 +14,7 @@
 #include "device/q35.h"
 #include "device/rtc.h"
 #include "device/serial.h"
+#include "device/watchdog.h"
 #include "machine/layout.h"
 #include "machine/private.h"
 #include "nvme/nvme.h"
@@ -88,6 +89,7 @@ static int create_chips(struct machine *machine, struct error *err) {
     static const struct acpi_pm_config acpi = {.base = LAYOUT_PM1_EVENT_PORT,
                                                .sci = LAYOUT_SCI_GSI};
     static const struct pvpanic_config pvpanic = {.port = LAYOUT_PVPANIC_PORT};
+    static const struct watchdog_config watchdog = {.base = LAYOUT_WATCHDOG_PORT};
     struct serial_config serial = {
         .port = LAYOUT_SERIAL_PORT, .gsi = LAYOUT_SERIAL_IRQ, .chardev = machine->config.serial};
     int result = add(machine, &acpi_pm_class, "acpi0", &acpi, &machine->acpi_pm, err);
@@ -98,6 +100,8 @@ static int create_chips(struct machine *machine, struct error *err) {
         result = add(machine, &i8042_class, "i8042", NULL, NULL, err);
     if (result == 0)
         result = add(machine, &pvpanic_class, "pvpanic0", &pvpanic, NULL, err);
+    if (result == 0)
+        result = add(machine, &watchdog_class, "watchdog0", &watchdog, NULL, err);
     return result == 0 ? add(machine, &serial_class, "serial0", &serial, NULL, err) : result;
 }
 

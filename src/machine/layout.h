@@ -68,6 +68,7 @@ enum {
     LAYOUT_PM1_CONTROL_PORT = 0x604, /* 2 */
     LAYOUT_PM_TIMER_PORT = 0x608,    /* 4 */
     LAYOUT_GPE0_PORT = 0x620,        /* 4 */
+    LAYOUT_WATCHDOG_PORT = 0x630,    /* 16 */
     LAYOUT_RESET_PORT = 0xcf9,
     LAYOUT_SCI_GSI = 9,
 };

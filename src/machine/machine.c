@@ -34,6 +34,7 @@ void machine_request(struct platform *platform, enum platform_request request) {
     switch (request) {
     case PLATFORM_POWER_OFF: ask(machine, PENDING_POWER_OFF); break;
     case PLATFORM_RESET: ask(machine, PENDING_RESET); break;
+    case PLATFORM_WATCHDOG: ask(machine, PENDING_WATCHDOG); break;
     case PLATFORM_PANICKED: machine_panicked(machine); break;
     }
 }
@@ -322,6 +323,28 @@ static void serve_failure(struct machine *machine, enum machine_end why) {
     end(machine, why, exit_text(machine));
 }
 
+static void serve_watchdog(struct machine *machine) {
+    enum watchdog_policy policy = machine->config.on_watchdog;
+    if (machine->events.watchdog != NULL)
+        machine->events.watchdog(machine->events.context, policy);
+    switch (policy) {
+    case WATCHDOG_DO_RESET:
+        if (machine->config.on_reboot == REBOOT_RESTART) {
+            serve_reset(machine);
+            break;
+        }
+        /* fall through */
+    case WATCHDOG_DO_POWEROFF:
+        end(machine, MACHINE_WATCHDOG, "the guest did not reset its watchdog in time");
+        break;
+    case WATCHDOG_DO_PAUSE:
+        unpark(machine, false);
+        machine_pause(machine);
+        break;
+    case WATCHDOG_DO_NONE: unpark(machine, false); break;
+    }
+}
+
 /* The gravest first: of several requests the others no longer matter. */
 static void serve(void *context) {
     struct machine *machine = context;
@@ -341,6 +364,8 @@ static void serve(void *context) {
         serve_triple_fault(machine);
     else if (pending & PENDING_RESET)
         serve_reset(machine);
+    else if (pending & PENDING_WATCHDOG)
+        serve_watchdog(machine);
     else if (pending & PENDING_PANICKED)
         serve_panic(machine, true);
     else

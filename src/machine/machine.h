@@ -26,6 +26,7 @@ enum machine_end {
     MACHINE_PANICKED,     /* its kernel says that it crashed */
     MACHINE_TRIPLE_FAULT, /* its processor could not deliver a fault */
     MACHINE_FAILED,       /* lodge cannot go on; text says why */
+    MACHINE_WATCHDOG,     /* its watchdog was not reset in time, and the policy is to power off */
     MACHINE_STOPPED,      /* machine_stop */
     MACHINE_DIFFERENCE,   /* config.verify: interpreter and translator disagree */
 };
@@ -41,6 +42,8 @@ struct machine_events {
     void (*restarted)(void *context);
     /* The guest has crashed and is held for inspection. */
     void (*held)(void *context);
+    /* The guest did not reset its watchdog in time; what config.on_watchdog says is done next. */
+    void (*watchdog)(void *context, enum watchdog_policy policy);
     /* A line of the register dump after a triple fault or a failure. */
     void (*dump)(void *context, const char *line);
     void *context;

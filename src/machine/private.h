@@ -34,6 +34,7 @@ enum {
     PENDING_FAILED = 16,
     PENDING_STOP = 32,
     PENDING_DIFFERENCE = 64,
+    PENDING_WATCHDOG = 128,
 };
 
 struct machine {

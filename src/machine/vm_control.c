@@ -327,6 +327,20 @@ void vm_control_panicked(struct vm_control *control) {
     tell(control, "GUEST_PANICKED", NULL);
 }
 
+void vm_control_watchdog(struct vm_control *control, enum watchdog_policy policy) {
+    static const char *const actions[] = {
+        [WATCHDOG_DO_RESET] = "reset",
+        [WATCHDOG_DO_POWEROFF] = "poweroff",
+        [WATCHDOG_DO_PAUSE] = "pause",
+        [WATCHDOG_DO_NONE] = "none",
+    };
+    if (control == NULL)
+        return;
+    tell(control, "WATCHDOG", json_pack("{s:s}", "action", actions[policy]));
+    if (policy == WATCHDOG_DO_PAUSE)
+        tell(control, "STOP", NULL);
+}
+
 void vm_control_ended(struct vm_control *control, const char *reason) {
     if (control != NULL)
         tell(control, "SHUTDOWN", json_pack("{s:s}", "reason", reason));

@@ -29,6 +29,8 @@ void vm_control_agent(struct vm_control *control, struct agent *agent);
 /* The guest starts anew; its kernel has panicked. */
 void vm_control_restarted(struct vm_control *control);
 void vm_control_panicked(struct vm_control *control);
+/* The guest's watchdog has got to its end; what is done about it, as in docs/control.md. */
+void vm_control_watchdog(struct vm_control *control, enum watchdog_policy policy);
 /* The machine has ended: why in one word, as in docs/control.md. */
 void vm_control_ended(struct vm_control *control, const char *reason);
 

@@ -16,8 +16,8 @@ enum { RIG_VECTOR = 0x40, RIG_MASKED = 1 << 16, RIG_LEVEL = 1 << 15 };
 struct rig {
     struct platform platform;
     unsigned interrupts[256];
-    unsigned requests[3]; /* by enum platform_request */
-    bool intr;            /* the 8259s' output */
+    unsigned requests[PLATFORM_PANICKED + 1]; /* by enum platform_request */
+    bool intr;                                /* the 8259s' output */
 };
 
 static struct rig rig;

@@ -1,4 +1,4 @@
-/* ACPI fixed hardware, reset ports and pvpanic. */
+/* ACPI fixed hardware, reset ports, pvpanic and the watchdog. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,11 +9,12 @@
 #include "device/acpi_pm.h"
 #include "device/i8042.h"
 #include "device/pvpanic.h"
+#include "device/watchdog.h"
 #include "platform_rig.h"
 
-enum { BASE = 0x600, SCI = 9, POWER_BUTTON = 1 << 8, SLEEP = 1 << 13 };
+enum { BASE = 0x600, SCI = 9, DOG = 0x630, POWER_BUTTON = 1 << 8, WAKE = 1 << 15, SLEEP = 1 << 13 };
 
-static struct device *pm, *i8042, *pvpanic;
+static struct device *pm, *i8042, *pvpanic, *watchdog;
 
 static int setup(void **state) {
     (void)state;
@@ -21,12 +22,14 @@ static int setup(void **state) {
     pm = rig_device(&acpi_pm_class, &(struct acpi_pm_config){.base = BASE, .sci = SCI});
     i8042 = rig_device(&i8042_class, NULL);
     pvpanic = rig_device(&pvpanic_class, &(struct pvpanic_config){.port = 0x505});
+    watchdog = rig_device(&watchdog_class, &(struct watchdog_config){.base = DOG});
     rig_route(SCI, RIG_LEVEL);
     return 0;
 }
 
 static int teardown(void **state) {
     (void)state;
+    device_destroy(watchdog);
     device_destroy(pvpanic);
     device_destroy(i8042);
     device_destroy(pm);
@@ -86,6 +89,9 @@ static void sleep_type_5_powers_off(void **state) {
     assert_int_equal(inw(BASE + 4), 1);
     outw(BASE + 4, SLEEP | 1 << 10);
     assert_int_equal(rig.requests[PLATFORM_POWER_OFF], 0);
+    assert_int_equal(inw(BASE), WAKE);
+    outw(BASE, WAKE);
+    assert_int_equal(inw(BASE), 0);
     outw(BASE + 4, ACPI_PM_S5 << 10);
     assert_int_equal(rig.requests[PLATFORM_POWER_OFF], 0);
     outw(BASE + 4, SLEEP | ACPI_PM_S5 << 10);
@@ -166,6 +172,45 @@ static void panics_are_told(void **state) {
     assert_int_equal(rig.requests[PLATFORM_PANICKED], 1);
 }
 
+static uint32_t dog(unsigned offset) {
+    return (uint32_t)port_read(rig.platform.ports, (uint16_t)(DOG + offset), 4);
+}
+
+static void set_dog(unsigned offset, uint32_t value) {
+    port_write(rig.platform.ports, (uint16_t)(DOG + offset), value, 4);
+}
+
+/* In the guest's time, from the last reset on; once; not while it stands. */
+static void watchdog_counts(void **state) {
+    (void)state;
+    const uint64_t tick = WATCHDOG_TICK_MS * UINT64_C(1000000);
+    const unsigned *fired = &rig.requests[PLATFORM_WATCHDOG];
+    set_dog(WATCHDOG_COUNT, 20);
+    rig_advance(100 * tick);
+    assert_int_equal(*fired, 0);
+    set_dog(WATCHDOG_CONTROL, 1);
+    rig_advance(15 * tick);
+    assert_int_equal(dog(WATCHDOG_COUNT), 5);
+    set_dog(WATCHDOG_RESET, 1);
+    rig_advance(19 * tick);
+    assert_int_equal(*fired, 0);
+    assert_int_equal(dog(WATCHDOG_CONTROL), 1);
+    rig_advance(tick);
+    assert_int_equal(*fired, 1);
+    assert_int_equal(dog(WATCHDOG_CONTROL), 0);
+    assert_int_equal(dog(WATCHDOG_STATUS), 1);
+    device_reset(watchdog);
+    assert_int_equal(dog(WATCHDOG_STATUS), 1);
+    set_dog(WATCHDOG_STATUS, 1);
+    assert_int_equal(dog(WATCHDOG_STATUS), 0);
+    rig_advance(1000 * tick);
+    assert_int_equal(*fired, 1);
+    set_dog(WATCHDOG_CONTROL, 1);
+    set_dog(WATCHDOG_CONTROL, 0);
+    rig_advance(1000 * tick);
+    assert_int_equal(*fired, 1);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(timer_counts, setup, teardown),
@@ -177,6 +222,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(controller_answers_probes, setup, teardown),
         cmocka_unit_test_setup_teardown(keyboard_answers, setup, teardown),
         cmocka_unit_test_setup_teardown(panics_are_told, setup, teardown),
+        cmocka_unit_test_setup_teardown(watchdog_counts, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

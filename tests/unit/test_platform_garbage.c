@@ -13,16 +13,17 @@
 #include "device/pvpanic.h"
 #include "device/rtc.h"
 #include "device/serial.h"
+#include "device/watchdog.h"
 #include "platform_rig.h"
 
-enum { DEVICES = 7, ROUNDS = 200000, HPET = 0xfed00000 };
+enum { DEVICES = 8, ROUNDS = 200000, HPET = 0xfed00000 };
 
 static const struct {
     uint16_t base, count;
 } ranges[] = {
-    {0x20, 2},  {0xa0, 2},     {0x4d0, 2}, {0x40, 4},     {0x61, 1},
-    {0x70, 2},  {0x60, 1},     {0x64, 1},  {0x92, 1},     {0x3f8, 8},
-    {0x505, 1}, {0x600, 0x24}, {0xcf8, 8}, {0x3f0, 0x20}, {0x1e, 8},
+    {0x20, 2},  {0xa0, 2},     {0x4d0, 2}, {0x40, 4},   {0x61, 1},  {0x70, 2},
+    {0x60, 1},  {0x64, 1},     {0x92, 1},  {0x3f8, 8},  {0x505, 1}, {0x600, 0x24},
+    {0xcf8, 8}, {0x3f0, 0x20}, {0x1e, 8},  {0x630, 16},
 };
 
 static const struct {
@@ -91,6 +92,7 @@ static void every_register(void **state) {
         rig_device(&hpet_class, &(struct hpet_config){.base = HPET, .pit = pit, .rtc = rtc}),
         rig_device(&acpi_pm_class, &(struct acpi_pm_config){.base = 0x600, .sci = 9}),
         rig_device(&i8042_class, NULL),
+        rig_device(&watchdog_class, &(struct watchdog_config){.base = 0x630}),
         rig_device(&pvpanic_class, &(struct pvpanic_config){.port = 0x505}),
         rig_device(&serial_class,
                    &(struct serial_config){.port = 0x3f8, .gsi = 4, .chardev = &chardev}),
@@ -116,6 +118,7 @@ static void every_state(void **state) {
         rig_device(&hpet_class, &(struct hpet_config){.base = HPET, .pit = pit, .rtc = rtc}),
         rig_device(&acpi_pm_class, &(struct acpi_pm_config){.base = 0x600, .sci = 9}),
         rig_device(&i8042_class, NULL),
+        rig_device(&watchdog_class, &(struct watchdog_config){.base = 0x630}),
         rig_device(&serial_class, &(struct serial_config){.port = 0x3f8, .gsi = 4}),
     };
     for (unsigned round = 0; round < 2000; round++) {
