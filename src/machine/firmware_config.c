@@ -5,6 +5,7 @@
 #include "machine/acpi.h"
 #include "machine/firmware.h"
 #include "machine/layout.h"
+#include "machine/smbios.h"
 
 /* ---- The loader's script: entries of 128 bytes ("bios-linker-loader" in QEMU's sources) ---- */
 
@@ -96,6 +97,20 @@ static int add_acpi(const struct firmware_machine *machine, struct error *err) {
     return result;
 }
 
+/* Firmware puts the structures where it likes, and their address into the anchor. */
+static int add_smbios(const struct firmware_machine *machine, struct error *err) {
+    uint8_t tables[LAYOUT_SMBIOS_END - LAYOUT_SMBIOS_TABLES], anchor[SMBIOS_ANCHOR_SIZE];
+    struct smbios_config config = {machine->vcpus, machine->ram_below_4g, machine->ram_above_4g};
+    size_t length = smbios_build(&config, tables, sizeof tables);
+    smbios_anchor(0, length, anchor);
+    int result = length > 0 ? 0 : error_set(err, -ENOSPC, "the SMBIOS tables do not fit");
+    if (result == 0)
+        result = fw_cfg_add_file(machine->fw_cfg, "etc/smbios/smbios-tables", tables, length, err);
+    return result == 0 ? fw_cfg_add_file(machine->fw_cfg, "etc/smbios/smbios-anchor", anchor,
+                                         sizeof anchor, err)
+                       : result;
+}
+
 /* ---- Memory and the rest ---- */
 
 enum { E820_RAM = 1, E820_SIZE = 20 };
@@ -152,6 +167,8 @@ int firmware_configure(const struct firmware_machine *machine, struct error *err
         result = add_settings(machine, err);
     if (result == 0)
         result = add_acpi(machine, err);
+    if (result == 0)
+        result = add_smbios(machine, err);
     /* With the terminating 0, as the firmware expects. */
     return result == 0 && machine->boot_order != NULL
                ? fw_cfg_add_file(machine->fw_cfg, "bootorder", machine->boot_order,

@@ -7,6 +7,7 @@
  *       00500h           what the loader leaves for the kernel (LAYOUT_BOOT_*)
  *       9fc00h - fffffh  reserved in the memory map, as on a PC
  *         e0000h         ACPI tables, the RSDP first
+ *         f0000h         SMBIOS tables
  *     b0000000h          ECAM, where firmware for a Q35 puts it
  *     c0000000h          PCI memory window below 4 GiB
  *     fec00000h          I/O APIC, HPET, local APIC
@@ -40,8 +41,13 @@
 #define LAYOUT_SHADOW_SIZE UINT64_C(0x20000)
 
 #define LAYOUT_ACPI_BASE UINT64_C(0xe0000)
-#define LAYOUT_ACPI_SIZE UINT64_C(0x20000)
+#define LAYOUT_ACPI_SIZE UINT64_C(0x10000)
 #define LAYOUT_RSDP      LAYOUT_ACPI_BASE
+
+/* SMBIOS's entry point, where it is looked for, and its structures. */
+#define LAYOUT_SMBIOS_BASE   UINT64_C(0xf0000)
+#define LAYOUT_SMBIOS_TABLES UINT64_C(0xf0020)
+#define LAYOUT_SMBIOS_END    UINT64_C(0xf1000)
 
 #define LAYOUT_MMIO32_BASE UINT64_C(0xc0000000)
 #define LAYOUT_MMIO32_SIZE UINT64_C(0x3ec00000)

@@ -12,6 +12,7 @@
 #include "machine/acpi.h"
 #include "machine/layout.h"
 #include "machine/private.h"
+#include "machine/smbios.h"
 
 /* A guest that resets itself this often, each time this soon after its start, gets nowhere. */
 enum { QUICK_RESETS_MAX = 10, QUICK_RESET_SECONDS = 2 };
@@ -190,6 +191,21 @@ static int write_acpi(struct machine *machine, uint64_t *rsdp, struct error *err
     return result < 0 ? error_set(err, result, "the ACPI tables do not fit in memory") : 0;
 }
 
+static int write_smbios(struct machine *machine, struct error *err) {
+    uint8_t tables[LAYOUT_SMBIOS_END - LAYOUT_SMBIOS_TABLES], anchor[SMBIOS_ANCHOR_SIZE];
+    uint64_t memory = machine->config.memory;
+    uint64_t low = memory < LAYOUT_LOW_RAM_END ? memory : LAYOUT_LOW_RAM_END;
+    struct smbios_config config = {machine->config.vcpus, low, memory - low};
+    size_t length = smbios_build(&config, tables, sizeof tables);
+    smbios_anchor(LAYOUT_SMBIOS_TABLES, length, anchor);
+    int result = length == 0
+                     ? -ENOSPC
+                     : memory_write(machine->platform.memory, LAYOUT_SMBIOS_TABLES, tables, length);
+    if (result == 0)
+        result = memory_write(machine->platform.memory, LAYOUT_SMBIOS_BASE, anchor, sizeof anchor);
+    return result < 0 ? error_set(err, result, "the SMBIOS tables do not fit in memory") : 0;
+}
+
 /* What firmware and boot loader would do: the state that the first vCPU starts in. */
 static int load_kernel(struct machine *machine, struct x86_state *state, struct error *err) {
     uint64_t rsdp = 0;
@@ -197,6 +213,8 @@ static int load_kernel(struct machine *machine, struct x86_state *state, struct 
     int result = pci_bus_assign(machine->platform.pci, err);
     if (result == 0)
         result = write_acpi(machine, &rsdp, err);
+    if (result == 0)
+        result = write_smbios(machine, err);
     return result == 0 ? boot_load(machine->boot, machine->platform.memory, rsdp, state, err)
                        : result;
 }

@@ -14,6 +14,12 @@ expect_exit 0 "two processors" lodge_run --cpus 2 -- sh -c '
     taskset -c 1 sh -c "grep Cpus_allowed_list /proc/self/status"'
 expect_same "$(tr '\n' ' ' <"$work/out")" "2 2 0-1 Cpus_allowed_list:	1 " "found and chosen"
 
+expect_exit 0 "topology, SMBIOS" lodge_run --cpus 3 -- sh -c '
+    cd /sys/devices/system/cpu/cpu2
+    cat topology/core_id topology/package_cpus_list topology/thread_siblings_list cache/index3/shared_cpu_list
+    cat /sys/class/dmi/id/sys_vendor /sys/class/dmi/id/product_name'
+expect_same "$(tr '\n' ' ' <"$work/out")" "2 0-2 2 0-2 lodge lodge virtual machine " "three cores of one processor"
+
 expect_exit 0 "a processor goes and comes back" lodge_run --cpus 3 -- sh -c '
     cd /sys/devices/system/cpu
     for round in 1 2 3; do
@@ -22,7 +28,6 @@ expect_exit 0 "a processor goes and comes back" lodge_run --cpus 3 -- sh -c '
     done'
 expect_same "$(tr '\n' ' ' <"$work/out")" "1 3 1 3 1 3 " "as many as are on"
 
-# The guest's init reboots in place with all processors running.
 expect_exit 0 "eight processors under load" lodge_run --cpus 8 --memory 1G --disk "$image,readonly" -- sh -c '
     mkdir -p /t && mount -t ext4 -o ro /dev/vda /t && mount -t proc p /t/proc && mount -t sysfs s /t/sys &&
     mount -t devtmpfs d /t/dev && mkdir -p /t/dev/shm && mount -t tmpfs s /t/dev/shm &&

@@ -154,14 +154,33 @@ static void leaf_caches(uint32_t leaf, uint32_t out[4]) {
     }
 }
 
-static void extended(const struct soft_cpu *cpu, uint32_t leaf, uint32_t out[4]) {
+/* The same by level, with who shares each: the last is everybody's. */
+static void leaf_cache_level(const struct soft_cpu *cpu, uint32_t index, uint32_t out[4]) {
+    enum { DATA = 1, CODE = 2, UNIFIED = 3, INITIALISED = 1 << 8 };
+    static const struct {
+        uint8_t type, level, ways;
+        uint32_t size;
+    } caches[] = {{DATA, 1, 8, 32 << 10},
+                  {CODE, 1, 8, 32 << 10},
+                  {UNIFIED, 2, 8, 512 << 10},
+                  {UNIFIED, 3, 16, 8 << 20}};
+    if (index >= ARRAY_SIZE(caches))
+        return;
+    unsigned sharers = caches[index].level == 3 ? vcpu_count(cpu) : 1;
+    out[EAX] = caches[index].type | caches[index].level << 5 | INITIALISED | (sharers - 1) << 14;
+    out[EBX] = (CACHE_LINE - 1) | (uint32_t)(caches[index].ways - 1) << 22;
+    out[ECX] = caches[index].size / caches[index].ways / CACHE_LINE - 1;
+}
+
+static void extended(const struct soft_cpu *cpu, uint32_t leaf, uint32_t subleaf, uint32_t out[4]) {
+    enum { CORES = 1 << 1, TOPOLOGY = 1 << 22 };
     switch (leaf - LEAF_EXTENDED) {
     case 0: vendor(LEAF_EXTENDED_MAX, out); break;
     case 1: {
         enum { SHARED_WITH_LEAF_1 = 0x183f3ff & ~(1 << 10 | 1 << 11) }; /* of EDX */
         out[EAX] = SIGNATURE;
         fill_features(cpu, CPUID_EXT_1, out);
-        out[ECX] |= vcpu_count(cpu) > 1 ? 1 << 1 : 0; /* cores, not threads */
+        out[ECX] |= TOPOLOGY | (vcpu_count(cpu) > 1 ? CORES : 0); /* not threads */
         out[EDX] |= cpu->cpuid_features[CPUID_1][EDX] & SHARED_WITH_LEAF_1;
         break;
     }
@@ -178,6 +197,10 @@ static void extended(const struct soft_cpu *cpu, uint32_t leaf, uint32_t out[4])
         out[EAX] = LINEAR_BITS << 8 | cpu->address_bits;
         out[ECX] = id_bits(cpu) << 12 | (vcpu_count(cpu) - 1);
         break;
+    case 0x1d: leaf_cache_level(cpu, subleaf, out); break;
+    case 0x1e: /* ids: of the APIC and the core; one thread each, one node */
+        out[EAX] = out[EBX] = cpu->vcpu.id;
+        break;
     case 0x21: fill_features(cpu, CPUID_EXT_21, out); break;
     case 0x1a:
         out[EAX] = 1 << 2; /* 256-bit vectors at full width */
@@ -193,5 +216,5 @@ void cpuid_query(const struct soft_cpu *cpu, uint32_t leaf, uint32_t subleaf, ui
     else if (leaf >= LEAF_HYPERVISOR && leaf <= LEAF_HYPERVISOR_MAX)
         hypervisor(cpu, leaf, out);
     else if (leaf >= LEAF_EXTENDED && leaf <= LEAF_EXTENDED_MAX)
-        extended(cpu, leaf, out);
+        extended(cpu, leaf, subleaf, out);
 }
