@@ -121,9 +121,14 @@ static int parse_disk_word(struct disk_config *disk, const char *word, struct er
         disk->controller = word + 11;
         return 0;
     }
+    if (strncmp(word, "class=", 6) == 0) {
+        int class = parse_choice("disk class", word + 6, qos_class_names, err);
+        disk->class = (enum qos_class) class;
+        return class < 0 ? class : 0;
+    }
     if (strncmp(word, "device=", 7) != 0)
         return error_set(err, -EINVAL,
-                         "--disk: unknown word '%.40s'; there are readonly, device= and "
+                         "--disk: unknown word '%.40s'; there are readonly, class=, device= and "
                          "controller=",
                          word);
     int device = parse_choice("disk device", word + 7, disk_devices, err);
@@ -133,7 +138,7 @@ static int parse_disk_word(struct disk_config *disk, const char *word, struct er
 
 /* Cuts value at its commas: the path stays in place. */
 static int parse_disk(struct machine_config *machine, char *value, struct error *err) {
-    struct disk_config disk = {.device = DISK_VIRTIO};
+    struct disk_config disk = {.device = DISK_VIRTIO, .class = QOS_MEDIUM};
     char *save = NULL;
     int result = 0;
     if (machine->disk_count == MACHINE_DISKS_MAX)

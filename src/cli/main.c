@@ -19,6 +19,7 @@ const struct verb verbs[] = {
     {"pause", "hold running VMs", cmd_pause, pause_options},
     {"resume", "let paused VMs go on", cmd_resume, pause_options},
     {"reset", "press VMs' reset button", cmd_reset, pause_options},
+    {"qos", "show or set how a running VM's disks share", cmd_qos, qos_options},
     {"profile", "say where a running VM's time goes", cmd_profile, profile_options},
     {"image", "show or refresh the default guest", cmd_image, image_options},
     {"completion", "print a completion script for bash", cmd_completion, NULL},

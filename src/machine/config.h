@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "base/bytes.h"
+#include "block/qos.h"
 #include "cpu/cpu.h"
 #include "net/net.h"
 
@@ -27,6 +28,7 @@ enum disk_device { DISK_VIRTIO, DISK_NVME };
 struct disk_config {
     const char *path; /* a raw file or a block device */
     enum disk_device device;
+    enum qos_class class;   /* against the machine's other disks */
     const char *controller; /* NVMe disks with the same name share one; NULL: one of its own */
     bool readonly;
 };

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "block/block.h"
+#include "block/qos.h"
 #include "device/acpi_pm.h"
 #include "device/debugcon.h"
 #include "device/fw_cfg.h"
@@ -158,12 +159,27 @@ static bool is_shared(const struct machine *machine, unsigned index) {
     return false;
 }
 
+/* "disk0" and so on, in the order of the configuration. */
+static int open_disk(struct machine *machine, unsigned index, struct error *err) {
+    const struct disk_config *disk = &machine->config.disks[index];
+    struct block *block;
+    char name[16];
+    snprintf(name, sizeof name, "disk%u", index);
+    int result = block_open_raw(disk->path, disk->readonly, &block, err);
+    if (result < 0)
+        return result;
+    result = qos_add_flow(machine->qos, block, name, disk->class, &machine->blocks[index], err);
+    if (result < 0)
+        block_close(block);
+    return result;
+}
+
 static int create_disks(struct machine *machine, struct error *err) {
     const struct disk_config *disks = machine->config.disks;
     unsigned controllers = 0;
-    int result = 0;
+    int result = qos_create(machine->config.loop, NULL, &machine->qos, err);
     for (unsigned i = 0; i < machine->config.disk_count && result == 0; i++)
-        result = block_open_raw(disks[i].path, disks[i].readonly, &machine->blocks[i], err);
+        result = open_disk(machine, i, err);
     for (unsigned i = 0; i < machine->config.disk_count && result == 0; i++) {
         if (disks[i].device == DISK_VIRTIO)
             result = add_virtio_disk(machine, i, err);
@@ -250,6 +266,7 @@ void devices_destroy(struct machine *machine) {
     net_close(machine->net);
     for (unsigned i = 0; i < MACHINE_DISKS_MAX; i++)
         block_close(machine->blocks[i]);
+    qos_destroy(machine->qos);
     if (platform->pci != NULL)
         pci_bus_destroy(platform->pci);
     if (platform->irqchip != NULL)

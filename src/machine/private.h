@@ -14,6 +14,7 @@
 enum { BOOT_ORDER_MAX = 1024 };
 
 struct block;
+struct qos;
 
 struct machine_vcpu {
     struct machine *machine;
@@ -48,7 +49,8 @@ struct machine {
     char boot_order[BOOT_ORDER_MAX];
     struct device *devices; /* the newest first */
     struct device *acpi_pm, *q35, *vsock;
-    struct block *blocks[MACHINE_DISKS_MAX];
+    struct qos *qos;                         /* all disks compete by it */
+    struct block *blocks[MACHINE_DISKS_MAX]; /* disk n's flow */
     struct net *net;
     struct machine_vcpu vcpus[MACHINE_VCPUS_MAX];
 

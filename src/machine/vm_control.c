@@ -13,6 +13,7 @@
 #include "machine/private.h"
 #include "machine/profile.h"
 #include "machine/vm_exec.h"
+#include "machine/vm_qos.h"
 
 enum { INTERVAL_US = 1000, TOP = 20, TOP_MAX = 1000 };
 
@@ -162,6 +163,16 @@ static void attach_console(void *context, struct control_call *call, const json_
 void vm_control_console(struct vm_control *control, struct console_hub *hub) {
     if (control != NULL)
         control->console = hub;
+}
+
+/* ---- Quality of service ---- */
+
+static void query_qos(void *context, struct control_call *call, const json_t *arguments) {
+    vm_qos_query(((struct vm_control *)context)->machine, call);
+}
+
+static void set_qos(void *context, struct control_call *call, const json_t *arguments) {
+    vm_qos_set(((struct vm_control *)context)->machine, call, arguments);
 }
 
 /* ---- Profiles ---- */
@@ -365,6 +376,8 @@ static const struct control_command commands[] = {
      .arguments = {"session:i", "rows:i", "columns:i"}},
     {.name = "exec-signal", .run = signal_program, .arguments = {"session:i", "signal:i"}},
     {.name = "console-attach", .run = attach_console, .arguments = {"write:b", "history:i"}},
+    {.name = "query-qos", .run = query_qos},
+    {.name = "set-qos", .run = set_qos, .arguments = {"disk:s", "class:s"}},
     {.name = "profile-start", .run = start, .arguments = {"interval-us:i", "symbols:b"}},
     {.name = "profile-stop", .run = stop, .arguments = {"top:i"}},
     {.name = "perf-map-start", .run = start_perf_map},

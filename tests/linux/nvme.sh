@@ -77,4 +77,20 @@ expect_text "$work/refused" "Write Protected" "a namespace that is readonly"
 expect_same "$(grep -c 'Invalid Command Opcode' "$work/refused")" 3 "reservations and bad blocks are refused"
 expect_text "$work/refused" "LBA Out of Range" "blocks that are not there"
 expect_text "$work/refused" "lba		: 0xfffffff" "which the error log tells"
+
+# Classes of service: changed while the guest runs.
+export XDG_RUNTIME_DIR="$work/run"
+mkdir -m 700 "$work/run"
+lodge_run --name classes --disk "$work/disk,device=nvme,class=low" --disk "$work/second" -- \
+    dd if=/dev/nvme0n1 of=/dev/null bs=1M iflag=direct 2>"$work/dd" &
+expect_exit 0 "qos set" sh -c "for i in \$(seq 100); do # until it runs
+    $LODGE qos set classes disk1 urgent && exit; sleep 0.5; done 2>/dev/null; exit 1"
+expect_exit 0 "qos show" "$LODGE" qos show classes
+expect_same "$(awk 'NR > 1 { print $1, $2 }' "$work/out" | tr '\n' ' ')" "disk0 low disk1 urgent " "classes as set"
+expect_exit 1 "a disk that is not there" "$LODGE" qos set classes disk2 low
+expect_one_line_error "no such disk"
+expect_exit 1 "a class that is not there" "$LODGE" qos set classes disk1 best
+expect_one_line_error "no such class"
+wait $! || fail "reading in pieces"
+expect_text "$work/dd" "256+0 records in" "the disk was read in pieces"
 finish

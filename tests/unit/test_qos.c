@@ -1,0 +1,496 @@
+/* Quality of service before a simulated store whose time is simulated, too: isolation, shares,
+ * bytes and errors; and before a real file from several threads. */
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/bytes.h"
+#include "base/clock.h"
+#include "base/loop.h"
+#include "block/qos.h"
+
+enum { FLOWS = 4, STORE = 32 << 20, LATE_MAX = 4096, SAMPLES = 8192 };
+enum { LATENCY_NS = 80000, BYTES_PER_US = 500 };
+
+static uint64_t now;
+
+static uint64_t simulated_ns(void) {
+    return now;
+}
+
+/* ---- The store: one channel, first come first served, and a latency on top ---- */
+
+struct late {
+    uint64_t at;
+    struct block_request *request; /* NULL: call wake(context) */
+    void (*wake)(void *context);
+    void *context;
+};
+
+static struct store {
+    uint8_t *bytes;
+    uint64_t channel_free;
+    struct late late[LATE_MAX];
+    unsigned late_count;
+    unsigned fail_every, seen;
+    uint64_t largest; /* bytes of the largest request seen */
+} store;
+
+static void schedule(struct late late) {
+    assert_true(store.late_count < LATE_MAX);
+    store.late[store.late_count++] = late;
+}
+
+static void move_bytes(const struct block_request *request) {
+    uint8_t *at = store.bytes + request->offset;
+    if (request->operation == BLOCK_WRITE_ZEROES)
+        memset(at, 0, request->length);
+    for (unsigned i = 0; i < request->vector_count; i++) {
+        const struct iovec *vector = &request->vectors[i];
+        if (request->operation == BLOCK_READ)
+            memcpy(vector->iov_base, at, vector->iov_len);
+        else
+            memcpy(at, vector->iov_base, vector->iov_len);
+        at += vector->iov_len;
+    }
+}
+
+static int store_submit(struct block *block, struct block_request *request) {
+    (void)block;
+    assert_true(request->offset % 512 == 0 && request->length % 512 == 0);
+    assert_true(range_within(request->offset, request->length, STORE));
+    if (request->length > store.largest)
+        store.largest = request->length;
+    if (store.bytes != NULL)
+        move_bytes(request);
+    request->result = store.fail_every > 0 && ++store.seen % store.fail_every == 0 ? -EIO : 0;
+    if (store.channel_free < now)
+        store.channel_free = now;
+    store.channel_free += request->length * 1000 / BYTES_PER_US;
+    schedule((struct late){.at = store.channel_free + LATENCY_NS, .request = request});
+    return 0;
+}
+
+/* Lets the next thing happen. */
+static void advance(void) {
+    unsigned first = 0;
+    assert_true(store.late_count > 0);
+    for (unsigned i = 1; i < store.late_count; i++)
+        if (store.late[i].at < store.late[first].at)
+            first = i;
+    struct late late = store.late[first];
+    store.late[first] = store.late[--store.late_count];
+    now = late.at;
+    if (late.request != NULL)
+        late.request->done(late.request);
+    else
+        late.wake(late.context);
+}
+
+static void store_drain(struct block *block) {
+    (void)block;
+}
+
+static const struct block_class store_class = {
+    .name = "store", .submit = store_submit, .drain = store_drain, .close = store_drain};
+static struct block stores[FLOWS];
+
+/* ---- Fixture ---- */
+
+static struct loop *loop;
+static struct qos *qos;
+static struct block *flows[FLOWS];
+
+static void start(const enum qos_class *class, unsigned count) {
+    static const char *const names[FLOWS] = {"disk0", "disk1", "disk2", "disk3"};
+    for (unsigned i = 0; i < count; i++) {
+        stores[i] = (struct block){&store_class, {.size = STORE, .logical_block = 512}};
+        assert_int_equal(qos_add_flow(qos, &stores[i], names[i], class[i], &flows[i], NULL), 0);
+    }
+}
+
+static int setup(void **state) {
+    (void)state;
+    store = (struct store){0};
+    now = 1000000;
+    memset(flows, 0, sizeof flows);
+    assert_int_equal(loop_create(&loop, NULL), 0);
+    return qos_create(loop, simulated_ns, &qos, NULL);
+}
+
+static int teardown(void **state) {
+    (void)state;
+    while (store.late_count > 0)
+        advance();
+    for (unsigned i = 0; i < FLOWS; i++)
+        block_close(flows[i]);
+    qos_destroy(qos);
+    loop_destroy(loop);
+    free(store.bytes);
+    return 0;
+}
+
+/* ---- Load ---- */
+
+static bool stopped;
+
+struct job {
+    struct block_request request;
+    struct block *flow;
+    enum block_operation operation;
+    uint32_t length;
+    uint64_t pause_ns, began, done_bytes;
+    uint64_t *samples;
+    unsigned *sample_count;
+    struct iovec vector;
+};
+
+static void job_ended(struct block_request *request);
+
+static void job_begin(void *context) {
+    struct job *job = context;
+    job->vector = (struct iovec){NULL, job->length};
+    job->request = (struct block_request){.operation = job->operation,
+                                          .length = job->length,
+                                          .vectors = &job->vector,
+                                          .vector_count = 1,
+                                          .done = job_ended};
+    job->began = now;
+    assert_int_equal(block_submit(job->flow, &job->request), 0);
+}
+
+static void job_ended(struct block_request *request) {
+    struct job *job = container_of(request, struct job, request);
+    assert_int_equal(request->result, 0);
+    job->done_bytes += job->length;
+    if (job->samples != NULL && *job->sample_count < SAMPLES)
+        job->samples[(*job->sample_count)++] = now - job->began;
+    if (stopped)
+        return;
+    if (job->pause_ns == 0)
+        job_begin(job);
+    else
+        schedule((struct late){.at = now + job->pause_ns, .wake = job_begin, .context = job});
+}
+
+static int by_value(const void *a, const void *b) {
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Small urgent reads beside `depth` large writes, for two simulated seconds: the 99th percentile
+ * of the reads, and all bytes. */
+static uint64_t mixed(unsigned depth, uint64_t *total) {
+    static uint64_t samples[SAMPLES];
+    static struct job jobs[257];
+    unsigned count = 0;
+    uint64_t end = now + 2 * NS_PER_SECOND;
+    stopped = false;
+    for (unsigned i = 0; i <= depth; i++) {
+        jobs[i] = i == 0
+                      ? (struct job){.flow = flows[0],
+                                     .operation = BLOCK_READ,
+                                     .length = 4096,
+                                     .pause_ns = 200000,
+                                     .samples = samples,
+                                     .sample_count = &count}
+                      : (struct job){.flow = flows[1], .operation = BLOCK_WRITE, .length = 1 << 20};
+        job_begin(&jobs[i]);
+    }
+    while (now < end)
+        advance();
+    stopped = true;
+    *total = 0;
+    for (unsigned i = 0; i <= depth; i++)
+        *total += jobs[i].done_bytes;
+    while (store.late_count > 0)
+        advance();
+    assert_true(count > 0);
+    qsort(samples, count, sizeof samples[0], by_value);
+    return samples[count * 99 / 100];
+}
+
+static void test_isolation(void **state) {
+    (void)state;
+    static const unsigned depths[] = {4, 16, 256};
+    for (unsigned i = 0; i < ARRAY_SIZE(depths); i++) {
+        uint64_t plain_bytes, bytes;
+        enum qos_class alike[] = {QOS_MEDIUM, QOS_MEDIUM}, apart[] = {QOS_URGENT, QOS_LOW};
+        setup(NULL);
+        start(alike, 2);
+        uint64_t plain = mixed(depths[i], &plain_bytes);
+        teardown(NULL);
+        setup(NULL);
+        start(apart, 2);
+        uint64_t p99 = mixed(depths[i], &bytes);
+        print_message("depth %3u: p99 %8.3f ms, with classes %6.3f ms; %.1f and %.1f MB/s\n",
+                      depths[i], (double)plain / 1e6, (double)p99 / 1e6, (double)plain_bytes / 2e6,
+                      (double)bytes / 2e6);
+        assert_true(p99 * 5 <= plain);
+        assert_true(bytes * 20 >= plain_bytes * 19);
+        if (i + 1 < ARRAY_SIZE(depths))
+            teardown(NULL);
+    }
+}
+
+/* Three flows that would each fill the store get it in proportion. */
+static void test_shares(void **state) {
+    (void)state;
+    enum qos_class class[] = {QOS_HIGH, QOS_MEDIUM, QOS_LOW};
+    static const unsigned weights[] = {QOS_WEIGHT_HIGH, QOS_WEIGHT_MEDIUM, QOS_WEIGHT_LOW};
+    enum { EACH = 32 };
+    static struct job jobs[3 * EACH];
+    uint64_t end = now + 4 * NS_PER_SECOND, bytes[3] = {0}, total = 0;
+    struct qos_report reports[FLOWS];
+    start(class, 3);
+    stopped = false;
+    for (unsigned i = 0; i < 3 * EACH; i++) {
+        /* Small ones of the high class against large ones of the low. */
+        jobs[i] = (struct job){.flow = flows[i / EACH],
+                               .operation = i % 2 ? BLOCK_READ : BLOCK_WRITE,
+                               .length = 64u << 10 << 2 * (i / EACH)};
+        job_begin(&jobs[i]);
+    }
+    while (now < end)
+        advance();
+    stopped = true;
+    assert_int_equal(qos_report(qos, reports, FLOWS), 3);
+    for (unsigned i = 0; i < 3; i++)
+        total += bytes[i] = reports[i].bytes;
+    for (unsigned i = 0; i < 3; i++) {
+        double share = (double)bytes[i] / (double)total, due = weights[i] / 13.0;
+        print_message("weight %u: %.3f of the bytes, due %.3f\n", weights[i], share, due);
+        assert_true(share > due * 0.95 && share < due * 1.05);
+    }
+    assert_true((double)total / 4e6 > BYTES_PER_US * 0.95);
+}
+
+/* ---- Bytes ---- */
+
+struct one {
+    struct block_request request;
+    bool done;
+};
+
+static void one_done(struct block_request *request) {
+    container_of(request, struct one, request)->done = true;
+}
+
+static int run_one(struct block *flow, struct block_request request) {
+    struct one one = {.request = request};
+    one.request.done = one_done;
+    if (block_submit(flow, &one.request) == 1)
+        return one.request.result;
+    while (!one.done)
+        advance();
+    return one.request.result;
+}
+
+/* Cuts a buffer into vectors of odd lengths. */
+static unsigned cut_up(uint8_t *buffer, uint32_t length, struct iovec *vectors, unsigned *seed) {
+    unsigned n = 0;
+    while (length > 0) {
+        uint32_t part = n == 200 ? length : 1 + (uint32_t)rand_r(seed) % 20000;
+        part = part < length ? part : length;
+        vectors[n++] = (struct iovec){buffer, part};
+        buffer += part;
+        length -= part;
+    }
+    return n;
+}
+
+static void test_bytes(void **state) {
+    (void)state;
+    enum { MOST = 2 << 20 };
+    enum qos_class class[] = {QOS_LOW, QOS_URGENT};
+    uint8_t *expected = calloc(1, STORE), *buffer = malloc(MOST);
+    struct iovec vectors[256];
+    unsigned seed = 5;
+    store.bytes = calloc(1, STORE);
+    start(class, 2);
+    for (unsigned i = 0; i < 400; i++) {
+        uint32_t length = (1 + (uint32_t)rand_r(&seed) % (MOST / 512)) * 512;
+        uint64_t offset = (uint64_t)(rand_r(&seed) % ((STORE - MOST) / 512)) * 512;
+        enum block_operation operation = i % 3 == 0   ? BLOCK_WRITE
+                                         : i % 3 == 1 ? BLOCK_READ
+                                                      : BLOCK_WRITE_ZEROES;
+        struct block_request request = {
+            .operation = operation, .offset = offset, .length = length, .vectors = vectors};
+        if (operation != BLOCK_WRITE_ZEROES)
+            request.vector_count = cut_up(buffer, length, vectors, &seed);
+        for (uint32_t b = 0; b < length && operation == BLOCK_WRITE; b++)
+            expected[offset + b] = buffer[b] = (uint8_t)(b * 7 + i);
+        if (operation == BLOCK_WRITE_ZEROES)
+            memset(expected + offset, 0, length);
+        assert_int_equal(run_one(flows[i % 2], request), 0);
+        if (operation == BLOCK_READ)
+            assert_memory_equal(buffer, expected + offset, length);
+        assert_int_equal(qos_set_class(qos, "disk0", i % 5 ? QOS_LOW : QOS_HIGH, NULL), 0);
+    }
+    assert_memory_equal(store.bytes, expected, STORE);
+    free(expected);
+    free(buffer);
+}
+
+static void test_errors(void **state) {
+    (void)state;
+    enum qos_class class[] = {QOS_LOW, QOS_URGENT};
+    struct iovec vector = {NULL, 1 << 20};
+    struct block_request request = {
+        .operation = BLOCK_READ, .length = 1 << 20, .vectors = &vector, .vector_count = 1};
+    struct error err;
+    start(class, 2);
+    assert_int_equal(run_one(flows[0], request), 0);
+    assert_true(store.largest <= 64 << 10);
+    store.fail_every = 10;
+    assert_int_equal(run_one(flows[0], request), -EIO);
+    store.fail_every = 0;
+    assert_int_equal(run_one(flows[0], request), 0);
+    request = (struct block_request){.operation = BLOCK_FLUSH};
+    assert_int_equal(run_one(flows[0], request), 0);
+    assert_int_equal(qos_set_class(qos, "disk7", QOS_LOW, &err), -ENOENT);
+    /* All alike: whole and uncounted. */
+    struct qos_report before, after;
+    qos_report(qos, &before, 1);
+    assert_int_equal(before.requests, 3);
+    assert_int_equal(qos_set_class(qos, "disk0", QOS_URGENT, &err), 0);
+    request = (struct block_request){
+        .operation = BLOCK_READ, .length = 1 << 20, .vectors = &vector, .vector_count = 1};
+    assert_int_equal(run_one(flows[0], request), 0);
+    assert_int_equal(store.largest, 1 << 20);
+    qos_report(qos, &after, 1);
+    assert_int_equal(after.requests, before.requests);
+}
+
+/* ---- A real file, real threads ---- */
+
+enum { THREADS = 4, ROUNDS = 300 };
+
+struct worker {
+    pthread_t thread;
+    unsigned index;
+    struct block *flow;
+};
+
+struct pending {
+    struct block_request request;
+    pthread_mutex_t mutex;
+    pthread_cond_t cond;
+    bool done;
+};
+
+static void pending_done(struct block_request *request) {
+    struct pending *pending = container_of(request, struct pending, request);
+    pthread_mutex_lock(&pending->mutex);
+    pending->done = true;
+    pthread_cond_signal(&pending->cond);
+    pthread_mutex_unlock(&pending->mutex);
+}
+
+static int run_pending(struct block *flow, enum block_operation operation, uint64_t offset,
+                       void *bytes, uint32_t length) {
+    struct iovec vector = {bytes, length};
+    struct pending pending = {.request = {.operation = operation,
+                                          .offset = offset,
+                                          .length = length,
+                                          .vectors = &vector,
+                                          .vector_count = 1,
+                                          .done = pending_done}};
+    pthread_mutex_init(&pending.mutex, NULL);
+    pthread_cond_init(&pending.cond, NULL);
+    int now_done = block_submit(flow, &pending.request);
+    pthread_mutex_lock(&pending.mutex);
+    while (now_done == 0 && !pending.done)
+        pthread_cond_wait(&pending.cond, &pending.mutex);
+    pthread_mutex_unlock(&pending.mutex);
+    pthread_cond_destroy(&pending.cond);
+    pthread_mutex_destroy(&pending.mutex);
+    return pending.request.result;
+}
+
+static void *work(void *argument) {
+    struct worker *worker = argument;
+    enum { LENGTH = 512 << 10 };
+    uint8_t *bytes = malloc(LENGTH);
+    uint64_t offset = (uint64_t)worker->index * LENGTH;
+    uintptr_t wrong = 0;
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        uint32_t length = i % 4 == 0 ? LENGTH : 4096;
+        memset(bytes, (int)(i + worker->index), length);
+        wrong += run_pending(worker->flow, BLOCK_WRITE, offset, bytes, length) != 0;
+        memset(bytes, 0, length);
+        wrong += run_pending(worker->flow, BLOCK_READ, offset, bytes, length) != 0;
+        wrong += bytes[0] != (uint8_t)(i + worker->index) ||
+                 bytes[length - 1] != (uint8_t)(i + worker->index);
+    }
+    free(bytes);
+    return (void *)wrong;
+}
+
+static void stop_loop(void *context) {
+    loop_stop(context);
+}
+
+static void *join_all(void *argument) {
+    struct worker *workers = argument;
+    uintptr_t wrong = 0;
+    for (unsigned i = 0; i < THREADS; i++) {
+        void *result;
+        pthread_join(workers[i].thread, &result);
+        wrong += (uintptr_t)result;
+    }
+    loop_post(loop, stop_loop, loop);
+    return (void *)wrong;
+}
+
+static void test_threads(void **state) {
+    (void)state;
+    enum qos_class class[] = {QOS_URGENT, QOS_HIGH, QOS_MEDIUM, QOS_LOW};
+    char paths[FLOWS][40];
+    struct worker workers[THREADS];
+    pthread_t joiner;
+    void *wrong;
+    struct qos_report reports[FLOWS];
+    for (unsigned i = 0; i < FLOWS; i++) {
+        struct block *target;
+        struct error err;
+        char name[8] = {'d', (char)('0' + i)};
+        strcpy(paths[i], "/tmp/lodge-test-qos-XXXXXX");
+        int fd = mkstemp(paths[i]);
+        assert_int_equal(ftruncate(fd, 4 << 20), 0);
+        close(fd);
+        assert_int_equal(block_open_raw(paths[i], false, &target, &err), 0);
+        assert_int_equal(qos_add_flow(qos, target, name, class[i], &flows[i], &err), 0);
+    }
+    for (unsigned i = 0; i < THREADS; i++) {
+        workers[i] = (struct worker){.index = i, .flow = flows[i]};
+        assert_int_equal(pthread_create(&workers[i].thread, NULL, work, &workers[i]), 0);
+    }
+    assert_int_equal(pthread_create(&joiner, NULL, join_all, workers), 0);
+    loop_run(loop);
+    pthread_join(joiner, &wrong);
+    assert_int_equal((uintptr_t)wrong, 0);
+    assert_int_equal(qos_report(qos, reports, FLOWS), FLOWS);
+    for (unsigned i = 0; i < FLOWS; i++) {
+        assert_int_equal(reports[i].requests, 2 * ROUNDS);
+        assert_int_equal(reports[i].in_flight + reports[i].waiting, 0);
+        unlink(paths[i]);
+    }
+}
+
+int main(void) {
+#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(test_isolation), TEST(test_shares),  TEST(test_bytes),
+        TEST(test_errors),    TEST(test_threads),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
