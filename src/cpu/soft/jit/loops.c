@@ -252,8 +252,9 @@ static void choose_turns(struct translation *t) {
     }
     loop->limit = most != 0 ? limit_register(loop) : -1;
     loop->all = most > 0 && t->cpu->verify == NULL && can_count(loop, most);
-    loop->turns = loop->all                            ? TURNS_MIN
-                  : most == 0                          ? 0
+    bool few = loop->all || path_is_long_turn(t, 0, loop->count);
+    loop->turns = most == 0                            ? 0
+                  : few                                ? TURNS_MIN
                   : REACH / (unsigned)most < TURNS_MAX ? REACH / (unsigned)most
                                                        : TURNS_MAX;
     for (unsigned g = 0; g < loop->group_count; g++) {
