@@ -81,23 +81,30 @@ void lower_goto(struct translation *t, uint64_t rip) {
     t->recipe = recipe;
 }
 
-void lower_jcc(struct translation *t) {
+bool lower_goto_if(struct translation *t, unsigned condition, uint64_t rip) {
+    if (!is_same_page(t, rip) || is_backward(t, rip))
+        return false;
+    unsigned flags = t->flags;
+    if (liveness_at(t, rip) == 0)
+        flags_not_needed(t);
+    new_exit(t, rip, emit_jcc(&t->out, condition));
+    t->flags = flags;
+    return true;
+}
+
+bool lower_jcc(struct translation *t) {
+    bool goes_on;
     uint64_t taken = lower_target_rip(t, t->insn->imm);
-    if (loop_back(t))
-        return;
+    if (loop_back(t, &goes_on))
+        return goes_on;
     unsigned condition = t->insn->opcode & 15;
     flags_to_host(t);
-    if (is_same_page(t, taken) && !is_backward(t, taken)) {
-        unsigned flags = t->flags;
-        if (liveness_at(t, taken) == 0)
-            flags_not_needed(t);
-        new_exit(t, taken, emit_jcc(&t->out, condition));
-        t->flags = flags;
-    } else {
+    if (!lower_goto_if(t, condition, taken)) {
         uint8_t *over = emit_jcc(&t->out, condition ^ 1);
         lower_goto(t, taken);
         emit_aim(over, t->out.at);
     }
+    return true;
 }
 
 /* ---- The jump table ---- */

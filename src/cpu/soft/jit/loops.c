@@ -20,7 +20,8 @@
 enum {
     TURNS_MAX = 16,
     TURNS_MIN = 4,
-    REACH = 512,     /* bytes that a group may move in those turns */
+    REACH = 512, /* bytes that a group may move in those turns */
+    REACH_AT_ONCE = 384,
     SPAN_MAX = 1024, /* bytes of a group, all turns' */
     STEP_MAX = REACH / TURNS_MIN,
     ORDINARY_TURNS = 3, /* before the checks are tried: many loops are that short */
@@ -141,8 +142,13 @@ static int register_of(const struct loop *loop, uint32_t version) {
     return -1;
 }
 
-/* Where it is in a turn, by what registers held when that began; what steps is named by its own
- * register. False: nobody knows. */
+/* A register that holds what another does that steps, and a constant: its place in addresses. */
+static bool stands_for(unsigned reg, unsigned other) {
+    return reg == other || (!is_elsewhere(reg) && !is_elsewhere(other));
+}
+
+/* Where it is in a turn, by what registers held when that began. *rest: by what the instruction's
+ * own registers hold then, where they step. False: nobody knows. */
 static bool find_place(const struct translation *t, const struct insn *insn,
                        const struct values *values, struct loop_group *wanted, int64_t *rest) {
     const struct loop *loop = &t->loop;
@@ -164,8 +170,8 @@ static bool find_place(const struct translation *t, const struct insn *insn,
         *rest -= values_of(values, insn->base).constant;
     if (wanted->index_steps)
         *rest -= (int64_t)moved;
-    return (!wanted->base_steps || insn->base == wanted->base) &&
-           (!wanted->index_steps || insn->index == wanted->index) && fits(*rest) &&
+    return (!wanted->base_steps || stands_for(insn->base, wanted->base)) &&
+           (!wanted->index_steps || stands_for(insn->index, wanted->index)) && fits(*rest) &&
            (fits(at.constant) || insn_is_rip_relative(insn));
 }
 
@@ -242,6 +248,10 @@ static bool can_count(const struct loop *loop, int32_t step) {
     return (step & (step - 1)) == 0 && by > 0 && by <= step && step % by == 0;
 }
 
+bool loop_at_once(const struct translation *t) {
+    return path_is_long_turn(t, 0, t->loop.count);
+}
+
 /* The groups' ranges become those of all turns. In lock-step units are kept short. */
 static void choose_turns(struct translation *t) {
     struct loop *loop = &t->loop;
@@ -252,11 +262,10 @@ static void choose_turns(struct translation *t) {
     }
     loop->limit = most != 0 ? limit_register(loop) : -1;
     loop->all = most > 0 && t->cpu->verify == NULL && can_count(loop, most);
-    bool few = loop->all || path_is_long_turn(t, 0, loop->count);
-    loop->turns = most == 0                            ? 0
-                  : few                                ? TURNS_MIN
-                  : REACH / (unsigned)most < TURNS_MAX ? REACH / (unsigned)most
-                                                       : TURNS_MAX;
+    unsigned room = loop_at_once(t) ? REACH_AT_ONCE : REACH;
+    loop->turns = loop->all ? TURNS_MIN : most == 0 ? 0 : room / (unsigned)most;
+    if (loop->turns > TURNS_MAX)
+        loop->turns = TURNS_MAX;
     for (unsigned g = 0; g < loop->group_count; g++) {
         struct loop_group *group = &loop->groups[g];
         int64_t reach = group->step * ((int64_t)loop->turns - 1);
@@ -472,8 +481,6 @@ unsigned loop_enter(struct translation *t, uint8_t **fails) {
     loop->head = t->out.at;
     if (loop->to_head != NULL)
         emit_aim(loop->to_head, loop->head);
-    if (loop->at_once != NULL)
-        emit_aim(loop->at_once, loop->head);
     for (unsigned g = 0; g < loop->group_count && emit_has_room(&t->out); g++)
         count += loop->groups[g].stack ? check_stack(t, &loop->groups[g], fails + count)
                                        : check(t, g, fails + count);
@@ -489,16 +496,15 @@ unsigned loop_enter(struct translation *t, uint8_t **fails) {
 
 /* The group's host address in a register. */
 static unsigned host_register(struct translation *t, unsigned g) {
+    uint8_t group = (uint8_t)(LOOP_TEMP_GROUP + g);
     if (g < t->loop.resident)
         return g == 0 ? TEMP_A : TEMP_B;
-    if (t->loop.resident != 0) {
+    if (t->loop.resident == 0)
+        return temps_load(t, group, CPU_AT(jit.loop_host) + 8 * (int32_t)g);
+    if (t->second_temp_group != group)
         load_host(t, TEMP_B, g);
-        return TEMP_B;
-    }
-    if (t->temp_group != LOOP_TEMP_GROUP + g)
-        load_host(t, TEMP_A, g);
-    t->temp_group = (uint8_t)(LOOP_TEMP_GROUP + g);
-    return TEMP_A;
+    t->second_temp_group = group;
+    return TEMP_B;
 }
 
 /* Two registers that step, or one that is not in its place: the address in TEMP_A. */
@@ -519,6 +525,11 @@ static struct operand added_up(struct translation *t, unsigned g) {
     return (struct operand){.base = TEMP_A};
 }
 
+bool loop_operand_is_simple(const struct translation *t) {
+    const struct loop_group *group = &t->loop.groups[t->loop.group_of[t->index]];
+    return group->stack || is_simple(group);
+}
+
 struct operand loop_operand(struct translation *t) {
     const struct insn *insn = t->insn;
     unsigned g = t->loop.group_of[t->index];
@@ -534,7 +545,7 @@ struct operand loop_operand(struct translation *t) {
     }
     operand.disp = (int32_t)t->loop.rest[t->index];
     operand.indexed = true;
-    operand.index = group->base_steps ? group->base : group->index;
+    operand.index = group->base_steps ? insn->base : insn->index;
     operand.scale = group->base_steps ? 0 : group->scale;
     return operand;
 }
@@ -547,8 +558,6 @@ static void count_turn(struct emitter *e) {
 }
 
 void loop_begin(struct translation *t) {
-    if (path_is_long_turn(t, 0, t->loop.count))
-        t->loop.at_once = emit_jmp(&t->out);
     t->loop.start = t->out.at;
     emit_store_imm_gs(&t->out, CPU_AT(jit.loop_turns), ORDINARY_TURNS);
     t->loop.ordinary = t->out.at;
@@ -562,6 +571,8 @@ static void go_round(struct translation *t) {
         count_turn(e);
         emit_aim(emit_jcc(e, COND_NE), loop->ordinary);
         loop->to_head = emit_jmp(e);
+        if (loop->head != NULL)
+            emit_aim(loop->to_head, loop->head);
         return;
     }
     if (loop->limit >= 0) {
@@ -575,11 +586,13 @@ static void go_round(struct translation *t) {
     emit_aim(emit_jmp(e), loop->head);
 }
 
-bool loop_back(struct translation *t) {
+bool loop_back(struct translation *t, bool *goes_on) {
     if (!t->loops || t->index != t->loop.count - 1)
         return false;
+    unsigned leaves = (t->insn->opcode & 15) ^ 1;
     flags_to_host(t);
-    uint8_t *over = emit_jcc(&t->out, (t->insn->opcode & 15) ^ 1);
+    *goes_on = !t->loop.running || !lower_goto_if(t, leaves, lower_next_rip(t));
+    uint8_t *over = *goes_on ? emit_jcc(&t->out, leaves) : NULL;
     unsigned flags = t->flags;
     uint8_t recipe = t->recipe;
     if (t->live[0] != 0)
@@ -590,7 +603,8 @@ bool loop_back(struct translation *t) {
     go_round(t);
     t->flags = flags;
     t->recipe = recipe;
-    emit_aim(over, t->out.at);
+    if (over != NULL)
+        emit_aim(over, t->out.at);
     return true;
 }
 

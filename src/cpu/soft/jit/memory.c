@@ -66,7 +66,9 @@ void lower_address(struct translation *t, int32_t disp) {
     } else {
         int base = address_part(t, insn->base, TEMP_A);
         int index = address_part(t, insn->index, TEMP_B);
-        emit_lea(&t->out, size, TEMP_A, base, index, insn->scale, disp);
+        bool there = base == TEMP_A && index < 0 && disp == 0 && size == 8;
+        if (!there)
+            emit_lea(&t->out, size, TEMP_A, base, index, insn->scale, disp);
     }
     if ((insn->seg == SEG_FS || insn->seg == SEG_GS) && t->mode == INSN_MODE_64)
         lower_add_segment(t, insn->seg);
@@ -351,13 +353,14 @@ static struct operand group_operand(struct translation *t, unsigned g, int32_t d
             check_stack(t, group, write);
         return (struct operand){.base = STACK, .disp = disp + t->rsp_pending};
     }
-    if (!group->checked)
+    unsigned reg = TEMP_A;
+    if (group->checked) {
+        reg = temps_load(t, (uint8_t)g, CPU_AT(jit.group_host) + 8 * (int32_t)g);
+    } else {
         check_group(t, g, write);
-    else if (t->temp_group != g)
-        emit_gs(&t->out, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.group_host) + 8 * (int32_t)g);
-    t->temp_group = (uint8_t)g;
-    return (struct operand){.base = TEMP_A,
-                            .disp = (int32_t)(t->operand_at[t->index] - group->low)};
+        t->temp_group = (uint8_t)g;
+    }
+    return (struct operand){.base = reg, .disp = (int32_t)(t->operand_at[t->index] - group->low)};
 }
 
 /* ---- Operands ---- */

@@ -413,19 +413,23 @@ void lower_native(struct translation *t, const struct lowering *l) {
     after_native(t, l);
 }
 
+bool lower_lea_is_near(const struct translation *t) {
+    const struct insn *insn = t->insn;
+    return insn->base != REG_ZERO && !is_elsewhere(insn->base) && !is_elsewhere(insn->reg) &&
+           (insn->index == REG_ZERO || !is_elsewhere(insn->index)) &&
+           (insn->address_size == 8 || insn->size == 4);
+}
+
 void lower_lea(struct translation *t) {
     const struct insn *insn = t->insn;
     unsigned size = insn->size;
-    bool near = (insn->base == REG_ZERO || !is_elsewhere(insn->base)) &&
-                (insn->index == REG_ZERO || !is_elsewhere(insn->index));
     flags_registers_change(t, 1u << insn->reg);
     if (insn->reg == RSP && insn->base == RSP && insn->index == REG_ZERO && size == t->word &&
         insn->address_size == t->word) {
         lower_move_rsp(t, (int32_t)insn->disp);
         return;
     }
-    if (near && !is_elsewhere(insn->reg) && insn->base != REG_ZERO &&
-        (insn->address_size == 8 || size == 4)) {
+    if (lower_lea_is_near(t)) {
         emit_lea(&t->out, size, insn->reg, insn->base,
                  insn->index == REG_ZERO ? -1 : (int)insn->index, insn->scale, (int32_t)insn->disp);
         return;

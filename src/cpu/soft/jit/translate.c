@@ -39,7 +39,7 @@ static bool lower_insn(struct translation *t) {
     case LOWER_RET: lower_ret(t); return false;
     case LOWER_JMP: lower_goto(t, lower_target_rip(t, t->insn->imm)); return false;
     case LOWER_JMP_INDIRECT: lower_jmp_indirect(t); return false;
-    case LOWER_JCC: lower_jcc(t); return true;
+    case LOWER_JCC: return lower_jcc(t);
     default: return !branch;
     }
 }
@@ -137,6 +137,9 @@ static bool lower_next(struct translation *t) {
     t->site = SITES_MAX;
     if (!lower_leaves_rsp_pending(t))
         lower_settle_rsp(t);
+    t->leaves_second = temps_leave_second(t);
+    if (!t->leaves_second)
+        t->second_temp_group = NO_GROUP;
     raw_parse(&t->raw, t->code + t->insn->offset, t->insn, t->mode,
               lowering_of(t->insn)->has_modrm);
     bool goes_on = lower_insn(t);
@@ -152,6 +155,7 @@ static void lower_body(struct translation *t, unsigned count) {
     bool goes_on = true;
     t->x87_ready = t->in_shadow = false;
     t->temp_group = t->loop.running && t->loop.resident != 0 ? LOOP_TEMP_GROUP : NO_GROUP;
+    t->second_temp_group = NO_GROUP;
     for (unsigned g = 0; g < t->group_count; g++)
         t->groups[g].checked = t->groups[g].aligned = false;
     for (t->index = 0; t->index < count && goes_on && emit_has_room(&t->out); t->index++)
@@ -162,18 +166,42 @@ static void lower_body(struct translation *t, unsigned count) {
         lower_goto(t, lower_next_rip(t));
 }
 
+/* The jumps of checks before a loop that fail. */
+struct loop_failures {
+    uint8_t *field[LOOP_FAILS_MAX];
+    unsigned count;
+};
+
 /* A loop's body once more, without the checks that are made before it. */
-static void lower_loop(struct translation *t, unsigned flags) {
-    uint8_t *fails[LOOP_FAILS_MAX];
+static void lower_loop(struct translation *t, unsigned flags, struct loop_failures *failures) {
+    if (!emit_has_room(&t->out))
+        return;
     t->flags = flags;
     t->recipe = RECIPE_NONE;
-    unsigned count = loop_enter(t, fails);
+    failures->count = loop_enter(t, failures->field);
     t->loop.running = true;
     lower_body(t, t->loop.count);
     t->loop.running = false;
     t->flags = flags;
     t->recipe = RECIPE_NONE;
-    loop_fails(t, fails, count);
+}
+
+static void lower_bodies(struct translation *t) {
+    struct loop_failures failures = {.count = 0};
+    unsigned flags = t->flags & (FLAGS_SAVED | FLAGS_STALE);
+    bool at_once = t->loops && loop_at_once(t);
+    if (at_once)
+        lower_loop(t, flags, &failures);
+    if (t->loops)
+        loop_begin(t);
+    lower_body(t, t->count);
+    if (!t->loops || !emit_has_room(&t->out))
+        return;
+    if (!at_once)
+        lower_loop(t, flags, &failures);
+    t->flags = flags;
+    t->recipe = RECIPE_NONE;
+    loop_fails(t, failures.field, failures.count);
 }
 
 static void lower_block(struct translation *t) {
@@ -181,12 +209,7 @@ static void lower_block(struct translation *t) {
     liveness_find(t);
     groups_find(t);
     lower_entries(t, loop_find(t));
-    unsigned flags = t->flags & (FLAGS_SAVED | FLAGS_STALE);
-    if (t->loops)
-        loop_begin(t);
-    lower_body(t, t->count);
-    if (t->loops && emit_has_room(&t->out))
-        lower_loop(t, flags);
+    lower_bodies(t);
     if (t->second_page_field != NULL)
         emit_aim(t->second_page_field, in_code(t->made, jit_dead_entry(t->made, true)));
     lower_sites(t);

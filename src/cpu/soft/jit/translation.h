@@ -267,7 +267,7 @@ struct loop {
     int limit;                        /* the register that counts them, or -1 */
     unsigned resident;                /* groups that keep a temporary register: the first so many */
     uint8_t *start, *ordinary;        /* the ordinary body: from outside, and its next turn */
-    uint8_t *to_head, *at_once;       /* the jumps from there, and from outside, to the checks */
+    uint8_t *to_head;                 /* the jump from there to the checks */
     uint8_t *head, *body;             /* the checks; where an unchecked turn begins */
 };
 
@@ -302,7 +302,9 @@ struct translation {
     } looked[16]; /* what liveness_at found */
     unsigned group_count;
     int32_t rsp_pending; /* by which STACK has yet to move, after PUSHes and POPs */
-    uint8_t temp_group;  /* TEMP_A holds this group's host address, or NO_GROUP */
+    /* TEMP_A and TEMP_B hold these groups' host addresses, or NO_GROUP (temps.c). */
+    uint8_t temp_group, second_temp_group;
+    bool leaves_second; /* the present instruction leaves TEMP_B alone, but for its operand */
     unsigned slow_count, site_use_count, exit_count, constant_count, relocation_count;
     unsigned site_count, first_site; /* first_site: of the present instruction */
     unsigned site;              /* of the present instruction, or SITES_MAX before one is made */
@@ -364,6 +366,8 @@ void groups_find(struct translation *t);
 
 /* Whether the block is a loop with accesses whose checks can be made before it: t->loops. */
 bool loop_find(struct translation *t);
+/* The checks are made before the first turn: the unchecked body comes before the ordinary one. */
+bool loop_at_once(const struct translation *t);
 /* Before the ordinary body. */
 void loop_begin(struct translation *t);
 /* temp_group, where TEMP_A has a loop's group 0; 1 follows, and so on. */
@@ -376,8 +380,18 @@ unsigned loop_enter(struct translation *t, uint8_t **fails);
 void loop_fails(struct translation *t, uint8_t *const *fails, unsigned count);
 /* In the unchecked body: the operand of the present instruction, where loop.group_of has one. */
 struct operand loop_operand(struct translation *t);
-/* True: the present branch is the one that goes to the next turn, and has been made. */
-bool loop_back(struct translation *t);
+/* Its operand is one addressing mode off the group's host address. */
+bool loop_operand_is_simple(const struct translation *t);
+/* True: the present branch is the one that goes to the next turn, and has been made. *goes_on: the
+ * body goes on behind it. */
+bool loop_back(struct translation *t, bool *goes_on);
+
+/* ---- temps.c ---- */
+
+/* Before the present instruction: t->leaves_second. */
+bool temps_leave_second(const struct translation *t);
+/* The temporary register that holds a group's host address, loaded from there if it is in none. */
+unsigned temps_load(struct translation *t, uint8_t group, int32_t from);
 
 /* ---- liveness.c ---- */
 
@@ -451,6 +465,8 @@ void lower_callout(struct translation *t);
 unsigned lower_elsewhere_count(const struct insn *insn, const struct lowering *l);
 void lower_native(struct translation *t, const struct lowering *l);
 void lower_lea(struct translation *t);
+/* The present LEA names registers that are in their places. */
+bool lower_lea_is_near(const struct translation *t);
 void lower_divide(struct translation *t, bool is_signed);
 void lower_string(struct translation *t);
 void load_home(struct translation *t, unsigned temp, unsigned gpr);
@@ -483,6 +499,9 @@ uint64_t lower_next_rip(const struct translation *t);
 /* `offset` from there, wrapped as the mode has it. */
 uint64_t lower_target_rip(const struct translation *t, uint64_t offset);
 void lower_goto(struct translation *t, uint64_t rip);
+/* The same when `condition` of EFLAGS holds; false, and nothing done, unless that is ahead on the
+ * block's page. */
+bool lower_goto_if(struct translation *t, unsigned condition, uint64_t rip);
 /* To code of another side; flags are saved. */
 void lower_goto_side(struct translation *t, uint64_t rip, unsigned side);
 /* Goes on there without shared checks (KEY_PLAIN) when `condition` holds; flags are saved. */
@@ -493,7 +512,8 @@ void lower_jmp_indirect(struct translation *t);
 void lower_ret(struct translation *t);
 void lower_call(struct translation *t);
 void lower_call_indirect(struct translation *t);
-void lower_jcc(struct translation *t);
+/* True: the block goes on behind it. */
+bool lower_jcc(struct translation *t);
 /* What jumps out of the block, behind it. */
 void lower_exits(struct translation *t);
 
