@@ -5,7 +5,7 @@ MESON_FLAGS ?=
 JOBS ?= $(shell nproc)
 RESULTS ?= $(BUILD)/results
 
-.PHONY: all build run test test-guests check lint clang sanitize verify bench fuzz silicon-campaign install clean help
+.PHONY: all build run test test-guests check lint clang sanitize verify bench bench-storage fuzz silicon-campaign install clean help
 
 all: build
 
@@ -63,6 +63,11 @@ verify: build
 bench: build
 	@scripts/dependencies run bench
 	@bench/run $(BUILD) --write docs/performance.md
+
+#: make bench-storage   random reads of NVMe and virtio-blk in lodge and in QEMU TCG, on the terminal
+bench-storage: build
+	@scripts/dependencies run test bench
+	@bench/storage $(BUILD) --runs 3
 
 #: make test-guests  real software in the guest at length: zstd, stress-ng, Python's tests (an hour and more)
 test-guests: build

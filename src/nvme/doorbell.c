@@ -22,9 +22,10 @@ enum {
     FEW = 4, /* commands of a look that make the next one come later, and sooner */
     MANY = 12,
     IDLE_NS = 2000000, /* without a command ends polling */
+    FIRST = 4,         /* looks after which a trial ends that found one command each time */
     WINDOW = 16,       /* looks that found something, over which the rate is measured */
     PATIENCE_MIN = 32, /* doorbells that begin a trial, if they come within BUSY_NS each */
-    PATIENCE_MAX = 1 << 16,
+    PATIENCE_MAX = 1 << 12,
     BUSY_NS = 500000,
     ROUNDS = 4, /* looks again for what came while we served */
 };
@@ -233,9 +234,9 @@ static bool pays(struct nvme *nvme, unsigned found) {
     polling->busy_ns = time;
     polling->found += found;
     if (++polling->looks < WINDOW)
-        return true;
+        return polling->proven || polling->looks != FIRST || polling->found > FIRST;
     uint64_t each_ns = (time - polling->since_ns) / polling->found;
-    polling->proven = each_ns < polling->direct_ns * 5 / 4;
+    polling->proven = each_ns < polling->direct_ns * 9 / 8;
     polling->looks = polling->found = 0;
     polling->since_ns = time;
     return polling->proven;

@@ -1,5 +1,6 @@
 #!/bin/sh
-# NVMe with Linux's own driver: a file system, fio with verify, resets under load, nvme-cli, several namespaces.
+# NVMe with Linux's own driver: a file system, fio with verify, resets under load, nvme-cli, several namespaces;
+# firmware; classes of service.
 . "$(dirname "$0")/lib.sh"
 
 image=$("$SOURCE/tests/linux/storage-image") || { fail "image with fio and nvme-cli"; finish; }
@@ -77,6 +78,23 @@ expect_text "$work/refused" "Write Protected" "a namespace that is readonly"
 expect_same "$(grep -c 'Invalid Command Opcode' "$work/refused")" 3 "reservations and bad blocks are refused"
 expect_text "$work/refused" "LBA Out of Range" "blocks that are not there"
 expect_text "$work/refused" "lba		: 0xfffffff" "which the error log tells"
+
+# Firmware boots from it.
+. "$(dirname "$0")/bootdisk.sh"
+mkdir "$work/root"
+cat >"$work/root/once" <<'EOF'
+mount -t devtmpfs d /dev
+for m in virtio_pci nvme; do modprobe $m 2>/dev/null; done
+ls /dev/nvme*
+poweroff -f
+EOF
+with_files "$work/initrd"
+bios_disk "$work/bios.img" "$work/initrd" "quiet rdinit=/bin/busybox -- sh /once"
+expect_exit 0 "SeaBIOS" lodge_run --firmware seabios --net none --disk "$work/bios.img,device=nvme" </dev/null
+expect_text "$work/out" "/dev/nvme0n1p1" "boots from it"
+efi_disk "$work/efi.img" "$work/initrd" quiet
+expect_exit 0 "OVMF" lodge_run --firmware ovmf --disk "$work/efi.img,device=nvme" -- ls /dev/nvme0n1p1
+expect_text "$work/out" "/dev/nvme0n1p1" "boots from it"
 
 # Classes of service: changed while the guest runs.
 export XDG_RUNTIME_DIR="$work/run"
