@@ -52,10 +52,21 @@ static int connect_host(void) {
     int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -1;
-    if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
-        close(fd);
-        return -1;
-    }
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) == 0)
+        return fd;
+    int error = errno;
+    close(fd);
+    errno = error;
+    return -1;
+}
+
+/* Where time runs fast, Linux's two seconds for a connection may be over before the host has turned
+ * to it. */
+static int connect_host_patiently(void) {
+    enum { TRIES = 100 };
+    int fd = connect_host();
+    for (int i = 1; fd < 0 && errno == ETIMEDOUT && i < TRIES; i++)
+        fd = connect_host();
     return fd;
 }
 
@@ -234,7 +245,7 @@ int main(void) {
     agent.signals = open_signals();
     agent.button = is_init ? power_button_open() : -1; /* elsewhere it is the init's */
     agent.listener = open_listener();
-    int control = agent.listener < 0 ? -1 : connect_host();
+    int control = agent.listener < 0 ? -1 : connect_host_patiently();
     if (control < 0 && is_init) {
         run_shell();
         power_off();

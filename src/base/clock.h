@@ -1,7 +1,8 @@
 /*
  * Time is an object. Every timer and counter that a guest can read comes from
  * its VM's clock: guest time = offset + scale * host time while running, and
- * stands still while paused. No device calls the host's clock.
+ * stands still while paused. After a pause it may run faster for a while, until
+ * it is where it would be without. No device calls the host's clock.
  *
  * Guest nanoseconds start at 0 when the VM is made. The TSC is a function of
  * guest time (vm_clock_tsc_hz ticks a second), so that all clocks agree.
@@ -29,6 +30,8 @@ void vm_clock_destroy(struct vm_clock *clock);
 
 /* Guest nanoseconds now. Never goes backwards. */
 uint64_t vm_clock_ns(const struct vm_clock *clock);
+/* The same, with the host's time at that moment. */
+uint64_t vm_clock_both_ns(const struct vm_clock *clock, uint64_t *host_ns);
 
 /* The guest's time-stamp counter now, and its frequency in Hz (the host's where it is known). */
 uint64_t vm_clock_tsc(const struct vm_clock *clock);
@@ -37,7 +40,8 @@ uint64_t vm_clock_tsc_hz(const struct vm_clock *clock);
 /* The guest time at which vm_clock_tsc() reaches tsc. */
 uint64_t vm_clock_tsc_to_ns(const struct vm_clock *clock, uint64_t tsc);
 
-/* Seconds since 1970 (UTC) that the guest should see at the guest time ns: for the RTC. */
+/* The time since 1970 (UTC) that the guest should see at the guest time ns: for the RTC. */
+uint64_t vm_clock_wall_ns(const struct vm_clock *clock, uint64_t ns);
 int64_t vm_clock_wall_seconds(const struct vm_clock *clock, uint64_t ns);
 
 /* The host monotonic time at which guest time reaches ns; UINT64_MAX while paused. */
@@ -46,6 +50,24 @@ uint64_t vm_clock_to_host_ns(const struct vm_clock *clock, uint64_t ns);
 void vm_clock_pause(struct vm_clock *clock);
 void vm_clock_resume(struct vm_clock *clock);
 bool vm_clock_paused(const struct vm_clock *clock);
+
+/*
+ * Guest seconds in a host second, CLOCK_SCALE_MIN to CLOCK_SCALE_MAX; 1 at first. Time goes on from
+ * where it is. vCPUs that wait for a time must look again: their machine parks them meanwhile.
+ */
+#define CLOCK_SCALE_MIN 0.01
+#define CLOCK_SCALE_MAX 100.0
+void vm_clock_set_scale(struct vm_clock *clock, double scale);
+double vm_clock_scale(struct vm_clock *clock);
+
+/* Whether time lost by pauses is made up for; not at first. Then guest time runs up to twice as
+ * fast after a pause; without, the guest's wall clock is late, and only its RTC is right. */
+void vm_clock_set_catch_up(struct vm_clock *clock, bool on);
+/* Guest nanoseconds that are still to be made up for. */
+uint64_t vm_clock_behind_ns(const struct vm_clock *clock);
+
+/* Moves the wall clock, which is the host's at first. Before the guest runs. */
+void vm_clock_move_wall(struct vm_clock *clock, int64_t seconds);
 
 /*
  * A one-shot timer on the VM's clock; the handler runs on the loop's thread.

@@ -27,6 +27,9 @@ enum {
     OPT_ON_REBOOT,
     OPT_ON_PANIC,
     OPT_ON_WATCHDOG,
+    OPT_TIME_SCALE,
+    OPT_TIME_OFFSET,
+    OPT_NO_CATCH_UP,
     OPT_NAME,
     OPT_PERF_MAP,
     OPT_VERBOSE,
@@ -60,6 +63,10 @@ const struct option_spec run_options[] = {
     [OPT_ON_PANIC] = {"on-panic", 0, "stop|hold", "what a crash of the guest's kernel does"},
     [OPT_ON_WATCHDOG] = {"on-watchdog", 0, "reset|poweroff|pause|none",
                          "what is done when the guest neglects its watchdog"},
+    [OPT_TIME_SCALE] = {"time-scale", 0, "X", "guest seconds in a second (1), 0.01 to 100"},
+    [OPT_TIME_OFFSET] = {"time-offset", 0, "SECONDS",
+                         "how far the guest's wall clock is ahead (0)"},
+    [OPT_NO_CATCH_UP] = {"no-catch-up", 0, NULL, "time lost in a pause stays lost"},
     [OPT_NAME] = {"name", 'n', "NAME", "what 'lodge ps' and 'lodge profile' call the VM"},
     [OPT_PERF_MAP] = {"perf-map", 0, NULL,
                       "name translated code for perf(1), in /tmp/perf-PID.map"},
@@ -156,6 +163,28 @@ static int parse_disk(struct machine_config *machine, char *value, struct error 
     return result;
 }
 
+static int parse_scale(double *scale, const char *text, struct error *err) {
+    char *end;
+    *scale = strtod(text, &end);
+    if (end == text || *end != 0 || !(*scale >= CLOCK_SCALE_MIN && *scale <= CLOCK_SCALE_MAX))
+        return error_set(err, -EINVAL, "--time-scale %.40s: a number from %g to %g", text,
+                         CLOCK_SCALE_MIN, CLOCK_SCALE_MAX);
+    return 0;
+}
+
+/* A century each way: what an RTC can show. */
+static int parse_offset(int64_t *offset, const char *text, struct error *err) {
+    const long long most = 100LL * 366 * 86400;
+    char *end;
+    errno = 0;
+    long long value = strtoll(text, &end, 10);
+    if (end == text || *end != 0 || errno != 0 || value > most || value < -most)
+        return error_set(err, -EINVAL, "--time-offset %.40s: whole seconds, a century at most",
+                         text);
+    *offset = value;
+    return 0;
+}
+
 static int parse_memory(struct machine_config *machine, const char *value, struct error *err) {
     int result = parse_size(value, &machine->memory, err);
     if (result < 0)
@@ -212,6 +241,9 @@ int run_take_option(struct run_config *config, int option, char *value, struct e
     case OPT_ON_REBOOT: CHOOSE(machine->on_reboot, "on-reboot", reboots); break;
     case OPT_ON_PANIC: CHOOSE(machine->on_panic, "on-panic", panics); break;
     case OPT_ON_WATCHDOG: CHOOSE(machine->on_watchdog, "on-watchdog", watchdogs); break;
+    case OPT_TIME_SCALE: return parse_scale(&machine->time_scale, value, err);
+    case OPT_TIME_OFFSET: return parse_offset(&machine->time_offset, value, err);
+    case OPT_NO_CATCH_UP: machine->no_catch_up = true; break;
     case OPT_NAME: config->name = value; return vm_name_check(value, err);
     case OPT_PERF_MAP: config->perf_map = true; break;
     case OPT_VERBOSE: config->verbose++; break;
@@ -236,7 +268,7 @@ static int help(void) {
 
 /* What does not go together. */
 int run_check(struct run_config *config, struct error *err) {
-    const struct machine_config *machine = &config->machine;
+    struct machine_config *machine = &config->machine;
     choose_firmware(config);
     if (config->console == CONSOLE_SERIAL && config->command != NULL)
         return error_set(err, -EINVAL,
@@ -255,8 +287,12 @@ int run_check(struct run_config *config, struct error *err) {
         return error_set(err, -EINVAL,
                          "--verify compares one vCPU with itself; leave out --cpus %u",
                          machine->vcpus);
+    if (machine->time_scale != 0 && machine->time_scale != 1 && machine->engine == ENGINE_KVM)
+        return error_set(err, -EINVAL, "--time-scale is the soft engine's; leave out --engine kvm");
     if (machine->net == NET_NONE && machine->publish_count > 0)
         return error_set(err, -EINVAL, "--publish needs a network; leave out --net none");
+    if (machine->verify || (machine->time_scale != 0 && machine->time_scale != 1))
+        machine->engine = ENGINE_SOFT;
     return 0;
 }
 
@@ -296,7 +332,5 @@ int cmd_run(int argc, char **argv) {
     }
     if (config.verbose > 0)
         log_set_level(config.verbose > 1 ? LOG_DEBUG : LOG_INFO);
-    if (config.machine.verify)
-        config.machine.engine = ENGINE_SOFT;
     return run_guest(&config);
 }

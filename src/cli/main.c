@@ -18,6 +18,7 @@ const struct verb verbs[] = {
     {"logs", "print what a VM has said on its console", cmd_logs, logs_options},
     {"pause", "hold running VMs", cmd_pause, pause_options},
     {"resume", "let paused VMs go on", cmd_resume, pause_options},
+    {"time", "show a running VM's time, set how fast it passes", cmd_time, time_options},
     {"reset", "press VMs' reset button", cmd_reset, pause_options},
     {"qos", "show or set how a running VM's disks share", cmd_qos, qos_options},
     {"profile", "say where a running VM's time goes", cmd_profile, profile_options},

@@ -34,7 +34,8 @@ struct run_config {
 
 /* Takes one option of run_options in; value, NULL without one, may be cut up and must last. */
 int run_take_option(struct run_config *config, int option, char *value, struct error *err);
-/* After all options: what does not go together, and which firmware is meant when none was named. */
+/* After all options: refuses what does not go together, sets what follows from them (which firmware
+ * is meant when none was named, say). */
 int run_check(struct run_config *config, struct error *err);
 
 /* Runs it all. Returns the exit code. */

@@ -116,6 +116,8 @@ enum {
     MSR_X2APIC_FIRST = 0x800,
     MSR_X2APIC_LAST = 0x8ff,
     MSR_XSS = 0xda0,
+    MSR_KVM_WALL_CLOCK = 0x4b564d00,
+    MSR_KVM_SYSTEM_TIME = 0x4b564d01,
 };
 #define MSR_EFER           UINT32_C(0xc0000080)
 #define MSR_STAR           UINT32_C(0xc0000081)
@@ -181,6 +183,7 @@ struct x86_state {
     uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
     uint64_t pat, mtrr_def_type, mtrr_fixed[11], mtrr_base[8], mtrr_mask[8];
     uint64_t tsc_offset; /* guest TSC - vm_clock_tsc() */
+    uint64_t kvm_wall_clock, kvm_system_time; /* the soft engine's; KVM keeps its own */
     uint64_t apic_base;
     /* x87, in physical register order (not rotated by TOP). */
     struct x86_x87 x87[8];

@@ -37,6 +37,7 @@ static bool is_string_array(const json_t *value) {
 static bool has_type(const json_t *value, char type) {
     switch (type) {
     case 'i': return json_is_integer(value);
+    case 'n': return json_is_number(value);
     case 'b': return json_is_boolean(value);
     case 'a': return is_string_array(value);
     default: return json_is_string(value);
@@ -46,6 +47,7 @@ static bool has_type(const json_t *value, char type) {
 static bool check_arguments(const struct control_command *command, const json_t *arguments,
                             char *text, size_t size) {
     static const char *const types[] = {['i'] = "an integer",
+                                        ['n'] = "a number",
                                         ['b'] = "a boolean",
                                         ['s'] = "a string",
                                         ['a'] = "an array of strings"};

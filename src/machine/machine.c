@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <sys/sysinfo.h>
 #include <unistd.h>
@@ -174,6 +175,55 @@ bool machine_resume(struct machine *machine) {
 
 bool machine_is_paused(const struct machine *machine) {
     return machine->paused;
+}
+
+/* ---- Time ---- */
+
+struct vm_clock *machine_clock(struct machine *machine) {
+    return machine->platform.clock;
+}
+
+static int check_time_scale(const struct machine *machine, double scale, struct error *err) {
+    if (!(scale >= CLOCK_SCALE_MIN && scale <= CLOCK_SCALE_MAX))
+        return error_set(err, -ERANGE, "a time scale is from %g to %g", CLOCK_SCALE_MIN,
+                         CLOCK_SCALE_MAX);
+    if (scale != 1 && strcmp(engine_name(machine->engine), "soft") != 0)
+        return error_set(err, -ENOTSUP,
+                         "only the soft engine can scale the guest's time: use --engine soft");
+    return 0;
+}
+
+struct time_change {
+    struct machine *machine;
+    double scale;
+};
+
+static void change_scale(void *context) {
+    const struct time_change *change = context;
+    vm_clock_set_scale(change->machine->platform.clock, change->scale);
+}
+
+int machine_set_time_scale(struct machine *machine, double scale, struct error *err) {
+    struct time_change change = {machine, scale};
+    int result = check_time_scale(machine, scale, err);
+    if (result == 0)
+        machine_with_vcpus_parked(machine, change_scale, &change);
+    return result;
+}
+
+/* The host's TSC cannot run faster, so with KVM what is lost stays lost. */
+static int set_up_time(struct machine *machine, struct error *err) {
+    struct vm_clock *clock = machine->platform.clock;
+    const struct machine_config *config = &machine->config;
+    double scale = config->time_scale != 0 ? config->time_scale : 1;
+    int result = check_time_scale(machine, scale, err);
+    if (result < 0)
+        return result;
+    bool soft = strcmp(engine_name(machine->engine), "soft") == 0;
+    vm_clock_set_scale(clock, scale);
+    vm_clock_set_catch_up(clock, soft && !config->no_catch_up);
+    vm_clock_move_wall(clock, config->time_offset);
+    return 0;
 }
 
 /* ---- Starting and restarting the guest ---- */
@@ -447,6 +497,8 @@ static int create(struct machine *machine, struct error *err) {
         result = devices_create(machine, err);
     if (result == 0)
         result = create_vcpus(machine, err);
+    if (result == 0)
+        result = set_up_time(machine, err);
     return result == 0 ? start_guest(machine, err) : result;
 }
 

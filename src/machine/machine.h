@@ -74,6 +74,10 @@ void machine_reset(struct machine *machine);
 bool machine_pause(struct machine *machine);
 bool machine_resume(struct machine *machine);
 bool machine_is_paused(const struct machine *machine);
+/* -ENOTSUP: the KVM engine. -ERANGE: see base/clock.h. Control thread. */
+int machine_set_time_scale(struct machine *machine, double scale, struct error *err);
+/* For reading. */
+struct vm_clock *machine_clock(struct machine *machine);
 /*
  * Any thread. The guest's kernel was seen to crash: a reset or triple fault that follows is no
  * reboot but the end of that crash. machine_panicked: it is through with it, the policy applies

@@ -122,6 +122,36 @@ static void quit(void *context, struct control_call *call, const json_t *argumen
     machine_stop(control->machine);
 }
 
+/* ---- Time ---- */
+
+static json_t *time_status(struct vm_control *control) {
+    struct vm_clock *clock = machine_clock(control->machine);
+    uint64_t host, ns = vm_clock_both_ns(clock, &host);
+    return json_pack(
+        "{s:f, s:f, s:f, s:f, s:f, s:I, s:b}", "guest-seconds", (double)ns / (double)NS_PER_SECOND,
+        "host-seconds", (double)host / (double)NS_PER_SECOND, "wall-seconds",
+        (double)vm_clock_wall_ns(clock, ns) / (double)NS_PER_SECOND, "scale", vm_clock_scale(clock),
+        "behind-seconds", (double)vm_clock_behind_ns(clock) / (double)NS_PER_SECOND, "tsc-hz",
+        (json_int_t)vm_clock_tsc_hz(clock), "paused", vm_clock_paused(clock));
+}
+
+static void query_time(void *context, struct control_call *call, const json_t *arguments) {
+    control_return(call, time_status(context));
+}
+
+static void set_time(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    const json_t *scale = json_object_get(arguments, "scale");
+    struct error err = {0};
+    int result = scale != NULL
+                     ? machine_set_time_scale(control->machine, json_number_value(scale), &err)
+                     : 0;
+    if (result < 0)
+        control_fail(call, result == -ENOTSUP ? "NotSupported" : "BadArgument", err.text);
+    else
+        control_return(call, time_status(control));
+}
+
 /* ---- Programs and the console ---- */
 
 static void start_program(void *context, struct control_call *call, const json_t *arguments) {
@@ -362,6 +392,8 @@ void vm_control_ended(struct vm_control *control, const char *reason) {
 static const struct control_command commands[] = {
     {.name = "query-status", .run = query_status},
     {.name = "query-counters", .run = query_counters},
+    {.name = "query-time", .run = query_time},
+    {.name = "set-time", .run = set_time, .arguments = {"scale:n"}},
     {.name = "stop", .run = pause_guest},
     {.name = "cont", .run = resume_guest},
     {.name = "system_powerdown", .run = power_down, .arguments = {"way:s"}},

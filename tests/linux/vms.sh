@@ -309,7 +309,7 @@ if command -v strace >/dev/null && strace -o "$work/trace" true 2>/dev/null; the
         done
     }
     kills=0
-    for call in mkdir openat write fsync rename close; do
+    for call in mkdir openat write fsync rename; do
         number=0
         while number=$((number + 1)) && killed "$call" "$number" create --memory 64M --name victim; do
             kills=$((kills + 1))
@@ -318,7 +318,7 @@ if command -v strace >/dev/null && strace -o "$work/trace" true 2>/dev/null; the
         done
         lodge rm victim
     done
-    for call in rename unlink rmdir unlinkat; do
+    for call in rename unlink rmdir; do
         number=0
         create victim >/dev/null
         while number=$((number + 1)) && killed "$call" "$number" rm victim; do

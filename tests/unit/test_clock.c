@@ -95,6 +95,109 @@ static void wall_clock_is_a_function_of_guest_time(void **state) {
     assert_int_equal(vm_clock_wall_seconds(f->clock, 10 * NS_PER_SECOND), now + 10);
 }
 
+static void wait_host(uint64_t ns) {
+    uint64_t until = host_clock_ns() + ns;
+    while (host_clock_ns() < until)
+        ;
+}
+
+/* Guest time over a span of the host's time, as a multiple of it; both ends taken between readings.
+ */
+static void expect_scale(const struct vm_clock *clock, double scale) {
+    uint64_t before = host_clock_ns(), first = vm_clock_ns(clock), tsc = vm_clock_tsc(clock);
+    uint64_t after = host_clock_ns();
+    wait_host(20000000);
+    uint64_t begin = host_clock_ns(), last = vm_clock_ns(clock), tsc_last = vm_clock_tsc(clock);
+    uint64_t end = host_clock_ns();
+    double least = (double)(begin - after) * scale, most = (double)(end - before) * scale;
+    assert_true((double)(last - first) >= least - 2 && (double)(last - first) <= most + 2);
+    double ticks = (double)(tsc_last - tsc) * 1e9 / (double)vm_clock_tsc_hz(clock);
+    assert_true(ticks >= least * 0.999 - 10 && ticks <= most * 1.001 + 10);
+}
+
+static void scaled_time_is_a_multiple(void **state) {
+    struct fixture *f = *state;
+    static const double scales[] = {0.1, 1, 10, 60, 0.01, 100};
+    uint64_t last = 0;
+    for (unsigned i = 0; i < sizeof scales / sizeof scales[0]; i++) {
+        vm_clock_set_scale(f->clock, scales[i]);
+        assert_true(vm_clock_scale(f->clock) > scales[i] * 0.9999);
+        assert_true(vm_clock_ns(f->clock) >= last);
+        expect_scale(f->clock, scales[i]);
+        last = vm_clock_ns(f->clock);
+        /* A deadline is reached at the host's time that is told for it, and not long before. */
+        uint64_t deadline = vm_clock_ns(f->clock) + 1000000;
+        uint64_t host = vm_clock_to_host_ns(f->clock, deadline);
+        assert_true(host <= host_clock_ns() + (uint64_t)(1000000 / scales[i]) + 10);
+        if (host < host_clock_ns() + 50000000) {
+            while (host_clock_ns() < host)
+                ;
+            assert_true(vm_clock_ns(f->clock) >= deadline);
+        }
+    }
+}
+
+/* Lost time comes back, faster than it passes but at most twice as fast, and then no more. */
+static void a_pause_is_made_up_for(void **state) {
+    struct fixture *f = *state;
+    static const double scales[] = {1, 10};
+    for (unsigned i = 0; i < 2; i++) {
+        vm_clock_set_scale(f->clock, scales[i]);
+        vm_clock_set_catch_up(f->clock, true);
+        uint64_t host = host_clock_ns(), guest = vm_clock_ns(f->clock), after = host_clock_ns();
+        vm_clock_pause(f->clock);
+        wait_host(5000000);
+        vm_clock_resume(f->clock);
+        uint64_t behind = vm_clock_behind_ns(f->clock), last = vm_clock_ns(f->clock);
+        uint64_t end = vm_clock_to_host_ns(f->clock, last + 100 * behind);
+        while (host_clock_ns() < end) {
+            uint64_t before = host_clock_ns(), now = vm_clock_ns(f->clock);
+            assert_true(now >= last);
+            last = now;
+            (void)before;
+        }
+        assert_int_equal(vm_clock_behind_ns(f->clock), 0);
+        uint64_t from = host_clock_ns(), ns = vm_clock_ns(f->clock), to = host_clock_ns();
+        assert_true((double)(ns - guest) >= (double)(from - after) * scales[i] - 100);
+        assert_true((double)(ns - guest) <= (double)(to - host) * scales[i] + 100);
+        expect_scale(f->clock, scales[i]);
+    }
+}
+
+static void a_pause_can_stay_lost(void **state) {
+    struct fixture *f = *state;
+    vm_clock_pause(f->clock);
+    uint64_t wall = vm_clock_wall_ns(f->clock, vm_clock_ns(f->clock));
+    wait_host(5000000);
+    vm_clock_resume(f->clock);
+    assert_int_equal(vm_clock_behind_ns(f->clock), 0);
+    assert_true(vm_clock_wall_ns(f->clock, vm_clock_ns(f->clock)) >= wall + 5000000);
+    expect_scale(f->clock, 1);
+    int64_t before = vm_clock_wall_seconds(f->clock, 0);
+    vm_clock_move_wall(f->clock, -86400);
+    assert_int_equal(vm_clock_wall_seconds(f->clock, 0), before - 86400);
+}
+
+/* Pauses and changes of scale while an earlier pause is being made up for. */
+static void changes_while_catching_up(void **state) {
+    struct fixture *f = *state;
+    uint64_t last = vm_clock_ns(f->clock);
+    vm_clock_set_catch_up(f->clock, true);
+    for (unsigned i = 0; i < 200; i++) {
+        vm_clock_pause(f->clock);
+        if (i % 3 == 0)
+            vm_clock_set_scale(f->clock, 1 + i % 7);
+        wait_host(20000);
+        vm_clock_resume(f->clock);
+        if (i % 5 == 0)
+            vm_clock_set_scale(f->clock, 0.5 + i % 4);
+        wait_host(20000);
+        uint64_t now = vm_clock_ns(f->clock);
+        assert_true(now > last);
+        last = now;
+    }
+}
+
 static void fire(void *context) {
     struct fixture *f = context;
     f->fired++;
@@ -190,6 +293,10 @@ int main(void) {
         TEST(tsc_converts_exactly),
         TEST(host_time_of_guest_time),
         TEST(wall_clock_is_a_function_of_guest_time),
+        TEST(scaled_time_is_a_multiple),
+        TEST(a_pause_is_made_up_for),
+        TEST(a_pause_can_stay_lost),
+        TEST(changes_while_catching_up),
         TEST(a_timer_fires_at_its_time),
         TEST(timers_wait_while_paused),
         TEST(a_cancelled_timer_does_not_fire),

@@ -4,6 +4,7 @@
  * as the Intel SDM has them. Which features there are: cpuid_features.c.
  */
 #include "base/bytes.h"
+#include "cpu/soft/kvmclock.h"
 #include "cpu/soft/soft.h"
 
 enum { EAX, EBX, ECX, EDX };
@@ -11,6 +12,8 @@ enum { LINEAR_BITS = 48, CACHE_LINE = 64 };
 enum { LEAF_MAX = 0x16 };
 #define LEAF_HYPERVISOR     UINT32_C(0x40000000)
 #define LEAF_HYPERVISOR_MAX UINT32_C(0x40000010)
+#define LEAF_KVM            UINT32_C(0x40000100) /* a second hypervisor, for its clock */
+#define LEAF_KVM_MAX        UINT32_C(0x40000101)
 #define LEAF_EXTENDED       UINT32_C(0x80000000)
 #define LEAF_EXTENDED_MAX   UINT32_C(0x80000021)
 /* The local APIC timer's frequency (interrupt.h's clock is in nanoseconds). */
@@ -137,6 +140,15 @@ static void hypervisor(const struct soft_cpu *cpu, uint32_t leaf, uint32_t out[4
     }
 }
 
+static void kvm(uint32_t leaf, uint32_t out[4]) {
+    if (leaf == LEAF_KVM) {
+        out[EAX] = LEAF_KVM_MAX;
+        memcpy(&out[EBX], "KVMKVMKVM\0\0", 12);
+    } else {
+        out[EAX] = KVM_FEATURES;
+    }
+}
+
 static void brand(uint32_t part, uint32_t out[4]) {
     static const char name[48] = "lodge soft processor";
     memcpy(out, name + 16 * part, 16);
@@ -215,6 +227,8 @@ void cpuid_query(const struct soft_cpu *cpu, uint32_t leaf, uint32_t subleaf, ui
         standard(cpu, leaf, subleaf, out);
     else if (leaf >= LEAF_HYPERVISOR && leaf <= LEAF_HYPERVISOR_MAX)
         hypervisor(cpu, leaf, out);
+    else if (leaf >= LEAF_KVM && leaf <= LEAF_KVM_MAX)
+        kvm(leaf, out);
     else if (leaf >= LEAF_EXTENDED && leaf <= LEAF_EXTENDED_MAX)
         extended(cpu, leaf, subleaf, out);
 }

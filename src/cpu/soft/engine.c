@@ -171,7 +171,7 @@ static void soft_kick(struct vcpu *vcpu) {
     COPY(rip) COPY(ldtr) COPY(tr) COPY(gdtr) COPY(idtr) COPY(cr0) COPY(cr2) COPY(cr3) COPY(cr4) \
     COPY(xcr0) COPY(efer) COPY(star) COPY(lstar) COPY(cstar) COPY(sfmask) COPY(kernel_gs_base) \
     COPY(tsc_aux) COPY(sysenter_cs) COPY(sysenter_esp) COPY(sysenter_eip) COPY(pat) \
-    COPY(mtrr_def_type) COPY(tsc_offset) COPY(fcw) COPY(fsw) COPY(ftw) COPY(fop) COPY(fip) \
+    COPY(mtrr_def_type) COPY(tsc_offset) COPY(kvm_wall_clock) COPY(kvm_system_time) COPY(fcw) COPY(fsw) COPY(ftw) COPY(fop) COPY(fip) \
     COPY(fdp) COPY(fcs) COPY(fds) COPY(mxcsr) COPY(halted) COPY(interrupt_shadow) \
     COPY(nmi_blocked) COPY(nmi_pending) COPY(waiting_for_sipi)
 /* clang-format on */

@@ -166,6 +166,8 @@ bool msr_read(struct soft_cpu *cpu, uint32_t msr, uint64_t *value) {
     switch (msr) {
     case MSR_TSC: *value = soft_tsc(cpu); return true;
     case MSR_TSC_ADJUST: *value = cpu->tsc_offset; return true;
+    case MSR_KVM_WALL_CLOCK: *value = cpu->kvm_wall_clock; return true;
+    case MSR_KVM_SYSTEM_TIME: *value = cpu->kvm_system_time; return true;
     case MSR_APIC_BASE: *value = cpu->lapic != NULL ? lapic_base(cpu->lapic) : 0; return true;
     case MSR_TSC_DEADLINE:
         *value = cpu->lapic != NULL ? lapic_tsc_deadline(cpu->lapic) : 0;
@@ -194,6 +196,22 @@ static bool apic_base_write(struct soft_cpu *cpu, uint64_t value) {
     return true;
 }
 
+static bool move_tsc(struct soft_cpu *cpu, uint64_t offset) {
+    cpu->tsc_offset = offset;
+    outside_kvmclock(cpu, false);
+    return true;
+}
+
+/* An address in steps of four, in SYSTEM_TIME with a bit that says whether it counts. */
+static bool kvm_clock_write(struct soft_cpu *cpu, uint64_t *held, uint64_t value) {
+    bool wall = held == &cpu->kvm_wall_clock;
+    if (value & (wall ? 3 : 2))
+        return false;
+    *held = value;
+    outside_kvmclock(cpu, wall);
+    return true;
+}
+
 static bool write_other(struct soft_cpu *cpu, uint32_t msr, uint64_t value) {
     const struct msr_row *row = row_of(msr);
     uint64_t *mtrr = mtrr_of(cpu, msr);
@@ -208,8 +226,10 @@ bool msr_write(struct soft_cpu *cpu, uint32_t msr, uint64_t value) {
     if (is_lapic_msr(cpu, msr))
         return outside_lapic_msr_write(cpu, msr, value);
     switch (msr) {
-    case MSR_TSC: cpu->tsc_offset += value - soft_tsc(cpu); return true;
-    case MSR_TSC_ADJUST: cpu->tsc_offset = value; return true;
+    case MSR_TSC: return move_tsc(cpu, cpu->tsc_offset + value - soft_tsc(cpu));
+    case MSR_TSC_ADJUST: return move_tsc(cpu, value);
+    case MSR_KVM_WALL_CLOCK: return kvm_clock_write(cpu, &cpu->kvm_wall_clock, value);
+    case MSR_KVM_SYSTEM_TIME: return kvm_clock_write(cpu, &cpu->kvm_system_time, value);
     case MSR_APIC_BASE: return apic_base_write(cpu, value);
     case MSR_TSC_DEADLINE:
         if (cpu->lapic != NULL)

@@ -17,6 +17,7 @@
 #include <sys/random.h>
 
 #include "base/log.h"
+#include "cpu/soft/kvmclock.h"
 #include "cpu/soft/others.h"
 
 /* The guest's vector registers and MXCSR go to the vCPU's state, the host's come back. */
@@ -118,6 +119,14 @@ static inline void outside_port_write(struct soft_cpu *cpu, uint16_t port, uint3
     mmu_port_write(cpu, port, value, size);
 }
 
+static inline void outside_kvmclock(struct soft_cpu *cpu, bool wall) {
+    jit_spill(cpu);
+    if (wall)
+        kvmclock_write_wall_clock(cpu);
+    else
+        kvmclock_write_system_time(cpu);
+}
+
 static inline void outside_invalidate_all(struct soft_cpu *cpu) {
     jit_spill(cpu);
     block_invalidate_all(cpu);
@@ -150,6 +159,7 @@ static inline _Noreturn void outside_unwind(struct soft_cpu *cpu) {
 #pragma GCC poison longjmp mmu_code_written memory_io_read memory_io_write
 #pragma GCC poison vm_clock_tsc lapic_msr_read lapic_msr_write lapic_set_base
 #pragma GCC poison lapic_set_tsc_deadline port_read port_write mmu_io_write mmu_port_write block_invalidate_all xsave_in_use
+#pragma GCC poison kvmclock_write_wall_clock kvmclock_write_system_time
 #pragma GCC poison getrandom log_write log_limit_pass snprintf
 #pragma GCC poison lapic_mmio_read lapic_mmio_write others_alone_begin others_alone_end sched_yield
 

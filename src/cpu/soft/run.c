@@ -288,6 +288,7 @@ void soft_run(struct vcpu *vcpu, struct vcpu_exit *exit) {
     struct soft_cpu *cpu = soft_cpu_of(vcpu);
     memset(exit, 0, sizeof *exit);
     jit_enter_thread(cpu);
+    cpu->jit.alarm_ns = UINT64_MAX; /* while it stood, the clock may have been changed */
     soft_profile_enter(cpu);
     others_wake(cpu);
     setjmp(cpu->unwind); /* comes back here from raise() with the event noted */

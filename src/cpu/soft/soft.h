@@ -158,7 +158,7 @@ struct soft_cpu {
     uint64_t efer, star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux;
     uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
     uint64_t pat, mtrr_def_type, mtrr_fixed[11], mtrr_base[8], mtrr_mask[8];
-    uint64_t tsc_offset;
+    uint64_t tsc_offset, kvm_wall_clock, kvm_system_time;
     bool halted, nmi_blocked, nmi_pending, waiting_for_sipi;
 
     struct x86_x87 x87[8];
