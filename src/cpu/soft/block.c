@@ -21,23 +21,16 @@ struct segment {
     size_t used; /* bytes */
 };
 
-/* A block's instructions in the arena. */
-struct chunk {
-    struct block *owner; /* NULL: dropped */
-    uint64_t count;      /* of instructions, with the ending pseudo-instruction */
-    struct insn insns[];
-};
-
 struct block_store {
     struct block *blocks; /* BLOCKS_KEPT of them, the first `made` used before */
     unsigned made;
-    struct block *unused, **unused_end; /* dropped ones, the oldest first, by hash_next */
+    uint32_t unused, unused_last; /* dropped ones, the oldest first, by hash_next */
     unsigned unused_count;
     uint8_t *arena;
     size_t segment_size;
     unsigned current; /* the segment that is being filled */
     struct segment segments[SEGMENTS];
-    struct block *pages[1 << PAGE_HASH_BITS];
+    uint32_t pages[1 << PAGE_HASH_BITS];           /* numbers of blocks */
     uint64_t changing[(1 << PAGE_HASH_BITS) / 64]; /* bits, by page_hash */
     uint64_t breakpoints[BREAKPOINTS_MAX];
     unsigned breakpoint_count;
@@ -89,32 +82,42 @@ void block_link(struct block *from, unsigned slot, struct block *to) {
     bool one_page = from->gpa[0] >> PAGE_SHIFT == to->gpa[0] >> PAGE_SHIFT &&
                     to->gpa[0] - from->gpa[0] == to->rip - from->rip;
     if (!one_page || to->straddles || from->dead || to->dead || from->key != to->key ||
-        from->link[slot] != NULL)
+        from->insns == NULL || to->insns == NULL || block_chunk(from)->link[slot] != NULL)
         return;
-    from->link[slot] = to;
-    from->incoming_next[slot] = to->incoming;
-    to->incoming = (uintptr_t)from | slot;
+    struct block_chunk *chunk = block_chunk(from);
+    chunk->link[slot] = to;
+    chunk->incoming_next[slot] = block_chunk(to)->incoming;
+    block_chunk(to)->incoming = (uintptr_t)from | slot;
 }
 
 static void unlink_outgoing(struct block *from, unsigned slot) {
-    struct block *to = from->link[slot];
+    struct block_chunk *chunk = block_chunk(from);
+    struct block *to = chunk->link[slot];
     uintptr_t *at, wanted = (uintptr_t)from | slot;
     if (to == NULL)
         return;
-    at = &to->incoming;
+    at = &block_chunk(to)->incoming;
     while (*at != wanted)
-        at = &link_block(*at)->incoming_next[*at & 1];
-    *at = from->incoming_next[slot];
-    from->link[slot] = NULL;
+        at = &block_chunk(link_block(*at))->incoming_next[*at & 1];
+    *at = chunk->incoming_next[slot];
+    chunk->link[slot] = NULL;
 }
 
 static void unlink_incoming(struct block *to) {
-    while (to->incoming != 0) {
-        struct block *from = link_block(to->incoming);
-        unsigned slot = to->incoming & 1;
-        to->incoming = from->incoming_next[slot];
+    struct block_chunk *chunk = block_chunk(to);
+    while (chunk->incoming != 0) {
+        struct block_chunk *from = block_chunk(link_block(chunk->incoming));
+        unsigned slot = chunk->incoming & 1;
+        chunk->incoming = from->incoming_next[slot];
         from->link[slot] = NULL;
     }
+}
+
+/* Before a block loses its instructions. */
+static void unlink_block(struct block *block) {
+    unlink_incoming(block);
+    unlink_outgoing(block, 0);
+    unlink_outgoing(block, 1);
 }
 
 void block_chain_slow(struct soft_cpu *cpu, unsigned slot) {
@@ -128,25 +131,6 @@ void block_chain_slow(struct soft_cpu *cpu, unsigned slot) {
 
 /* ---- Lists of a page's blocks ---- */
 
-static void list_on_page(struct block_store *store, struct block *block, unsigned n) {
-    struct block **head = &store->pages[page_hash(block->gpa[n])];
-    block->page_next[n] = *head;
-    block->page_at[n] = head;
-    *head = block;
-    /* The former head may be listed here by its first or its second page. */
-    if (block->page_next[n] != NULL) {
-        struct block *next = block->page_next[n];
-        next->page_at[next->page_at[0] == head ? 0 : 1] = &block->page_next[n];
-    }
-}
-
-static void unlist_from_page(struct block *block, unsigned n) {
-    struct block *next = block->page_next[n], **at = block->page_at[n];
-    *at = next;
-    if (next != NULL)
-        next->page_at[next->page_at[0] == &block->page_next[n] ? 0 : 1] = at;
-}
-
 /* Where both pages fall into one bucket, the block is listed there once. */
 static unsigned lists_of(const struct block *block) {
     return block->straddles && page_hash(block->gpa[0]) != page_hash(block->gpa[1]) ? 2 : 1;
@@ -157,38 +141,65 @@ static unsigned page_index(const struct block *block, unsigned bucket) {
     return !block->straddles || page_hash(block->gpa[0]) == bucket ? 0 : 1;
 }
 
+/* The list that a block is in by one of its pages, behind it. */
+static uint32_t *next_on_page(struct block *block, unsigned bucket) {
+    return &block->page_next[page_index(block, bucket)];
+}
+
+static void list_on_page(struct block_cache *cache, struct block *block, unsigned n) {
+    uint32_t *head = &cache->store->pages[page_hash(block->gpa[n])];
+    block->page_next[n] = *head;
+    *head = block_number(cache, block);
+}
+
+static void unlist_from_page(struct block_cache *cache, struct block *block, unsigned n) {
+    unsigned bucket = page_hash(block->gpa[n]);
+    uint32_t *at = &cache->store->pages[bucket], number = block_number(cache, block);
+    while (*at != number)
+        at = next_on_page(block_at(cache, *at), bucket);
+    *at = block->page_next[n];
+}
+
 static bool on_page(const struct block *block, uint64_t page) {
     return block->gpa[0] >> PAGE_SHIFT == page ||
            (block->straddles && block->gpa[1] >> PAGE_SHIFT == page);
 }
 
-static bool page_has_blocks(const struct block_store *store, uint64_t gpa) {
+static bool page_has_blocks(const struct block_cache *cache, uint64_t gpa) {
     unsigned bucket = page_hash(gpa);
-    const struct block *block = store->pages[bucket];
-    for (; block != NULL; block = block->page_next[page_index(block, bucket)]) {
-        if (on_page(block, gpa >> PAGE_SHIFT))
-            return true;
-    }
-    return false;
+    uint32_t n = cache->store->pages[bucket];
+    while (n != 0 && !on_page(block_at(cache, n), gpa >> PAGE_SHIFT))
+        n = *next_on_page(block_at(cache, n), bucket);
+    return n != 0;
 }
 
 /* ---- Dropping ---- */
 
 static void unhash(struct block_cache *cache, struct block *block) {
-    struct block **at = block_hash(cache, block->gpa[0], block->rip, block->key);
-    while (*at != block)
-        at = &(*at)->hash_next;
+    uint32_t *at = block_hash(cache, block->gpa[0], block->rip, block->key);
+    uint32_t number = block_number(cache, block);
+    while (*at != number)
+        at = &block_at(cache, *at)->hash_next;
     *at = block->hash_next;
 }
 
 /* A page without blocks need not be watched any more. */
 static void unwatch_empty(struct soft_cpu *cpu, const struct block *block, unsigned n) {
-    if (block->flags[n] != NULL && !page_has_blocks(cpu->blocks->store, block->gpa[n]))
+    if (!page_has_blocks(cpu->blocks, block->gpa[n]))
         memory_unwatch(cpu->memory, block->gpa[n], cpu->vcpu.id);
 }
 
-static struct chunk *chunk_of(const struct block *block) {
-    return container_of((struct insn(*)[])block->insns, struct chunk, insns);
+/* It is the last to be used again. */
+static void free_block(struct block_cache *cache, struct block *block) {
+    struct block_store *store = cache->store;
+    uint32_t number = block_number(cache, block);
+    block->hash_next = 0;
+    if (store->unused == 0)
+        store->unused = number;
+    else
+        block_at(cache, store->unused_last)->hash_next = number;
+    store->unused_last = number;
+    store->unused_count++;
 }
 
 void block_drop(struct soft_cpu *cpu, struct block *block) {
@@ -196,22 +207,18 @@ void block_drop(struct soft_cpu *cpu, struct block *block) {
     block->dead = true;
     jit_forget(cpu, block);
     unhash(cache, block);
-    unlink_incoming(block);
-    unlink_outgoing(block, 0);
-    unlink_outgoing(block, 1);
+    if (block->insns != NULL)
+        unlink_block(block);
     if (cache->jump[jump_hash(block->rip)] == block)
         cache->jump[jump_hash(block->rip)] = NULL;
     for (unsigned n = 0; n < lists_of(block); n++)
-        unlist_from_page(block, n);
+        unlist_from_page(cache, block, n);
     block_place_leave(cpu, block);
     for (unsigned n = 0; n < (block->straddles ? 2 : 1); n++)
         unwatch_empty(cpu, block, n);
     if (block->insns != NULL)
-        chunk_of(block)->owner = NULL;
-    block->hash_next = NULL;
-    *cache->store->unused_end = block;
-    cache->store->unused_end = &block->hash_next;
-    cache->store->unused_count++;
+        block_chunk(block)->owner = NULL;
+    free_block(cache, block);
 }
 
 /* The instruction that runs now completes; all others of its block leave it. */
@@ -249,23 +256,20 @@ bool block_page_changes_itself(const struct soft_cpu *cpu, uint64_t gpa) {
 static void note_change_of_itself(struct soft_cpu *cpu, uint64_t gpa) {
     struct block_store *store = cpu->blocks->store;
     unsigned bucket = page_hash(gpa);
-    struct block *next;
     if (block_page_changes_itself(cpu, gpa))
         return;
     store->changing[bucket / 64] |= UINT64_C(1) << (bucket % 64);
-    for (struct block *block = store->pages[bucket]; block != NULL; block = next) {
-        next = block->page_next[page_index(block, bucket)];
-        block_drop(cpu, block);
-    }
+    while (store->pages[bucket] != 0)
+        block_drop(cpu, block_at(cpu->blocks, store->pages[bucket]));
 }
 
 static void invalidate_page_part(struct soft_cpu *cpu, uint64_t gpa, size_t length) {
     struct block_store *store = cpu->blocks->store;
     unsigned bucket = page_hash(gpa);
-    struct block *block = store->pages[bucket], *next;
     bool by_itself = false;
-    for (; block != NULL; block = next) {
-        next = block->page_next[page_index(block, bucket)];
+    for (uint32_t n = store->pages[bucket]; n != 0;) {
+        struct block *block = block_at(cpu->blocks, n);
+        n = *next_on_page(block, bucket);
         if (!overlaps(block, gpa, length))
             continue;
         if (block == cpu->block) {
@@ -300,7 +304,7 @@ void block_invalidate_all(struct soft_cpu *cpu) {
 }
 
 static size_t chunk_size(uint64_t count) {
-    return round_up(sizeof(struct chunk) + count * sizeof(struct insn), BLOCK_ALIGN);
+    return round_up(sizeof(struct block_chunk) + count * sizeof(struct insn), BLOCK_ALIGN);
 }
 
 static uint16_t *heat_of(struct block_store *store, const struct block *block) {
@@ -327,14 +331,16 @@ static void empty_segment(struct soft_cpu *cpu, unsigned n) {
     uint8_t *start = store->arena + n * store->segment_size;
     size_t at = 0;
     while (at < store->segments[n].used) {
-        struct chunk *chunk = (struct chunk *)(void *)(start + at);
+        struct block_chunk *chunk = (struct block_chunk *)(void *)(start + at);
         at += chunk_size(chunk->count);
         if (chunk->owner == NULL)
             continue;
-        if (chunk->owner->code == NULL)
+        if (chunk->owner->code == NULL) {
             block_set_aside(cpu, chunk->owner);
-        else
+        } else {
+            unlink_block(chunk->owner);
             chunk->owner->insns = NULL;
+        }
     }
     store->segments[n].used = 0;
 }
@@ -342,8 +348,8 @@ static void empty_segment(struct soft_cpu *cpu, unsigned n) {
 static void drop_all(struct soft_cpu *cpu) {
     struct block_store *store = cpu->blocks->store;
     for (unsigned bucket = 0; bucket < 1 << PAGE_HASH_BITS; bucket++)
-        while (store->pages[bucket] != NULL)
-            block_drop(cpu, store->pages[bucket]);
+        while (store->pages[bucket] != 0)
+            block_drop(cpu, block_at(cpu->blocks, store->pages[bucket]));
     for (unsigned n = 0; n < SEGMENTS; n++)
         empty_segment(cpu, n);
 }
@@ -361,7 +367,7 @@ void block_safe_point(struct soft_cpu *cpu) {
 /* ---- Decoding ---- */
 
 /* Room for the instructions of a block of the largest size, at the end of the current segment. */
-static struct chunk *reserve_chunk(struct soft_cpu *cpu) {
+static struct block_chunk *reserve_chunk(struct soft_cpu *cpu) {
     struct block_store *store = cpu->blocks->store;
     size_t most = chunk_size(BLOCK_INSNS_MAX + 1);
     if (store->segment_size - store->segments[store->current].used < most) {
@@ -369,14 +375,13 @@ static struct chunk *reserve_chunk(struct soft_cpu *cpu) {
         cpu->block = NULL;
         empty_segment(cpu, store->current);
     }
-    return (struct chunk *)(void *)(store->arena + store->current * store->segment_size +
-                                    store->segments[store->current].used);
+    return (struct block_chunk *)(void *)(store->arena + store->current * store->segment_size +
+                                          store->segments[store->current].used);
 }
 
 static void commit_chunk(struct block_store *store, struct block *block) {
-    struct chunk *chunk = chunk_of(block);
-    chunk->owner = block;
-    chunk->count = block->count + 1u;
+    struct block_chunk *chunk = block_chunk(block);
+    *chunk = (struct block_chunk){.owner = block, .count = block->count + 1u};
     store->segments[store->current].used += chunk_size(chunk->count);
 }
 
@@ -386,11 +391,11 @@ static struct block *reserve_block(struct soft_cpu *cpu) {
     struct block_store *store = cpu->blocks->store;
     if (store->made < BLOCKS_KEPT && store->unused_count < WAITING)
         return &store->blocks[store->made];
-    if (store->unused == NULL) {
+    if (store->unused == 0) {
         cpu->block = NULL;
         drop_all(cpu);
     }
-    return store->unused;
+    return block_at(cpu->blocks, store->unused);
 }
 
 size_t block_memory(const struct soft_cpu *cpu) {
@@ -406,23 +411,29 @@ static void commit(struct soft_cpu *cpu, struct block *block) {
     } else {
         store->unused = block->hash_next;
         store->unused_count--;
-        if (store->unused == NULL)
-            store->unused_end = &store->unused;
     }
-    struct block **head = block_hash(cpu->blocks, block->gpa[0], block->rip, block->key);
+    uint32_t *head = block_hash(cpu->blocks, block->gpa[0], block->rip, block->key);
     commit_chunk(store, block);
     block->hash_next = *head;
-    *head = block;
+    *head = block_number(cpu->blocks, block);
     for (unsigned n = 0; n < lists_of(block); n++)
-        list_on_page(store, block, n);
+        list_on_page(cpu->blocks, block, n);
     block_place_join(cpu, block);
 }
 
 /* From here on writes to the page are told: before its bytes are read. */
 static void watch(struct soft_cpu *cpu, const struct code_page *page) {
-    if (page->flags == NULL || page_has_blocks(cpu->blocks->store, page->gpa))
+    if (page->flags == NULL || page_has_blocks(cpu->blocks, page->gpa))
         return;
     mmu_watch_code(cpu, page->gpa & PAGE_MASK, page->host - (page->gpa & (PAGE_SIZE - 1)));
+}
+
+/* The same for a page whose flags are not at hand. */
+static void watch_again(struct soft_cpu *cpu, struct code_page *page) {
+    struct mem_page found;
+    view_page(cpu->view, page->gpa, &found);
+    page->flags = found.flags;
+    watch(cpu, page);
 }
 
 static bool is_breakpoint(const struct soft_cpu *cpu, uint64_t linear) {
@@ -506,7 +517,6 @@ static bool decode_straddling(struct soft_cpu *cpu, struct block *block,
     memcpy(bytes + first, second.host, rest);
     block->straddles = true;
     block->gpa[1] = second.gpa;
-    block->flags[1] = second.flags;
     add_insn(cpu, block, bytes, first + rest, &length);
     if (length == 0) /* the segment ends within the instruction */
         raise_error(cpu, EXC_GP, 0);
@@ -564,7 +574,6 @@ static struct block *make(struct soft_cpu *cpu, uint64_t key, const struct code_
     block->key = key;
     block->host = page->host;
     block->gpa[0] = page->gpa;
-    block->flags[0] = page->flags;
     block->heat = *heat_of(cpu->blocks->store, block);
     if (!decode_block(cpu, block, &source, linear, limit))
         return NULL;
@@ -593,10 +602,9 @@ struct block *block_extend(struct soft_cpu *cpu, struct block *block,
     struct insn *insns = reserve_chunk(cpu)->insns;
     bool emptied = block->dead; /* its segment was */
     unsigned left = PAGE_SIZE - (old.gpa[0] & (PAGE_SIZE - 1));
-    struct code_page page = {
-        .host = old.host, .gpa = old.gpa[0], .available = left, .flags = old.flags[0]};
+    struct code_page page = {.host = old.host, .gpa = old.gpa[0], .available = left};
     if (emptied)
-        watch(cpu, &page);
+        watch_again(cpu, &page);
     page.available = left < BLOCK_BYTES_MAX ? left : BLOCK_BYTES_MAX;
     struct code_copy whole;
     memcpy(copy, copy_code(&whole, old.host, page.available), page.available);
@@ -607,7 +615,6 @@ struct block *block_extend(struct soft_cpu *cpu, struct block *block,
                              .key = old.key,
                              .host = old.host,
                              .gpa = {old.gpa[0]},
-                             .flags = {old.flags[0]},
                              .heat = old.heat,
                              .extended = true};
     decode_block(cpu, longer, &page, old.rip, UINT64_MAX - 1);
@@ -712,10 +719,10 @@ int block_cache_create(struct soft_cpu *cpu, size_t budget, struct error *err) {
         return error_set_errno(err, -ENOMEM, "no memory for decoded instructions");
     }
     store->blocks = blocks;
-    store->unused_end = &store->unused;
     store->arena = arena;
     store->segment_size = round_down(budget / SEGMENTS, BLOCK_ALIGN);
     cache->store = store;
+    cache->all = blocks;
     cpu->blocks = cache;
     if (block_places_create(cache, err) < 0) {
         block_cache_destroy(cpu);

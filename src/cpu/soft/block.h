@@ -42,39 +42,49 @@ enum {
     KEYS_OF_PLACE = KEY_STEP | KEY_NO_BREAK | KEY_TLB | KEY_PLAIN,
 };
 
-/* A cache line for who looks for it or enters it, one for who moves it or follows links, one more.
- */
+/* A cache line for who looks for it or enters it, half of one more. Other blocks are named by their
+ * numbers (block_at), 0 is none. */
 struct block {
     uint64_t rip; /* offset in CS of the first byte */
     uint64_t key;
-    const uint8_t *host; /* of the first byte: what the fetch TLB must answer */
-    struct block *hash_next;
-    struct insn *insns;     /* NULL: forgotten; only where there is code */
-    struct jit_block *code; /* its translation, or NULL */
-    uint32_t heat;          /* runs so far, while it is not translated */
-    uint16_t length;        /* bytes */
-    uint8_t count;          /* instructions, without the ending pseudo-instruction */
-    uint8_t run_count;      /* those that run when it is interpreted: up to the first branch */
+    const uint8_t *host;       /* of the first byte: what the fetch TLB must answer */
+    struct insn *insns;        /* NULL: forgotten; only where there is code */
+    struct jit_block *code;    /* its translation, or NULL */
+    struct block_place *place; /* NULL: outside 64-bit mode */
+    uint32_t hash_next;
+    uint32_t heat;     /* runs so far, while it is not translated */
+    uint16_t length;   /* bytes */
+    uint8_t count;     /* instructions, without the ending pseudo-instruction */
+    uint8_t run_count; /* those that run when it is interpreted: up to the first branch */
+    uint8_t branches;  /* that it passes */
     bool dead : 1;
     bool straddles : 1;
     bool extended : 1;       /* by block_extend */
     bool relative : 1;       /* some operand is RIP-relative */
     bool untranslatable : 1; /* its translation would be too large */
-    uint8_t branches;        /* that it passes */
+    uint64_t gpa[2];         /* of the first byte; straddling: of the second page */
+    uint32_t place_next;     /* list of the place's blocks */
+    uint32_t page_next[2];   /* lists of blocks on a page */
     /* Bytes of its page that the translation rests on besides the block's own. */
     uint16_t watch_start, watch_end;
-
-    struct block *link[2]; /* same-page successors: [0] in sequence, [1] by branch; NULL: look up */
-    struct block_place *place;            /* NULL: outside 64-bit mode */
-    struct block *place_next, **place_at; /* list of the place's blocks */
-    uint64_t gpa[2];                      /* of the first byte; straddling: of the second page */
-    uintptr_t incoming;                   /* who links here: a list of block | slot */
-
-    uintptr_t incoming_next[2];               /* the list that link[slot] is in */
-    _Atomic(uint8_t) *flags[2];               /* of the pages */
-    struct block *page_next[2], **page_at[2]; /* lists of blocks on a page */
 };
-_Static_assert(sizeof(struct block) == 192, "three cache lines");
+_Static_assert(sizeof(struct block) == 96, "there are many");
+
+/* A block's instructions, and the links between blocks that have theirs. */
+struct block_chunk {
+    struct block *owner;   /* NULL: dropped */
+    struct block *link[2]; /* same-page successors: [0] in sequence, [1] by branch; NULL: look up */
+    uintptr_t incoming;    /* who links here: a list of block | slot */
+    uintptr_t incoming_next[2]; /* the list that link[slot] is in */
+    uint64_t count;             /* of instructions, with the ending pseudo-instruction */
+    struct insn insns[];
+};
+
+/* Of a block that has its instructions. */
+static inline struct block_chunk *block_chunk(const struct block *block) {
+    return (struct block_chunk *)(void *)((char *)block->insns -
+                                          offsetof(struct block_chunk, insns));
+}
 
 /*
  * A page of guest memory at one linear page, as 64-bit code: the blocks that begin there, under
@@ -86,7 +96,7 @@ struct block_place {
     uint64_t key;
     uint32_t used;            /* jit_state.spaces when blocks of it were last looked for */
     bool pinned;              /* holds code that cannot be moved */
-    struct block *blocks;     /* by place_next; never NULL */
+    uint32_t blocks;          /* their numbers, by place_next; never 0 */
     struct jit_block *made;   /* their translations, those of dropped blocks too (jit/move.c) */
     struct block_place *next; /* of those with this page and key, and of others; or unused */
     uint32_t life;            /* which use of this struct: others may remember an earlier one */
@@ -107,10 +117,19 @@ struct block_places {
 
 struct block_cache {
     struct block *jump[JUMP_ENTRIES];
-    struct block *hash[1 << BLOCK_HASH_BITS];
+    uint32_t hash[1 << BLOCK_HASH_BITS]; /* numbers of blocks */
+    struct block *all;                   /* BLOCKS_KEPT of them */
     struct block_store *store;
     struct block_places *places;
 };
+
+/* The block of a number that is not 0; its number. */
+static inline struct block *block_at(const struct block_cache *cache, uint32_t number) {
+    return &cache->all[number - 1];
+}
+static inline uint32_t block_number(const struct block_cache *cache, const struct block *block) {
+    return (uint32_t)(block - cache->all) + 1;
+}
 
 static inline unsigned block_tlb_index(const struct soft_cpu *cpu) {
     return (unsigned)((struct tlb_entry(*)[TLB_KINDS][TLB_ENTRIES])cpu->tlb - cpu->tlbs);
@@ -178,7 +197,7 @@ struct block *block_on_page(struct soft_cpu *cpu, uint64_t key, const struct cod
 
 /* ---- block_place.c ---- */
 
-enum { BLOCKS_KEPT = 96 << 10 };
+enum { BLOCKS_KEPT = 256 << 10 };
 
 int block_places_create(struct block_cache *cache, struct error *err);
 /* Bytes that they take. */
@@ -222,7 +241,7 @@ static inline void block_place_note(const struct soft_cpu *cpu, const struct blo
 }
 
 /* The hash chain of blocks like this. */
-struct block **block_hash(struct block_cache *cache, uint64_t gpa, uint64_t rip, uint64_t key);
+uint32_t *block_hash(struct block_cache *cache, uint64_t gpa, uint64_t rip, uint64_t key);
 
 /* Decodes the instructions of a translated block that has lost them. False: its bytes are not what
  * they were; the block is dropped. Not while an interpreted block runs. */
@@ -298,7 +317,7 @@ static inline void block_note(struct soft_cpu *cpu, struct block *block) {
 /* Ends the block at `target`, which a direct branch names (slot 1) or the sequence (slot 0). */
 #define BLOCK_CHAIN(slot, target)                                                                  \
     do {                                                                                           \
-        struct block *next_ = cpu->block->link[slot];                                              \
+        struct block *next_ = block_chunk(cpu->block)->link[slot];                                 \
         cpu->rip = (target);                                                                       \
         if (likely(next_ != NULL)) {                                                               \
             if (likely(block_may_enter(cpu, next_)))                                               \

@@ -5,7 +5,7 @@
 #include "cpu/soft/block.h"
 #include "cpu/soft/outside.h"
 
-struct block **block_hash(struct block_cache *cache, uint64_t gpa, uint64_t rip, uint64_t key) {
+uint32_t *block_hash(struct block_cache *cache, uint64_t gpa, uint64_t rip, uint64_t key) {
     /* What may move stays in its chain. */
     if (block_place_moves(rip))
         rip = 0;
@@ -37,8 +37,10 @@ static bool second_page_holds(struct soft_cpu *cpu, const struct block *block, u
 
 struct block *block_on_page(struct soft_cpu *cpu, uint64_t key, const struct code_page *page,
                             uint64_t linear) {
-    struct block *block = *block_hash(cpu->blocks, page->gpa, cpu->rip, key);
-    for (; block != NULL; block = block->hash_next) {
+    uint32_t number = *block_hash(cpu->blocks, page->gpa, cpu->rip, key);
+    while (number != 0) {
+        struct block *block = block_at(cpu->blocks, number);
+        number = block->hash_next;
         if (block->rip == cpu->rip && block->host == page->host && block->key == key &&
             block->gpa[0] == page->gpa &&
             (!block->straddles || second_page_holds(cpu, block, linear, page->available))) {

@@ -42,10 +42,7 @@ void block_place_join(struct soft_cpu *cpu, struct block *block) {
     place->used = cpu->jit.spaces;
     block->place = place;
     block->place_next = place->blocks;
-    block->place_at = &place->blocks;
-    if (block->place_next != NULL)
-        block->place_next->place_at = &block->place_next;
-    place->blocks = block;
+    place->blocks = block_number(cpu->blocks, block);
 }
 
 void block_place_leave(struct soft_cpu *cpu, struct block *block) {
@@ -53,11 +50,12 @@ void block_place_leave(struct soft_cpu *cpu, struct block *block) {
     struct block_place *place = block->place;
     if (place == NULL)
         return;
+    uint32_t *at_block = &place->blocks, number = block_number(cpu->blocks, block);
+    while (*at_block != number)
+        at_block = &block_at(cpu->blocks, *at_block)->place_next;
+    *at_block = block->place_next;
     block->place = NULL;
-    *block->place_at = block->place_next;
-    if (block->place_next != NULL)
-        block->place_next->place_at = block->place_at;
-    if (place->blocks != NULL)
+    if (place->blocks != 0)
         return;
     jit_leave_place(cpu, place);
     struct block_place **at = block_place_chain(places, place->gpa, place->key);
@@ -84,8 +82,8 @@ static void move_block(struct block *block, uint64_t delta) {
 static void move(struct soft_cpu *cpu, struct block_place *place, uint64_t linear) {
     uint64_t delta = linear - place->linear;
     jit_move_place(cpu, place, delta);
-    for (struct block *block = place->blocks; block != NULL; block = block->place_next)
-        move_block(block, delta);
+    for (uint32_t n = place->blocks; n != 0; n = block_at(cpu->blocks, n)->place_next)
+        move_block(block_at(cpu->blocks, n), delta);
     place->linear = linear;
     cpu->count.places_moved++;
 }

@@ -13,7 +13,7 @@
 #include "cpu/soft/verify.h"
 
 /* Decoded instructions of all vCPUs together. */
-enum { BLOCKS_TOTAL = 8 << 20, BLOCKS_LEAST = 1 << 20 };
+enum { BLOCKS_TOTAL = 2 << 20, BLOCKS_LEAST = 1 << 20 };
 
 static int soft_create(const struct engine_config *config, struct engine **engine,
                        struct error *err) {

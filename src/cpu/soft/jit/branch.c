@@ -18,56 +18,22 @@ uint64_t lower_next_rip(const struct translation *t) {
 
 /* ---- Known targets ---- */
 
-static bool is_backward(const struct translation *t, uint64_t rip) {
+bool lower_is_backward(const struct translation *t, uint64_t rip) {
     return rip <= t->block->rip + t->insn->offset;
 }
 
-static bool is_same_page(const struct translation *t, uint64_t rip) {
+bool lower_is_same_page(const struct translation *t, uint64_t rip) {
     return rip >> PAGE_SHIFT == t->pages_rip;
-}
-
-/* An exit by the jump or call at field, which is filled when the block is done. */
-static struct jit_exit *new_exit(struct translation *t, uint64_t rip, uint8_t *field) {
-    uint64_t from = rip - t->block->rip;
-    int32_t distance = (int32_t)from;
-    bool near = t->mode != INSN_MODE_64 || (int64_t)from == distance;
-    if (t->exit_count >= ARRAY_SIZE(t->exits) || !near) {
-        t->out.full = true;
-        return &t->exits[0];
-    }
-    struct jit_exit *exit = &t->exits[t->exit_count++];
-    *exit = (struct jit_exit){
-        .rip = distance,
-        .field = (uint16_t)(field - (uint8_t *)t->made),
-        .side = (uint8_t)side_of_block(t->block),
-        .flags_saved = t->flags & FLAGS_SAVED,
-    };
-    return exit;
-}
-
-void lower_goto_side(struct translation *t, uint64_t rip, unsigned side) {
-    new_exit(t, rip, emit_jmp(&t->out))->side = (uint8_t)side;
-}
-
-void lower_plainly_if(struct translation *t, unsigned condition, uint64_t rip) {
-    new_exit(t, rip, emit_jcc(&t->out, condition))->plain = true;
 }
 
 /* Flags where the exit needs them. A loop's end looks at requests: to C when there are some. */
 static void prepare_exit(struct translation *t, uint64_t rip) {
-    if (is_same_page(t, rip) && liveness_at(t, rip) == 0)
+    if (lower_is_same_page(t, rip) && liveness_at(t, rip) == 0)
         flags_not_needed(t);
-    if (!is_same_page(t, rip) || is_backward(t, rip))
+    if (!lower_is_same_page(t, rip) || lower_is_backward(t, rip))
         flags_to_saved(t);
     else if (t->flags == 0)
         flags_to_host(t);
-}
-
-void lower_poll(struct translation *t, uint64_t rip) {
-    if (!is_backward(t, rip))
-        return;
-    emit_group1_gs(&t->out, 7, 4, CPU_AT(request), 0);
-    new_exit(t, rip, emit_jcc(&t->out, COND_NE))->polls = true;
 }
 
 /* Goes on at a known rip. Does not disturb the translation's flags state for what follows. */
@@ -76,18 +42,18 @@ void lower_goto(struct translation *t, uint64_t rip) {
     uint8_t recipe = t->recipe;
     prepare_exit(t, rip);
     lower_poll(t, rip);
-    new_exit(t, rip, emit_jmp(&t->out));
+    lower_exit(t, rip, EXIT_JMP, 0);
     t->flags = flags;
     t->recipe = recipe;
 }
 
 bool lower_goto_if(struct translation *t, unsigned condition, uint64_t rip) {
-    if (!is_same_page(t, rip) || is_backward(t, rip))
+    if (!lower_is_same_page(t, rip) || lower_is_backward(t, rip))
         return false;
     unsigned flags = t->flags;
     if (liveness_at(t, rip) == 0)
         flags_not_needed(t);
-    new_exit(t, rip, emit_jcc(&t->out, condition));
+    lower_exit(t, rip, EXIT_JCC, condition);
     t->flags = flags;
     return true;
 }
@@ -198,7 +164,7 @@ void lower_call(struct translation *t) {
     lower_settle_rsp(t);
     prepare_exit(t, target);
     lower_poll(t, target);
-    new_exit(t, target, emit_call(&t->out));
+    lower_exit(t, target, EXIT_CALL, 0);
     lower_return_point(t);
 }
 
@@ -234,62 +200,4 @@ void lower_ret(struct translation *t) {
     lower_find(t, retry);
     lower_move_rsp(t, (int32_t)(t->word + t->insn->imm));
     emit_jump_found(t);
-}
-
-/* ---- Behind the block ---- */
-
-/* cmp dword gs:[map], id; jne leave; jmp target. The id and the target are patched by jit_link. */
-static void emit_guard(struct translation *t, struct jit_exit *exit, uint64_t rip,
-                       uint8_t **leave_field) {
-    struct emitter *e = &t->out;
-    int32_t entry = (int32_t)(jit_map_slot(rip) * sizeof t->cpu->jit.code_map[0][0]);
-    emit_group1_gs(e, 7, 4, CPU_AT(jit.code_map) + entry, -1);
-    exit->guard = (uint16_t)(e->at - 4 - (uint8_t *)t->made);
-    *leave_field = emit_jcc(e, COND_NE);
-    uint8_t *field = emit_jmp(e);
-    emit_aim(field, e->at);
-}
-
-static void lower_exit(struct translation *t, struct jit_exit *exit, uint32_t number) {
-    struct emitter *e = &t->out;
-    uint8_t *field = (uint8_t *)t->made + exit->field, *leave_field = NULL;
-    uint64_t rip = t->block->rip + (uint64_t)(int64_t)exit->rip;
-    if (t->mode != INSN_MODE_64)
-        rip = (uint32_t)rip;
-    if (!exit->polls && !is_same_page(t, rip)) {
-        emit_aim(field, e->at);
-        emit_guard(t, exit, rip, &leave_field);
-    }
-    emit_aim(leave_field != NULL ? leave_field : field, e->at);
-    emit_to_stub(e, number, exit->flags_saved ? t->jit->exit : t->jit->exit_host);
-}
-
-/* Their notes are before their code, which has their numbers. */
-static void lower_leaves(struct translation *t) {
-    struct emitter *e = &t->out;
-    struct jit_exit *notes;
-    uint8_t *start = (uint8_t *)t->made;
-    emit_align(e, JIT_WORD);
-    notes = (struct jit_exit *)(void *)e->at;
-    t->made->exits = (uint16_t)(e->at - start);
-    t->made->exit_count = (uint8_t)t->exit_count;
-    e->at += t->exit_count * sizeof *notes;
-    for (unsigned i = 0; i < t->exit_count && emit_has_room(e); i++) {
-        struct jit_exit *exit = &t->exits[i];
-        exit->start = (uint16_t)(((uint8_t *)&notes[i] - start) / JIT_WORD);
-        lower_exit(t, exit, jit_number(t->jit, &notes[i]));
-        notes[i] = *exit;
-    }
-}
-
-void lower_exits(struct translation *t) {
-    t->out.full |= t->out.end - t->out.at < (ptrdiff_t)sizeof t->exits + EMIT_ROOM;
-    if (t->out.full)
-        return;
-    lower_leaves(t);
-    for (unsigned i = 0; i < t->constant_count && emit_has_room(&t->out); i++) {
-        emit_aim(t->constants[i].field, t->out.at);
-        relocate(t, t->out.at, RELOCATE_ADDRESS);
-        emit64(&t->out, t->constants[i].value);
-    }
 }

@@ -30,6 +30,7 @@ void code_memory_empty(struct code_memory *memory, size_t used) {
     enum { PAGE = 4096 };
     size_t kept = (used + PAGE - 1) / PAGE * PAGE;
     memory->used = used;
+    memory->at_end = 0;
     madvise(memory->writable + kept, memory->size - kept, MADV_REMOVE);
 }
 

@@ -1,7 +1,7 @@
 /*
  * Memory for code: one set of pages mapped twice, writable here and
- * executable there, so that no page is ever both. Bounded; filled from its
- * start, emptied as a whole.
+ * executable there, so that no page is ever both. Bounded; filled with code
+ * from its start and with notes about it from its end, emptied as a whole.
  */
 #ifndef LODGE_CPU_SOFT_JIT_CODE_MEMORY_H
 #define LODGE_CPU_SOFT_JIT_CODE_MEMORY_H
@@ -15,11 +15,11 @@ struct code_memory {
     uint8_t *writable;
     const uint8_t *executable;
     size_t size;
-    size_t used;
+    size_t used, at_end; /* bytes */
 };
 
 int code_memory_create(struct code_memory *memory, size_t size, struct error *err);
-/* All behind `used` is free, and given back. */
+/* All behind `used` is free, and given back to the host. */
 void code_memory_empty(struct code_memory *memory, size_t used);
 void code_memory_destroy(struct code_memory *memory);
 

@@ -126,6 +126,31 @@ const uint8_t *jit_fast_x87(struct soft_cpu *cpu, uint64_t unused, uint32_t numb
     return code_at(cpu, site, site->retry);
 }
 
+/* ---- What is known by a call ---- */
+
+/* Takes the call off the shadow stack. */
+static const uint64_t *take_call(struct soft_cpu *cpu) {
+    const uint64_t *top =
+        (uint64_t *)(uintptr_t)cpu->jit.shadow_rsp; /* NOLINT(performance-no-int-to-ptr) */
+    cpu->jit.shadow_rsp += sizeof *top;
+    return top;
+}
+
+static void put_call(struct soft_cpu *cpu, uint64_t back) {
+    cpu->jit.shadow_rsp -= sizeof back;
+    *(uint64_t *)(uintptr_t)cpu->jit.shadow_rsp = back; /* NOLINT(performance-no-int-to-ptr) */
+}
+
+/* The call may be the last of its code: it comes back where other code begins. */
+static struct jit_block *block_behind(const struct soft_cpu *cpu, uint64_t back) {
+    const struct jit *jit = cpu->jit.jit;
+    return jit_map_find(jit, back - 1 - (uintptr_t)jit->memory.executable);
+}
+
+static unsigned place_in(const struct soft_cpu *cpu, const struct jit_block *made, uint64_t back) {
+    return (unsigned)(back - (uintptr_t)jit_code(cpu->jit.jit, made, 0));
+}
+
 /* ---- Finding code ---- */
 
 void jit_note_jump(struct soft_cpu *cpu, const struct block *block) {
@@ -141,6 +166,12 @@ void jit_note_jump(struct soft_cpu *cpu, const struct block *block) {
     jump->context = cpu->jit.context[jit_side_of(cpu->jit.key)][half];
     jump->code = jit_code(cpu->jit.jit, block->code, block->code->entry_saved);
     jit_note_fetch(&cpu->jit, block->rip);
+}
+
+void jit_forget_jump(struct soft_cpu *cpu, uint64_t rip) {
+    struct jit_jump *jump = &cpu->jit.jumps[jit_jump_slot(rip)];
+    if (jump->rip == rip)
+        jump->context = UINT64_MAX;
 }
 
 void jit_set_context(struct soft_cpu *cpu) {
@@ -197,18 +228,31 @@ const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t number
     return code_at(cpu, site, site->retry);
 }
 
-const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
-    struct jit_exit *exit = jit_at(cpu->jit.jit, number);
-    cpu->rip = jit_exit_rip(exit);
+const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t nothing) {
+    uint64_t back = *take_call(cpu);
+    struct jit_block *made = block_behind(cpu, back);
+    struct jit_exit *exit = jit_exit_behind(made, place_in(cpu, made, back));
+    if (exit->kind == EXIT_CALL && !exit->guarded)
+        put_call(cpu, back);
+    cpu->jit.argument = jit_number(cpu->jit.jit, exit);
+    cpu->jit.exit_from = jit_number(cpu->jit.jit, made);
+    cpu->rip = jit_exit_rip(made, exit);
     const struct block *block = find_translated(cpu, exit->plain ? KEY_PLAIN : 0);
     if (block == NULL)
         return NULL;
-    jit_link(cpu, exit, block);
+    jit_link(cpu, made, exit, block);
     return jit_entry(cpu, block);
 }
 
-const uint8_t *jit_fast_gone(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
-    struct jit_block *gone = jit_at(cpu->jit.jit, number);
+const uint8_t *jit_fast_poll(struct soft_cpu *cpu, uint64_t unused, uint32_t nothing) {
+    uint64_t back = *take_call(cpu);
+    struct jit_block *made = block_behind(cpu, back);
+    cpu->rip = jit_exit_rip(made, jit_exit_polled(cpu->jit.jit, made, place_in(cpu, made, back)));
+    return cpu->jit.jit->leave_here;
+}
+
+const uint8_t *jit_fast_gone(struct soft_cpu *cpu, uint64_t unused, uint32_t nothing) {
+    struct jit_block *gone = block_behind(cpu, *take_call(cpu));
     uint64_t plain = gone->key & KEY_PLAIN;
     cpu->rip = gone->rip;
     /* Without numbers for mappings it would come here again. */
@@ -217,9 +261,11 @@ const uint8_t *jit_fast_gone(struct soft_cpu *cpu, uint64_t unused, uint32_t num
         cpu->jit.plain = (uint32_t)plain;
         return cpu->jit.jit->leave_here;
     }
+    if (!gone->dead) /* it could not be translated anew, or its second page is elsewhere */
+        cpu->jit.runs_left[gone->counter] = (int32_t)cpu->jit.jit->runs;
     /* What moves together may jump to each other (move.c). */
     if (gone->dead && gone->place == block->code->place && gone->key == block->key)
-        jit_replace(gone, block->code);
+        jit_replace(cpu->jit.jit, gone, block->code);
     return jit_entry(cpu, block);
 }
 
@@ -297,6 +343,44 @@ const uint8_t *jit_fast_constant_miss(struct soft_cpu *cpu, uint64_t unused, uin
     if (insns == NULL)
         return NULL;
     return miss(cpu, lower_constant(&insns[site->insn]), site);
+}
+
+/* ---- Checks that are called ---- */
+
+/* The site of the check that comes back to this host address. */
+static const struct jit_site *site_behind(const struct soft_cpu *cpu, uint64_t back) {
+    struct jit_block *made = block_behind(cpu, back);
+    const struct jit_site *site = jit_sites(made);
+    unsigned at = place_in(cpu, made, back);
+    /* Others that are tried again may begin there, but come later. */
+    while (site->retry != at || (site->kind != SITE_ACCESS && site->kind != SITE_STACK))
+        site++;
+    return site;
+}
+
+const uint8_t *jit_fast_check(struct soft_cpu *cpu, uint64_t linear, uint32_t check) {
+    enum tlb_kind kind = check & 3;
+    unsigned size = check >> 2, offset = linear % PAGE_SIZE;
+    uint64_t back = *take_call(cpu);
+    struct fault fault = {0};
+    bool filled = offset + size <= PAGE_SIZE && fill_or(cpu, linear, kind, &fault);
+    bool fails = earlier_checks_fail(cpu);
+    if (filled && !fails) {
+        cpu->jit.checked = cpu->tlb[kind][tlb_slot(linear)].host + offset;
+        put_call(cpu, back);
+        return cpu->jit.jit->checked;
+    }
+    const struct jit_site *site = site_behind(cpu, back);
+    cpu->jit.argument = jit_number(cpu->jit.jit, site);
+    if (!filled && fault.vector == EXC_PF && site->faults && cpu->verify == NULL)
+        return jit_deliver(cpu, site, &fault);
+    return NULL;
+}
+
+const uint8_t *jit_fast_check_stack(struct soft_cpu *cpu, uint64_t offset, uint32_t unused) {
+    const struct jit_site *site = site_behind(cpu, *take_call(cpu));
+    cpu->jit.argument = jit_number(cpu->jit.jit, site);
+    return jit_fast_stack_miss(cpu, offset, (uint32_t)cpu->jit.argument);
 }
 
 /* ---- The stack window ---- */

@@ -26,14 +26,24 @@ const uint8_t *jit_deliver(struct soft_cpu *cpu, const struct jit_site *site,
                            const struct fault *fault);
 /* The code at rip, which the jump table has from now on. */
 const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t site);
-/* The code that an exit leads to; linked from now on. */
-const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t exit);
+/* These three are known by the call that is on the shadow stack, and take it off. */
+/* The code that an exit leads to; linked from now on. NULL: jit_state.argument is its number. */
+const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t nothing);
 /* The code at a block's rip as it is mapped now: who came to the block's entry by a link that does
  * not hold. What has taken a dead block's place is gone to directly from now on. */
-const uint8_t *jit_fast_gone(struct soft_cpu *cpu, uint64_t unused, uint32_t block);
+const uint8_t *jit_fast_gone(struct soft_cpu *cpu, uint64_t unused, uint32_t nothing);
+/* There are requests: leaves for where the exit behind the poll leads. */
+const uint8_t *jit_fast_poll(struct soft_cpu *cpu, uint64_t unused, uint32_t nothing);
 /* The check again, now that the TLB has the page. */
 const uint8_t *jit_fast_miss(struct soft_cpu *cpu, uint64_t linear, uint32_t site);
 const uint8_t *jit_fast_constant_miss(struct soft_cpu *cpu, uint64_t unused, uint32_t site);
+/* Behind a check that was called, now that the TLB has the page, or the stack window is at RSP.
+ * What comes back from the call is on the shadow stack, and off it when the answer is another. */
+const uint8_t *jit_fast_check(struct soft_cpu *cpu, uint64_t linear, uint32_t check);
+const uint8_t *jit_fast_check_stack(struct soft_cpu *cpu, uint64_t offset, uint32_t unused);
+static inline uint32_t jit_check_number(enum tlb_kind kind, unsigned size) {
+    return size << 2 | kind;
+}
 /* The check again, now that the stack window is at RSP. `offset` is from the window. */
 const uint8_t *jit_fast_stack_miss(struct soft_cpu *cpu, uint64_t offset, uint32_t site);
 

@@ -200,7 +200,8 @@ void groups_find(struct translation *t) {
         if (use.operand && is_near_rsp(insn, t->word)) {
             t->operand_group[i] = (uint8_t)join_stack(t, &stack, moved + insn->disp,
                                                       use.operand_size, use.operand_writes);
-        } else if (use.operand && !is_constant(insn) && (t->word == 8 || !is_based(insn))) {
+        } else if (use.operand && !t->dense && !is_constant(insn) &&
+                   (t->word == 8 || !is_based(insn))) {
             uint32_t index;
             struct value at = values_address(&values, insn, &index);
             t->operand_at[i] = at.constant;

@@ -13,7 +13,7 @@
 struct block;
 
 /* Code memory in bytes. When it is full all translations are dropped and made anew. */
-enum { JIT_CODE_SIZE = 32 << 20 };
+enum { JIT_CODE_SIZE = 48 << 20 };
 
 /*
  * What translated code, all that is kept about it, and decoded blocks may take

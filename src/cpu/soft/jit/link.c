@@ -78,46 +78,78 @@ static void note_mapping(struct soft_cpu *cpu, uint64_t rip, uint32_t number) {
     jit_note_fetch(&cpu->jit, rip);
 }
 
-static uint8_t *in_code(struct jit_block *made, unsigned at) {
-    return (uint8_t *)made + at;
+/* ---- Exits ---- */
+
+/* The guard is a compare, whose last field has the number, and JE rel32 (exits.c). */
+enum { CALL_BYTES = 5, JE_BYTES = 6, GUARD_BYTES = 12 + JE_BYTES };
+
+struct jit_exit *jit_exit_behind(struct jit_block *made, unsigned back) {
+    struct jit_exit *exit = jit_exits(made);
+    while (exit->back != back)
+        exit = jit_exit_next(exit);
+    return exit;
 }
 
-/* The guard is a compare, whose last field has the number, JNE rel32 and JMP rel32 (branch.c). */
-static void link_guarded(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *to) {
-    enum { JMP_FIELD = 4 + 6 + 1 };
-    uint8_t *guard = in_code(jit_block_of_exit(exit), exit->guard);
+/* The exit's jump or call, five bytes, comes next, or leads to its guard. */
+struct jit_exit *jit_exit_polled(const struct jit *jit, struct jit_block *made, unsigned back) {
+    struct jit_exit *exit = jit_exits(made);
+    int32_t distance;
+    unsigned behind = back + CALL_BYTES;
+    __builtin_memcpy(&distance, jit_code(jit, made, behind - 4), sizeof distance);
+    unsigned behind_guard = behind + (unsigned)distance + GUARD_BYTES + CALL_BYTES;
+    while (exit->guarded ? exit->back != behind_guard : exit->back != behind)
+        exit = jit_exit_next(exit);
+    return exit;
+}
+
+uint8_t *jit_guard_number(const struct jit *jit, const struct jit_block *made,
+                          const struct jit_exit *exit) {
+    return jit_code_writable(jit, made, exit->field - (JE_BYTES - 4u) - 4);
+}
+
+static void link_guarded(struct soft_cpu *cpu, struct jit_block *made, struct jit_exit *exit,
+                         const struct block *to) {
+    const struct jit *jit = cpu->jit.jit;
     uint32_t number = jit_mapping_of(cpu, to, 0);
     if (number == NONE)
         return;
     note_mapping(cpu, to->rip, number);
-    __builtin_memcpy(guard, &number, sizeof number);
-    aim(guard + JMP_FIELD, in_code(to->code, to->code->entry_saved));
+    __builtin_memcpy(jit_guard_number(jit, made, exit), &number, sizeof number);
+    aim(jit_code_writable(jit, made, exit->field),
+        jit_code_writable(jit, to->code, to->code->entry_saved));
     exit->target = to->place != NULL ? block_place_number(cpu->blocks->places, to->place) : 0;
     exit->target_life = to->place != NULL ? to->place->life : 0;
 }
+
+/* ---- Links ---- */
 
 const uint8_t *jit_entry(struct soft_cpu *cpu, const struct block *block) {
     if (unlikely(block->straddles)) {
         uint32_t number = jit_mapping_of(cpu, block, 1);
         note_mapping(cpu, block->rip + PAGE_SIZE, number);
         if (number != NONE)
-            __builtin_memcpy(in_code(block->code, block->code->second_page), &number,
-                             sizeof number);
+            __builtin_memcpy(jit_code_writable(cpu->jit.jit, block->code, block->code->second_page),
+                             &number, sizeof number);
     }
     return jit_code(cpu->jit.jit, block->code, block->code->entry_saved);
 }
 
-void jit_link(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *to) {
-    struct jit_block *made = jit_block_of_exit(exit);
+void jit_link(struct soft_cpu *cpu, struct jit_block *made, struct jit_exit *exit,
+              const struct block *to) {
+    enum { OP_JMP = 0xe9 };
+    const struct jit *jit = cpu->jit.jit;
     const struct block *from = made->block;
     if (exit->polls || made->dead || to->dead || to->code == NULL ||
-        jit_exit_rip(exit) != to->rip || jit_exit_key(exit) != to->key)
+        jit_exit_rip(made, exit) != to->rip || jit_exit_key(made, exit) != to->key)
         return;
-    if (exit->guard != 0)
-        link_guarded(cpu, exit, to);
-    else if (from->place == to->place && (from->gpa[0] ^ to->gpa[0]) < PAGE_SIZE)
-        aim(in_code(made, exit->field),
-            in_code(to->code, exit->flags_saved ? to->code->entry_saved : to->code->entry_host));
+    if (exit->guarded) {
+        link_guarded(cpu, made, exit, to);
+    } else if (from->place == to->place && (from->gpa[0] ^ to->gpa[0]) < PAGE_SIZE) {
+        unsigned entry = exit->flags_saved ? to->code->entry_saved : to->code->entry_host;
+        if (exit->kind == EXIT_JMP)
+            *jit_code_writable(jit, made, exit->field - 1u) = OP_JMP;
+        aim(jit_code_writable(jit, made, exit->field), jit_code_writable(jit, to->code, entry));
+    }
 }
 
 /* JMP rel32 over an entry. */
@@ -126,13 +158,26 @@ static void redirect(uint8_t *entry, const uint8_t *to) {
     aim(entry + 1, to);
 }
 
-void jit_replace(struct jit_block *old, struct jit_block *by) {
-    if (old->entry_host != old->entry_saved)
-        redirect(in_code(old, old->entry_host), by != NULL
-                                                    ? in_code(by, by->entry_host)
-                                                    : in_code(old, jit_dead_entry(old, false)));
-    redirect(in_code(old, old->entry_saved),
-             by != NULL ? in_code(by, by->entry_saved) : in_code(old, jit_dead_entry(old, true)));
+void jit_replace(const struct jit *jit, const struct jit_block *old, const struct jit_block *by) {
+    bool two = old->entry_host != old->entry_saved;
+    for (unsigned saved = two ? 0 : 1; saved <= 1; saved++) {
+        unsigned entry = saved ? old->entry_saved : old->entry_host;
+        const uint8_t *to =
+            by == NULL ? jit_code_writable(jit, old, jit_dead_entry(old, saved))
+                       : jit_code_writable(jit, by, saved ? by->entry_saved : by->entry_host);
+        redirect(jit_code_writable(jit, old, entry), to);
+    }
+}
+
+struct jit_block *jit_map_find(const struct jit *jit, size_t offset) {
+    struct jit_block *made = jit_at(jit, jit->map.starts[offset / JIT_MAP_GRAIN]);
+    while (made->next != 0) {
+        struct jit_block *next = jit_at(jit, made->next);
+        if (next->code > offset)
+            break;
+        made = next;
+    }
+    return made;
 }
 
 bool jit_is_worn(const struct soft_cpu *cpu, const struct jit_block *made) {

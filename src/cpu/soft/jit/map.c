@@ -2,40 +2,37 @@
 
 #include "cpu/soft/jit/translation.h"
 
-static size_t offset_of(const struct jit *jit, const struct jit_block *made) {
-    return (size_t)((const uint8_t *)made - jit->memory.writable);
+static struct jit_block *block_at_number(const struct jit *jit, uint32_t number) {
+    return number != 0 ? jit_at(jit, number) : NULL;
+}
+
+static size_t end_of(const struct jit *jit, const struct jit_block *made) {
+    const struct jit_block *next = block_at_number(jit, made->next);
+    return next != NULL ? next->code : jit->memory.used;
 }
 
 static void tell(const struct jit *jit, const struct jit_block *made) {
     const struct code_listener *listener = jit->map.listener;
-    listener->made(listener->context, (uintptr_t)jit->memory.executable + offset_of(jit, made),
-                   made->size, made->rip, made->key >> 2 & 3);
+    listener->made(listener->context, (uintptr_t)jit_code(jit, made, 0),
+                   end_of(jit, made) - made->code, made->rip, made->key >> 2 & 3);
 }
 
 void jit_map_add(struct soft_cpu *cpu, const struct jit_block *made) {
     struct jit *jit = cpu->jit.jit;
-    size_t start = offset_of(jit, made), end = start + made->size;
-    size_t grain = (start + JIT_MAP_GRAIN - 1) / JIT_MAP_GRAIN;
+    size_t end = end_of(jit, made);
+    size_t grain = ((size_t)made->code + JIT_MAP_GRAIN - 1) / JIT_MAP_GRAIN;
+    if (jit->made == 1) /* those that begin with stubs */
+        grain = 0;
     for (; grain * JIT_MAP_GRAIN < end; grain++)
-        jit->map.starts[grain] = (uint32_t)start;
+        jit->map.starts[grain] = jit_number(jit, made);
     if (jit->map.listener != NULL)
         tell(jit, made);
 }
 
 void jit_map_clear(struct soft_cpu *cpu) {
     struct jit *jit = cpu->jit.jit;
-    for (size_t grain = 0; grain * JIT_MAP_GRAIN <= jit->stubs_end; grain++)
-        jit->map.starts[grain] = (uint32_t)jit->stubs_end;
     if (jit->map.listener != NULL)
         jit->map.listener->dropped(jit->map.listener->context);
-}
-
-struct jit_block *jit_map_find(const struct jit *jit, size_t offset) {
-    size_t at = jit->map.starts[offset / JIT_MAP_GRAIN];
-    struct jit_block *made = jit_at(jit, (uint32_t)(at / JIT_WORD));
-    while (offset - offset_of(jit, made) >= made->size)
-        made = (struct jit_block *)(void *)((uint8_t *)made + made->size);
-    return made;
 }
 
 enum jit_where jit_find_host(const struct soft_cpu *cpu, uintptr_t host, uint64_t *rip,
@@ -57,10 +54,8 @@ int soft_listen_code(struct vcpu *vcpu, const struct code_listener *listener, st
     if (jit == NULL)
         return error_set(err, -ENOTSUP, "this vCPU's translator is off");
     jit->map.listener = listener;
-    for (size_t at = jit->stubs_end; listener != NULL && at < jit->memory.used;) {
-        const struct jit_block *made = jit_at(jit, (uint32_t)(at / JIT_WORD));
+    for (const struct jit_block *made = block_at_number(jit, jit->first);
+         listener != NULL && made != NULL; made = block_at_number(jit, made->next))
         tell(jit, made);
-        at += made->size;
-    }
     return 0;
 }

@@ -1,7 +1,7 @@
 /*
  * Which translated code is where: host code addresses back to guest code, for
- * profiles and perf maps. Translations lie one behind the other, each with its
- * size, so that one can be found from another before it; all go at once.
+ * profiles and perf maps. The code of translations lies one behind the
+ * other, and each leads to the next; all go at once.
  */
 #ifndef LODGE_CPU_SOFT_JIT_MAP_H
 #define LODGE_CPU_SOFT_JIT_MAP_H
@@ -11,11 +11,11 @@
 #include "cpu/soft/jit/jit.h"
 #include "cpu/soft/soft.h"
 
-/* In which translation each so many bytes of code memory begin. */
+/* In which translation each so many bytes of code memory begin, or a number before it. */
 enum { JIT_MAP_GRAIN = 1024, JIT_MAP_GRAINS = JIT_CODE_SIZE / JIT_MAP_GRAIN };
 
 struct jit_map {
-    uint32_t starts[JIT_MAP_GRAINS];      /* offsets in code memory */
+    uint32_t starts[JIT_MAP_GRAINS];      /* numbers (struct jit_block) */
     const struct code_listener *listener; /* NULL: nobody wants to know */
 };
 

@@ -105,7 +105,7 @@ unsigned lower_site(struct translation *t) {
 }
 
 void lower_retry_at(struct translation *t, unsigned site, const uint8_t *retry) {
-    t->sites[site].retry = (uint16_t)(retry - (uint8_t *)t->made);
+    t->sites[site].retry = (uint16_t)(retry - t->start);
 }
 
 /* A site of its own for a check of memory. */
@@ -147,12 +147,6 @@ void lower_slow_if(struct translation *t, unsigned condition) {
     slow_if(t, condition, t->jit->callout, lower_site(t), true);
 }
 
-void emit_to_stub(struct emitter *e, uint32_t number, const uint8_t *stub) {
-    emit8(e, 0x68); /* PUSH imm32 */
-    emit32(e, number);
-    emit_aim(emit_jmp(e), stub);
-}
-
 /* The last four bytes are to hold the number of a site. */
 static void use_site(struct translation *t, unsigned site) {
     if (t->site_use_count >= ARRAY_SIZE(t->site_uses)) {
@@ -189,7 +183,7 @@ static void lower_plain_path(struct translation *t, const struct jit_site *site)
     lower_plainly_if(t, COND_B, t->block->rip + site->offset);
 }
 
-static void lower_slow_paths(struct translation *t) {
+void lower_slow_paths(struct translation *t) {
     for (unsigned i = 0; i < t->slow_count && emit_has_room(&t->out); i++) {
         emit_aim(t->slow[i].field, t->out.at);
         lower_plain_path(t, &t->sites[t->slow[i].site]);
@@ -198,26 +192,6 @@ static void lower_slow_paths(struct translation *t) {
         else
             push_site(t, t->slow[i].site);
         emit_aim(emit_jmp(&t->out), t->slow[i].stub);
-    }
-}
-
-void lower_sites(struct translation *t) {
-    lower_slow_paths(t);
-    t->out.full |= t->out.end - t->out.at < (ptrdiff_t)sizeof t->sites + EMIT_ROOM;
-    if (t->out.full)
-        return;
-    uint8_t *start = (uint8_t *)t->made;
-    emit_align(&t->out, JIT_WORD);
-    t->made->sites = (uint16_t)(t->out.at - start);
-    t->made->site_count = (uint16_t)t->site_count;
-    for (unsigned i = 0; i < t->site_count; i++)
-        t->sites[i].start =
-            (uint16_t)((t->out.at - start) / JIT_WORD + i * sizeof t->sites[0] / JIT_WORD);
-    uint32_t first = jit_number(t->jit, t->out.at);
-    emit_bytes(&t->out, t->sites, (unsigned)(t->site_count * sizeof t->sites[0]));
-    for (unsigned i = 0; i < t->site_use_count; i++) {
-        uint32_t number = first + t->site_uses[i].site * (uint32_t)(sizeof t->sites[0] / JIT_WORD);
-        memcpy(t->site_uses[i].field, &number, sizeof number);
     }
 }
 
@@ -273,9 +247,24 @@ static void emit_check(struct translation *t, enum tlb_kind kind, unsigned span,
                tlb_at(t, kind, offsetof(struct tlb_entry, host)));
 }
 
+/* The first tier's checks are called (stubs.c). True: done. */
+static bool call_check(struct translation *t, enum tlb_kind kind, unsigned size) {
+    unsigned n = 0;
+    while (n < CHECK_SIZES && 1u << n != size)
+        n++;
+    if (!t->dense || n == CHECK_SIZES)
+        return false;
+    emit_aim(emit_call(&t->out), t->jit->check[tlb_index_of(t)][kind][n]);
+    check_site(t, SITE_ACCESS, t->out.at, kind, size);
+    t->temp_group = NO_GROUP;
+    return true;
+}
+
 /* A single access whose linear address the code from `retry` on puts into TEMP_A. */
 static void check_single(struct translation *t, const uint8_t *retry, enum tlb_kind kind,
                          unsigned size) {
+    if (call_check(t, kind, size))
+        return;
     emit_check(t, kind, size, check_site(t, SITE_ACCESS, retry, kind, size));
 }
 
@@ -285,8 +274,21 @@ void lower_check_rbp(struct translation *t) {
     check_single(t, retry, TLB_READ, t->word);
 }
 
+/* The same where little code matters more. */
+static bool call_constant(struct translation *t, enum tlb_kind kind, unsigned size) {
+    if (!t->dense || size > 1u << (CHECK_SIZES - 1) || (size & (size - 1)) != 0)
+        return false;
+    if (insn_is_rip_relative(t->insn))
+        emit_mov_address(t, TEMP_A, lower_constant(t->insn));
+    else
+        emit_mov_imm(&t->out, TEMP_A, lower_constant(t->insn));
+    return call_check(t, kind, size);
+}
+
 /* An address known now: its slot and page are, too. */
 static struct operand constant_operand(struct translation *t, enum tlb_kind kind, unsigned size) {
+    if (call_constant(t, kind, size))
+        return (struct operand){.base = TEMP_A};
     struct emitter *e = &t->out;
     uint64_t linear = lower_constant(t->insn), page = linear & ~(uint64_t)(PAGE_SIZE - 1);
     int32_t slot = (int32_t)(tlb_slot(linear) * sizeof(struct tlb_entry));
@@ -321,15 +323,24 @@ static void check_stack(struct translation *t, struct group *group, bool write) 
     lower_settle_rsp(t);
     int32_t disp = (int32_t)(group->low - t->rsp_moved[t->index]);
     unsigned span = (unsigned)(group->high - group->low);
+    bool called = t->dense && span % 4 == 0 && span / 4 <= CHECK_STACK_WORDS;
+    unsigned side = side_of_block(t->block);
     flags_protect(t);
-    unsigned site = check_site(t, SITE_STACK, e->at, TLB_WRITE, span);
-    t->sites[site].writes_now = write;
+    const uint8_t *retry = e->at;
     t->temp_group = NO_GROUP;
     emit_lea(e, 8, TEMP_A, STACK, -1, 0, disp);
-    emit_gs(e, OP_SUB_RM, 8, TEMP_A, CPU_AT(jit.stack_host) + 8 * (int32_t)side_of_block(t->block));
+    if (called) {
+        emit_aim(emit_call(e), t->jit->check_stack[side][span / 4]);
+        retry = e->at;
+    }
+    unsigned site = check_site(t, SITE_STACK, retry, TLB_WRITE, span);
+    t->sites[site].writes_now = write;
+    group->checked = true;
+    if (called)
+        return;
+    emit_gs(e, OP_SUB_RM, 8, TEMP_A, CPU_AT(jit.stack_host) + 8 * (int32_t)side);
     emit_group1(e, 7, 8, TEMP_A, PAGE_SIZE - (int32_t)span);
     lower_stub_if(t, COND_A, t->jit->stack_miss, site);
-    group->checked = true;
 }
 
 static void check_group(struct translation *t, unsigned g, bool write) {

@@ -23,7 +23,7 @@ void relocations_begin(struct translation *t) {
 
 void relocate(struct translation *t, const uint8_t *field, unsigned kind) {
     enum { OFFSET_MAX = UINT16_MAX >> 1 };
-    size_t offset = (size_t)(field - (uint8_t *)t->made);
+    size_t offset = (size_t)(field - t->start);
     if (!t->moves)
         return;
     if (offset > OFFSET_MAX || t->relocation_count == RELOCATIONS_MAX)
@@ -39,17 +39,6 @@ void emit_mov_address(struct translation *t, unsigned reg, uint64_t linear) {
         relocate(t, t->out.at - 8, RELOCATE_ADDRESS);
     else
         t->moves = false;
-}
-
-void relocations_emit(struct translation *t) {
-    unsigned bytes = (unsigned)(t->relocation_count * sizeof t->relocations[0]);
-    t->out.full |= t->out.end - t->out.at < EMIT_ROOM + (ptrdiff_t)bytes;
-    if (t->out.full)
-        return;
-    emit_align(&t->out, sizeof t->relocations[0]);
-    t->made->relocations = (uint16_t)(t->out.at - (uint8_t *)t->made);
-    t->made->relocation_count = (uint16_t)t->relocation_count;
-    emit_bytes(&t->out, t->relocations, bytes);
 }
 
 void relocations_end(struct translation *t) {
@@ -91,12 +80,13 @@ void jit_leave_place(struct soft_cpu *cpu, struct block_place *place) {
 
 /* ---- Moving ---- */
 
-static void change_relocations(struct jit_block *made, uint64_t delta) {
+static void change_relocations(const struct jit *jit, const struct jit_block *made,
+                               uint64_t delta) {
     uint64_t address = 0;
-    uint8_t *start = (uint8_t *)made;
-    const uint16_t *relocations = (const uint16_t *)(void *)(start + made->relocations);
+    const uint16_t *relocations =
+        (const uint16_t *)(const void *)((const uint8_t *)made + made->relocations);
     for (unsigned i = 0; i < made->relocation_count; i++) {
-        uint8_t *field = start + (relocations[i] >> 1);
+        uint8_t *field = jit_code_writable(jit, made, relocations[i] >> 1);
         if ((relocations[i] & 1) == RELOCATE_ADDRESS) {
             memcpy(&address, field, sizeof address);
             address += delta;
@@ -127,16 +117,15 @@ static uint32_t number_at(struct jit *jit, struct block_place *place, uint64_t l
 /* Links to other places hold when these have moved along, or will have. */
 static void change_exits(struct soft_cpu *cpu, struct jit_block *made) {
     struct jit *jit = cpu->jit.jit;
-    struct jit_exit *exits = (struct jit_exit *)(void *)((uint8_t *)made + made->exits);
-    for (unsigned i = 0; i < made->exit_count; i++) {
-        struct jit_exit *exit = &exits[i];
-        if (exit->guard == 0)
+    struct jit_exit *exit = jit_exits(made);
+    for (unsigned i = 0; i < made->exit_count; i++, exit = jit_exit_next(exit)) {
+        if (!exit->guarded)
             continue;
         struct block_place *target =
             exit->target != 0 ? block_place_at(cpu->blocks->places, exit->target) : NULL;
         bool linked = target != NULL && target->life == exit->target_life;
-        uint64_t rip = jit_exit_rip(exit);
-        change_check((uint8_t *)made + exit->guard, rip,
+        uint64_t rip = jit_exit_rip(made, exit);
+        change_check(jit_guard_number(jit, made, exit), rip,
                      linked ? number_at(jit, target, rip) : NOWHERE);
     }
 }
@@ -148,7 +137,7 @@ static void change_second_page(struct soft_cpu *cpu, struct jit_block *made,
     uint64_t linear = (block->rip & PAGE_MASK) + PAGE_SIZE;
     struct block_place *second =
         block_place_find(cpu->blocks->places, block->gpa[1] & PAGE_MASK, linear, place->key);
-    change_check((uint8_t *)made + made->second_page, linear + delta,
+    change_check(jit_code_writable(cpu->jit.jit, made, made->second_page), linear + delta,
                  second != NULL ? number_at(cpu->jit.jit, second, linear + delta) : NOWHERE);
 }
 
@@ -156,13 +145,11 @@ static void move_code(struct soft_cpu *cpu, struct jit_block *made, const struct
                       uint64_t delta) {
     uint64_t rip = made->rip;
     made->rip += delta;
-    change_relocations(made, delta);
+    change_relocations(cpu->jit.jit, made, delta);
     change_exits(cpu, made);
     if (made->dead)
         return;
-    struct jit_jump *jump = &cpu->jit.jumps[jit_jump_slot(rip)];
-    if (jump->rip == rip)
-        jump->context = UINT64_MAX;
+    jit_forget_jump(cpu, rip);
     if (made->second_page != 0)
         change_second_page(cpu, made, place, delta);
 }

@@ -238,7 +238,7 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
         (void (*)(struct soft_cpu *, const uint8_t *))(uintptr_t)jit->enter;
     jit_set_key(cpu, block->key & ~(uint64_t)KEY_PLAIN);
     if (state->exit != JIT_EXIT_RIP) {
-        jit_link(cpu, jit_at(jit, state->exit), block);
+        jit_link(cpu, jit_at(jit, state->exit_from), jit_at(jit, state->exit), block);
         state->exit = JIT_EXIT_RIP;
     }
     if (!(block->key & KEY_PLAIN))
@@ -255,7 +255,7 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
     cpu->insn = NULL;
     if (state->exit != JIT_EXIT_RIP) {
         const struct jit_exit *exit = jit_at(jit, state->exit);
-        cpu->rip = jit_exit_rip(exit);
+        cpu->rip = jit_exit_rip(jit_at(jit, state->exit_from), exit);
         state->plain |= exit->plain ? KEY_PLAIN : 0;
     }
 }
@@ -263,13 +263,15 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
 /* ---- Life ---- */
 
 void jit_set_heat(struct soft_cpu *cpu, size_t used) {
-    enum { FREELY = 2, STEP_BITS = 1, HEAT_MAX = 1 << 14 }; /* eighths of the room; of block.heat */
-    const struct jit *jit = cpu->jit.jit;
+    enum { SPARINGLY = 2, FREELY = 6 }; /* eighths of the room */
+    enum { STEP_BITS = 1, HEAT_MAX = 1 << 14, SOON = 8 };
+    struct jit *jit = cpu->jit.jit;
     if (cpu->heat_limit == 0 || cpu->heat_limit == UINT32_MAX)
         return;
     size_t filled = used > jit->least ? used - jit->least : 0;
     size_t eighths = jit->budget > jit->least ? filled * 8 / (jit->budget - jit->least) : 0;
     uint32_t heat = jit->heat;
+    jit->runs = eighths >= SPARINGLY ? jit->runs_most : (jit->runs_most + SOON - 1) / SOON;
     for (; eighths > FREELY && heat < HEAT_MAX; eighths--)
         heat <<= STEP_BITS;
     cpu->heat_limit = heat;
@@ -281,16 +283,17 @@ struct jit_memory jit_memory(const struct soft_cpu *cpu) {
     if (jit == NULL)
         return memory;
     memory.code = jit->memory.used;
-    memory.metadata += sizeof *jit + JIT_MAPPINGS * sizeof *jit->mappings + sizeof cpu->jit;
+    memory.metadata +=
+        jit->memory.at_end + sizeof *jit + JIT_MAPPINGS * sizeof *jit->mappings + sizeof cpu->jit;
     return memory;
 }
 
 static void forget_translations(struct soft_cpu *cpu) {
     struct jit *jit = cpu->jit.jit;
-    for (size_t at = jit->stubs_end, size; at < jit->memory.used; at += size) {
-        struct jit_block *made = jit_at(jit, (uint32_t)(at / JIT_WORD));
+    for (uint32_t number = jit->first; number != 0;) {
+        struct jit_block *made = jit_at(jit, number);
         struct block *block = made->block;
-        size = made->size;
+        number = made->next;
         relocations_forget(cpu, made);
         if (made->dead)
             continue;
@@ -307,7 +310,7 @@ static void flush(struct soft_cpu *cpu) {
     for (unsigned i = 0; i < JIT_JUMPS; i++)
         cpu->jit.jumps[i].context = UINT64_MAX;
     code_memory_empty(&jit->memory, jit->stubs_end);
-    jit->made = 0;
+    jit->made = jit->first = jit->last = 0;
     memset(jit->mappings, 0, JIT_MAPPINGS * sizeof *jit->mappings);
     jit->last_number = 0;
     if (cpu->blocks != NULL)
@@ -336,12 +339,9 @@ void jit_forget(struct soft_cpu *cpu, struct block *block) {
     struct jit_block *made = block->code;
     if (made == NULL)
         return;
-    jit_replace(made, NULL);
-    struct jit_jump *jump = &cpu->jit.jumps[jit_jump_slot(block->rip)];
-    if (jump->rip == block->rip)
-        jump->context = UINT64_MAX;
-    if (cpu->jit.exit != JIT_EXIT_RIP &&
-        jit_block_of_exit(jit_at(cpu->jit.jit, cpu->jit.exit)) == made)
+    jit_replace(cpu->jit.jit, made, NULL);
+    jit_forget_jump(cpu, block->rip);
+    if (cpu->jit.exit != JIT_EXIT_RIP && jit_at(cpu->jit.jit, cpu->jit.exit_from) == made)
         cpu->jit.exit = JIT_EXIT_RIP;
     made->dead = true;
     block->code = NULL;
@@ -388,7 +388,7 @@ int jit_create(struct soft_cpu *cpu, const struct jit_config *config, struct err
     flush(cpu);
     cpu->jit.alarm_ns = UINT64_MAX;
     cpu->heat_limit = jit->heat = config->heat;
-    jit->runs = config->runs;
+    jit->runs = jit->runs_most = config->runs;
     jit->exact = config->exact;
     jit->budget = budget_of(cpu);
     cpu->jit.host_mxcsr = 0x1f80;

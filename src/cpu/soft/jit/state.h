@@ -32,6 +32,7 @@ struct jit_state {
     uint64_t resume;     /* code address to go on at */
     uint64_t target;     /* scratch: the code address of an indirect call */
     uint64_t argument;   /* scratch of the stubs that call fast.c */
+    uint64_t checked;    /* what a check that was called comes back with */
     /*
      * What each *side* has of its own: code of another privilege, or of another choice of the TLB
      * (enum tlb_index, KEY_TLB of the key). The present side is jit_side(). Context names address
@@ -65,7 +66,8 @@ struct jit_state {
     } narrow[2];
     bool flat;                /* segments are as translated code takes them to be (mmu.c) */
     uint64_t word;            /* of the running code: what RET takes from the stack */
-    uint32_t exit;            /* which exit was taken: an index into the exits, or JIT_EXIT_RIP */
+    uint32_t exit;            /* which exit was taken: its number, or JIT_EXIT_RIP */
+    uint32_t exit_from;       /* the number of its translation */
     bool upper_is_local;      /* some code in the upper half is not global */
     bool lower_is_privileged; /* some privileged code was in the lower half */
     uint32_t plain;           /* KEY_PLAIN: the next block is to be run without groups */

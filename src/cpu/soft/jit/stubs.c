@@ -169,17 +169,16 @@ static void make_callout(struct jit *jit, struct emitter *e, struct soft_cpu *cp
 typedef const uint8_t *light_call(struct soft_cpu *cpu, uint64_t value, uint32_t number);
 
 /*
- * Calls a function of fast.c with TEMP_A's value and the number on the stack.
+ * Calls a function of fast.c with TEMP_A's value and the number in jit.argument.
  * Goes on at the code that it names; when it names none, at `fail` with the
  * number in TEMP_B. Flags are saved by then, or come from a recipe.
  */
-static uint8_t *make_light(struct emitter *e, struct soft_cpu *cpu, light_call *function,
-                           const uint8_t *fail) {
+static uint8_t *make_light_of_argument(struct emitter *e, struct soft_cpu *cpu,
+                                       light_call *function, const uint8_t *fail) {
     uint8_t *start = e->at;
     emit_store_gprs(e, TEMP_B);
     emit_mov(e, RSI, TEMP_A);
-    emit_push_pop(e, POP_FIRST, RDX);
-    emit_gs(e, OP_MOV_STORE, 8, RDX, CPU_AT(jit.argument));
+    emit_gs(e, OP_MOV_LOAD, 8, RDX, CPU_AT(jit.argument));
     emit_to_host_stack(e);
     emit_mov_imm(e, RDI, (uintptr_t)cpu);
     emit_call_c(e, (uintptr_t)function);
@@ -198,6 +197,15 @@ static uint8_t *make_light(struct emitter *e, struct soft_cpu *cpu, light_call *
     return start;
 }
 
+/* The same with the number on the stack. */
+static uint8_t *make_light(struct emitter *e, struct soft_cpu *cpu, light_call *function,
+                           const uint8_t *fail) {
+    uint8_t *start = e->at;
+    emit_gs(e, 0x8f, 4, 0, CPU_AT(jit.argument)); /* POP */
+    make_light_of_argument(e, cpu, function, fail);
+    return start;
+}
+
 /* A miss of a table of the TLB: TEMP_A is the address again. */
 static void make_misses(struct jit *jit, struct emitter *e, struct soft_cpu *cpu) {
     const uint8_t *miss = make_light(e, cpu, jit_fast_miss, jit->callout);
@@ -212,6 +220,58 @@ static void make_misses(struct jit *jit, struct emitter *e, struct soft_cpu *cpu
         }
     jit->constant_miss = make_light(e, cpu, jit_fast_constant_miss, jit->callout);
     jit->stack_miss = make_light(e, cpu, jit_fast_stack_miss, jit->callout);
+}
+
+/* ---- Checks that are called ---- */
+
+/* As lower_look_up (memory.c) does; `number` says which it is. Nothing is pushed: at the shadow
+ * stack's end that would lose where the check was called. */
+static uint8_t *make_check(struct emitter *e, size_t table, unsigned size, uint32_t number,
+                           const uint8_t *miss) {
+    uint8_t *start = e->at;
+    const int32_t tag = (int32_t)(table + offsetof(struct tlb_entry, tag));
+    const int32_t host = (int32_t)(table + offsetof(struct tlb_entry, host));
+    emit_rorx(e, TEMP_B, TEMP_A, PAGE_SHIFT - 4);
+    emit_group1(e, 4, 4, TEMP_B, (TLB_ENTRIES - 1) << 4);
+    emit_gs_at(e, OP_XOR_RM, 8, TEMP_A, TEMP_B, tag);
+    emit_group1(e, 7, 8, TEMP_A, PAGE_SIZE - (int32_t)size);
+    uint8_t *missed = emit_jcc(e, COND_A);
+    emit_gs_at(e, OP_ADD_RM, 8, TEMP_A, TEMP_B, host);
+    emit8(e, 0xc3);
+    emit_aim(missed, e->at);
+    emit_gs_at(e, OP_XOR_RM, 8, TEMP_A, TEMP_B, tag);
+    emit_store_imm_gs(e, CPU_AT(jit.argument), (int32_t)number);
+    emit_aim(emit_jmp(e), miss);
+    return start;
+}
+
+static uint8_t *make_stack_check(struct emitter *e, unsigned side, unsigned span,
+                                 const uint8_t *miss) {
+    uint8_t *start = e->at;
+    emit_gs(e, OP_SUB_RM, 8, TEMP_A, CPU_AT(jit.stack_host) + 8 * (int32_t)side);
+    emit_group1(e, 7, 8, TEMP_A, PAGE_SIZE - (int32_t)span);
+    emit_aim(emit_jcc(e, COND_A), miss);
+    emit8(e, 0xc3);
+    return start;
+}
+
+static void make_checks(struct jit *jit, struct emitter *e, struct soft_cpu *cpu) {
+    const uint8_t *miss = make_light_of_argument(e, cpu, jit_fast_check, jit->callout);
+    const uint8_t *stack_miss = make_light_of_argument(e, cpu, jit_fast_check_stack, jit->callout);
+    jit->checked = code_executable(&jit->memory, e->at);
+    emit_gs(e, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.checked));
+    emit8(e, 0xc3);
+    for (unsigned index = 0; index < TLB_INDEXES; index++)
+        for (unsigned kind = TLB_READ; kind <= TLB_WRITE; kind++)
+            for (unsigned n = 0; n < CHECK_SIZES; n++) {
+                size_t table = offsetof(struct soft_cpu, tlbs) +
+                               (index * TLB_KINDS + kind) * sizeof cpu->tlbs[0][0];
+                jit->check[index][kind][n] =
+                    make_check(e, table, 1u << n, jit_check_number(kind, 1u << n), miss);
+            }
+    for (unsigned side = 0; side < JIT_SIDES; side++)
+        for (unsigned words = 1; words <= CHECK_STACK_WORDS; words++)
+            jit->check_stack[side][words] = make_stack_check(e, side, 4 * words, stack_miss);
 }
 
 /* The present mapping's code for TEMP_A's rip: jumps there with RSP moved, or falls through with
@@ -258,8 +318,13 @@ static void make_finds(struct jit *jit, struct emitter *e, struct soft_cpu *cpu)
         emit_gs(e, 0xff, 4, 6, CPU_AT(jit.argument)); /* PUSH */
         emit_aim(emit_jmp(e), jit->find);
     }
-    jit->exit = make_light(e, cpu, jit_fast_exit, jit->leave_saved);
-    jit->gone = make_light(e, cpu, jit_fast_gone, jit->leave_saved);
+    jit->exit = make_light_of_argument(e, cpu, jit_fast_exit, jit->leave_saved);
+    jit->gone = make_light_of_argument(e, cpu, jit_fast_gone, jit->leave_saved);
+    const uint8_t *polled = make_light_of_argument(e, cpu, jit_fast_poll, jit->leave_saved);
+    jit->poll = e->at;
+    emit_group1_gs(e, 7, 4, CPU_AT(request), 0);
+    emit_aim(emit_jcc(e, COND_NE), polled);
+    emit8(e, 0xc3);
     jit->exit_host = e->at;
     emit_save_flags(e);
     emit_aim(emit_jmp(e), jit->exit);
@@ -274,10 +339,11 @@ void stubs_make(struct jit *jit, struct soft_cpu *cpu) {
     make_leave(jit, &e);
     make_callout(jit, &e, cpu);
     make_misses(jit, &e, cpu);
+    make_checks(jit, &e, cpu);
     make_finds(jit, &e, cpu);
     jit->light = make_light(&e, cpu, jit_fast_light, jit->callout);
     jit->x87 = make_light(&e, cpu, jit_fast_x87, jit->callout);
     jit->string = make_light(&e, cpu, jit_fast_string, jit->callout);
-    emit_align(&e, JIT_BLOCK_ALIGN);
+    emit_align(&e, JIT_NOTES_ALIGN);
     jit->stubs_end = jit->memory.used = (size_t)(e.at - jit->memory.writable);
 }

@@ -64,14 +64,9 @@ static unsigned first_use_of_flags(const struct translation *t) {
 
 /* JIT_DEAD_ENTRY bytes each. */
 static void lower_dead_entries(struct translation *t, bool two) {
-    uint32_t number = jit_number(t->jit, t->made);
     if (two)
-        emit_to_stub(&t->out, number, t->jit->gone_host);
-    emit_to_stub(&t->out, number, t->jit->gone);
-}
-
-static uint8_t *in_code(struct jit_block *made, unsigned at) {
-    return (uint8_t *)made + at;
+        emit_aim(emit_call(&t->out), t->jit->gone_host);
+    emit_aim(emit_call(&t->out), t->jit->gone);
 }
 
 /* Who came here made sure of the first page's mapping. */
@@ -82,7 +77,7 @@ static void check_second_page(struct translation *t) {
     t->out.full |= number == 0;
     flags_to_saved(t);
     emit_group1_gs(&t->out, 7, 4, CPU_AT(jit.code_map) + entry, (int32_t)number);
-    t->made->second_page = (uint16_t)(t->out.at - 4 - (uint8_t *)t->made);
+    t->made->second_page = (uint16_t)(t->out.at - 4 - t->start);
     t->second_page_field = emit_jcc(&t->out, COND_NE);
     t->flags &= ~(unsigned)FLAGS_HOST;
 }
@@ -93,36 +88,39 @@ static void emit_count(struct translation *t) {
     int32_t *left = &t->cpu->jit.runs_left[t->made->counter];
     emit_gs(&t->out, OP_DEC, 4, 1, (int32_t)((char *)left - (char *)t->cpu));
     emit8(&t->out, OP_JS_SHORT);
-    const uint8_t *worn = in_code(t->made, jit_dead_entry(t->made, true));
+    const uint8_t *worn = t->start + jit_dead_entry(t->made, true);
     emit8(&t->out, (uint8_t)(worn - (t->out.at + 1)));
     t->made->counted = true;
     *left = (int32_t)t->jit->runs;
 }
 
 /* How the block wants to find flags: FLAGS_HOST, FLAGS_SAVED, or 0: it does not care. */
-static unsigned entry_flags(const struct translation *t, bool loops) {
-    return t->live[0] == 0 ? 0 : loops ? FLAGS_SAVED : first_use_of_flags(t);
+static unsigned entry_flags(const struct translation *t) {
+    return t->live[0] == 0 ? 0 : t->loops ? FLAGS_SAVED : first_use_of_flags(t);
 }
 
 /* The two entries, and the state in which the body begins. Five bytes of each may be overwritten by
  * a jump once the block is dead. */
-static void lower_entries(struct translation *t, bool loops) {
+static void lower_entries(struct translation *t) {
     static const uint8_t nop5[] = {0x0f, 0x1f, 0x44, 0x00, 0x00};
+    enum { ENTRY_ALIGN = 16 };
     struct emitter *e = &t->out;
     struct jit_block *made = t->made;
-    unsigned flags = entry_flags(t, loops);
+    unsigned flags = entry_flags(t);
     lower_dead_entries(t, flags != 0);
-    uint16_t first = (uint16_t)(e->at - (uint8_t *)made);
+    if (!t->dense)
+        emit_align(e, ENTRY_ALIGN);
+    uint16_t first = (uint16_t)(e->at - t->start);
     if (flags == FLAGS_SAVED)
         emit_save_flags(e);
     else if (flags == FLAGS_HOST)
         emit_restore_flags(e);
-    uint16_t second = (uint16_t)(e->at - (uint8_t *)made);
+    uint16_t second = (uint16_t)(e->at - t->start);
     made->entry_host = flags == FLAGS_HOST ? second : first;
     made->entry_saved = flags == FLAGS_HOST ? first : second;
     t->flags = flags == 0 ? FLAGS_SAVED | FLAGS_STALE : flags;
     /* Where runs are counted, that is more than five bytes that nothing comes back to. */
-    if (t->counts && !(t->flags & FLAGS_HOST))
+    if (t->dense)
         emit_count(t);
     else
         emit_bytes(e, nop5, sizeof nop5);
@@ -146,7 +144,7 @@ static bool lower_next(struct translation *t) {
     if (goes_on)
         lower_end_shadow(t);
     for (unsigned site = first_site; site < t->site_count; site++)
-        t->sites[site].resume = (uint16_t)(t->out.at - (uint8_t *)t->made);
+        t->sites[site].resume = (uint16_t)(t->out.at - t->start);
     return goes_on;
 }
 
@@ -207,14 +205,16 @@ static void lower_bodies(struct translation *t) {
 static void lower_block(struct translation *t) {
     path_find(t);
     liveness_find(t);
+    t->dense = t->counts && entry_flags(t) != FLAGS_HOST;
     groups_find(t);
-    lower_entries(t, loop_find(t));
+    if (!t->dense)
+        loop_find(t);
+    lower_entries(t);
     lower_bodies(t);
     if (t->second_page_field != NULL)
-        emit_aim(t->second_page_field, in_code(t->made, jit_dead_entry(t->made, true)));
-    lower_sites(t);
+        emit_aim(t->second_page_field, t->start + jit_dead_entry(t->made, true));
+    lower_slow_paths(t);
     lower_exits(t);
-    relocations_emit(t);
 }
 
 static bool copy_bytes(struct translation *t) {
@@ -265,7 +265,7 @@ static bool must_ask(const struct block *block) {
 
 static bool can_translate(const struct jit *jit, const struct block *block) {
     return !jit->full && !block->dead && !block->untranslatable && block->count != 0 &&
-           (block->key & (KEY_STEP | KEY_NO_BREAK)) == 0 && !must_ask(block);
+           (block->key & (KEY_STEP | KEY_NO_BREAK)) == 0;
 }
 
 static bool is_over_budget(struct soft_cpu *cpu) {
@@ -279,11 +279,11 @@ static bool is_over_budget(struct soft_cpu *cpu) {
 /* From an empty translation at the end of code memory. */
 static void begin(struct translation *t, struct soft_cpu *cpu) {
     struct code_memory *memory = &cpu->jit.jit->memory;
-    uint8_t *start = memory->writable + memory->used, *end = memory->writable + memory->size;
+    uint8_t *end = memory->writable + memory->size - memory->at_end;
     memset(t, 0, offsetof(struct translation, code));
-    t->made = (struct jit_block *)(void *)start;
-    t->out.end = end - start > JIT_BLOCK_MAX ? start + JIT_BLOCK_MAX : end;
-    t->out.at = start + sizeof *t->made;
+    t->made = &t->header;
+    t->out.at = t->start = memory->writable + memory->used;
+    t->out.end = end - t->start > JIT_CODE_MAX ? t->start + JIT_CODE_MAX : end;
     t->cpu = cpu;
     t->jit = cpu->jit.jit;
 }
@@ -292,38 +292,46 @@ static void begin(struct translation *t, struct soft_cpu *cpu) {
 static bool choose(struct translation *t, struct block *block) {
     struct soft_cpu *cpu = t->cpu;
     struct jit *jit = t->jit;
-    bool may_extend = block_may_extend(cpu, block);
+    bool again = block->code != NULL;
+    if (again) {
+        cpu->jit.runs_left[block->code->counter] = (int32_t)jit->runs;
+        block->code->counted = false;
+    }
     t->mode = (enum insn_mode)(block->key & KEY_MODE);
     t->word = t->mode == INSN_MODE_64 ? 8 : 4;
     t->pages_rip = block->rip >> PAGE_SHIFT;
-    if (may_extend && (jit->runs == 0 || block->code != NULL)) {
+    t->block = block;
+    t->counts = jit->runs != 0 && !again;
+    if ((jit->runs == 0 || again) && block_may_extend(cpu, block))
         t->block = block_extend(cpu, block, t->code);
-    } else if (block->code != NULL) {
-        block->code->counted = false; /* a breakpoint, perhaps: it stays as it is */
+    else if (!copy_code(t))
         return false;
-    } else {
-        t->block = block;
-        t->counts = may_extend;
-        if (!copy_code(t))
-            return false;
-    }
     block = t->block;
     *t->made = (struct jit_block){
         .block = block, .rip = block->rip, .key = block->key, .counter = jit->made % JIT_COUNTERS};
     return true;
 }
 
-static void commit(struct translation *t) {
+/* Of the same block. Who is in the old code may stay there: it is as right as the new. */
+static void replace_code(struct translation *t) {
+    struct jit_block *old = t->block->code;
+    jit_replace(t->jit, old, t->made);
+    jit_forget_jump(t->cpu, old->rip);
+    old->dead = true;
+}
+
+/* False: no room. */
+static bool commit(struct translation *t) {
     struct soft_cpu *cpu = t->cpu;
-    struct code_memory *memory = &t->jit->memory;
-    size_t size = (size_t)round_up((uint64_t)(t->out.at - (uint8_t *)t->made), JIT_BLOCK_ALIGN);
-    t->made->size = (uint32_t)size;
-    memory->used += size;
-    t->jit->made++;
+    if (t->out.full || !notes_commit(t))
+        return false;
     cpu->count.translations++;
     jit_map_add(cpu, t->made);
+    if (t->block->code != NULL)
+        replace_code(t);
     t->block->code = t->made;
     relocations_end(t);
+    return true;
 }
 
 struct block *jit_translate(struct soft_cpu *cpu, struct block *block) {
@@ -331,7 +339,7 @@ struct block *jit_translate(struct soft_cpu *cpu, struct block *block) {
     struct translation t;
     if (!can_translate(jit, block))
         return block;
-    if (block->insns == NULL && !block_decode(cpu, block))
+    if ((block->insns == NULL && !block_decode(cpu, block)) || must_ask(block))
         return block;
     begin(&t, cpu);
     if (is_over_budget(cpu)) {
@@ -345,9 +353,9 @@ struct block *jit_translate(struct soft_cpu *cpu, struct block *block) {
     block->watch_start = PAGE_SIZE - 1;
     relocations_begin(&t);
     lower_block(&t);
-    if (!t.out.full)
-        commit(&t);
-    else if (jit->made != 0 && t.out.end == jit->memory.writable + jit->memory.size)
+    if (commit(&t))
+        return block;
+    if (jit->made != 0 && t.out.end < t.start + JIT_CODE_MAX)
         jit->full = true;
     else
         block->untranslatable = true;

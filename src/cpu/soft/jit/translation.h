@@ -50,36 +50,40 @@ enum site_kind {
 };
 
 /*
- * A translation, in code memory: this header, what dead entries are aimed at, the code, and what
- * is kept about it. Sites and exits have numbers, their places in code memory in words of four
- * bytes; so has the translation. Places in the translation count from here, in bytes.
+ * What is noted about a translation, in code memory: this header, its sites, exits and
+ * relocations. Notes of code that is made to be small (translation.dense) are behind it; all others
+ * are at the end of code memory, so that they do not come between code that runs.
+ *
+ * Notes have numbers, their places in code memory in words of two bytes. Places in the code count
+ * from its first byte.
  */
 struct jit_block {
     struct block *block; /* which it was made of */
     uint64_t rip, key;   /* of the block, to find what has taken its place */
+    uint32_t code;       /* its first byte in code memory */
+    uint32_t next;       /* the number of the translation whose code is behind, or 0 */
     /* What moving it takes (move.c). */
     uint32_t place;      /* by block_place_number; 0: never moves, or its place is gone */
     uint32_t place_next; /* the number of the place's next translation, or 0 */
-    uint32_t size;       /* to the next translation in code memory */
-    uint16_t counter;    /* of its runs, in jit_state.runs_left */
     /* Entries: with flags in EFLAGS; with flags in saved_flags. Where both are the same the block
      * does not care. */
     uint16_t entry_host, entry_saved;
     uint16_t second_page; /* the number in a straddling block's check, or 0 */
-    uint16_t sites, exits, relocations;
+    uint16_t counter;     /* of its runs, in jit_state.runs_left */
     uint16_t site_count, relocation_count;
+    uint16_t relocations; /* bytes from here */
     uint8_t exit_count;
     bool dead : 1;    /* the block was dropped, or translated anew */
     bool counted : 1; /* its runs are, until it is worth more (jit_wants) */
 };
-enum { JIT_BLOCK_MAX = UINT16_MAX, JIT_BLOCK_ALIGN = 8, JIT_WORD = 4 };
+_Static_assert(sizeof(struct jit_block) == 56, "there are many");
+enum { JIT_CODE_MAX = UINT16_MAX, JIT_NOTES_ALIGN = 8, JIT_WORD = 2 };
 
-/* What an entry is aimed at once the block is dead: behind the header, for flags in EFLAGS first
- * where there are two. */
-enum { JIT_DEAD_ENTRY = 10 };
+/* What an entry is aimed at once the block is dead, a call: the code's beginning, for flags in
+ * EFLAGS first where there are two. */
+enum { JIT_DEAD_ENTRY = 5 };
 static inline unsigned jit_dead_entry(const struct jit_block *made, bool saved) {
-    bool two = made->entry_host != made->entry_saved;
-    return sizeof *made + (two && saved ? JIT_DEAD_ENTRY : 0);
+    return made->entry_host != made->entry_saved && saved ? JIT_DEAD_ENTRY : 0;
 }
 
 /* A place where translated code may go to C for one instruction. */
@@ -99,20 +103,30 @@ struct jit_site {
 };
 _Static_assert(sizeof(struct jit_site) == 12 && BLOCK_INSNS_MAX <= 1 << 6, "as the fields have it");
 
-/* A place where translated code leaves for a known rip. */
-struct jit_exit {
-    uint16_t start; /* words from the translation's start to here */
-    uint16_t field; /* the jump or call to patch */
-    int32_t rip;    /* of the block that it leads to, from the translation's */
-    /* To another page: the number in a check of the mapping; the jump behind it is to be patched.
-     * 0: there is none. */
-    uint16_t guard;
-    uint8_t side;         /* of the block that it leads to: KEY_TLB of its key */
+/*
+ * A place where translated code leaves for a known rip. As long as it is not linked it calls a
+ * stub, and the exit is known by where that call would come back to. Between pages a *guard* is
+ * before that call: a compare of the target's mapping with a number, and a JE.
+ */
+struct __attribute__((packed, aligned(2))) jit_exit {
+    uint16_t field;       /* of the jump or call to patch, the guard's where there is one */
+    uint16_t back;        /* where the call comes back to */
+    int32_t rip;          /* of the block that it leads to, from the translation's */
+    uint8_t kind : 2;     /* enum exit_kind */
+    uint8_t side : 2;     /* of the block that it leads to: KEY_TLB of its key */
     bool flags_saved : 1; /* taken with flags in saved_flags; else in the host's register */
-    bool polls : 1;       /* taken for a request's sake */
-    bool plain : 1;       /* KEY_PLAIN of its key */
-    /* Which place the guard is for, in its life. */
+    bool guarded : 1;
+    bool polls : 1; /* taken for a request's sake */
+    bool plain : 1; /* KEY_PLAIN of its key */
+    uint8_t unused; /* sizes are even: they have numbers */
+    /* Only where it is guarded: for which place, in its life. */
     uint32_t target, target_life;
+};
+_Static_assert(sizeof(struct jit_exit) == 18, "whole words");
+enum exit_kind {
+    EXIT_JCC,
+    EXIT_JMP, /* the jump is the call until it is linked */
+    EXIT_CALL /* the same, and unless it is guarded it comes back to the return point */
 };
 
 /* A page of code as it is mapped: links between pages hold while the target's mapping does. */
@@ -129,6 +143,9 @@ enum {
     RELOCATE_SLOT,    /* 4 bytes: where the TLB has the page of the address relocated before */
 };
 
+/* Checks by a call: of 1 to 32 bytes; of the stack, of so many words of 4 bytes at most. */
+enum { CHECK_SIZES = 6, CHECK_STACK_WORDS = 32 };
+
 struct jit {
     struct code_memory memory;
     size_t stubs_end;     /* code that survives a flush */
@@ -142,19 +159,28 @@ struct jit {
     uint8_t *x87;                          /* the guest's x87 state is not in the host's */
     uint8_t *constant_miss;                /* a TLB miss at a known address */
     uint8_t *stack_miss;
+    /*
+     * The first tier's checks, called. TEMP_A: the linear address, then the host's. Of the stack:
+     * what STACK and a displacement make. Their sites' `retry` is where they come back to.
+     */
+    uint8_t *check[TLB_INDEXES][TLB_WRITE + 1][CHECK_SIZES];
+    uint8_t *check_stack[JIT_SIDES][CHECK_STACK_WORDS + 1];
+    const uint8_t *checked; /* executable: comes back from one with jit_state.checked */
     uint8_t *string;
-    uint8_t *light;            /* an instruction of the system */
-    uint8_t *find;             /* TEMP_A: rip */
-    uint8_t *find_slot;        /* TEMP_B: the jump table's slot that has the rip */
-    uint8_t *exit, *exit_host; /* an exit that is not linked, flags saved or in EFLAGS */
-    /* The block of this number is dead, or its second page elsewhere; flags saved or in EFLAGS. */
-    uint8_t *gone, *gone_host;
+    uint8_t *light;     /* an instruction of the system */
+    uint8_t *find;      /* TEMP_A: rip */
+    uint8_t *find_slot; /* TEMP_B: the jump table's slot that has the rip */
+    /* Called, by flags saved or in EFLAGS: an exit that is not linked; a block that is dead, or
+     * whose second page is elsewhere, or that is worn. */
+    uint8_t *exit, *exit_host, *gone, *gone_host;
+    uint8_t *poll; /* called; does not come back when there are requests */
     /* By side. TEMP_A: rip, TEMP_B: site of the RET: it met another's return point */
     uint8_t *returned[JIT_SIDES];
     const uint8_t *shadow_bottom[JIT_SIDES]; /* executable: where a RET without CALL goes on */
     const uint8_t *leave_here; /* executable; cpu->rip is set, flags saved: for light calls */
     const uint8_t *leave_now;  /* executable; cpu->rip is set, everything stored: for call-outs */
     struct jit_mapping *mappings;
+    uint32_t first, last;   /* numbers of translations, or 0 */
     uint32_t made;          /* translations since code memory was emptied */
     uint32_t last_number;   /* of a mapping; 0 is none */
     uint8_t *shadow;        /* the shadow stacks, a guard below each */
@@ -162,7 +188,8 @@ struct jit {
     size_t least;           /* bytes of jit_memory when there are no translations */
     size_t budget;          /* bytes of jit_memory, at which all is dropped */
     uint32_t heat;          /* of a block to be translated, while there is much room */
-    uint32_t runs;          /* of a block until it is extended */
+    uint32_t runs;          /* of a block until it is extended, while there is much room; */
+    uint32_t runs_most;     /* and later. 0: at once */
     bool exact;             /* keep flags that only a fault could show */
     bool full;              /* flush at the next chance */
     uint64_t random;        /* for stack windows that hold nothing */
@@ -184,26 +211,41 @@ static inline struct jit_block *jit_block_of_site(const struct jit_site *site) {
     return (struct jit_block *)((uintptr_t)site - (uintptr_t)site->start * JIT_WORD);
 }
 
-static inline struct jit_block *jit_block_of_exit(const struct jit_exit *exit) {
-    return (struct jit_block *)((uintptr_t)exit - (uintptr_t)exit->start * JIT_WORD);
-}
-
-/* A place in a translation, executable. */
+/* A place in a translation's code, executable; writable. */
 static inline const uint8_t *jit_code(const struct jit *jit, const struct jit_block *made,
                                       unsigned at) {
-    return code_executable(&jit->memory, (const uint8_t *)made) + at;
+    return jit->memory.executable + made->code + at;
+}
+static inline uint8_t *jit_code_writable(const struct jit *jit, const struct jit_block *made,
+                                         unsigned at) {
+    return jit->memory.writable + made->code + at;
 }
 
-static inline uint64_t jit_exit_rip(const struct jit_exit *exit) {
-    const struct jit_block *made = jit_block_of_exit(exit);
+/* The first of its sites. */
+static inline struct jit_site *jit_sites(struct jit_block *made) {
+    return (struct jit_site *)(void *)(made + 1);
+}
+
+static inline uint64_t jit_exit_rip(const struct jit_block *made, const struct jit_exit *exit) {
     uint64_t rip = made->rip + (uint64_t)(int64_t)exit->rip;
     return (made->key & KEY_MODE) == INSN_MODE_64 ? rip : (uint32_t)rip;
 }
 
-static inline uint64_t jit_exit_key(const struct jit_exit *exit) {
-    const struct jit_block *made = jit_block_of_exit(exit);
+static inline uint64_t jit_exit_key(const struct jit_block *made, const struct jit_exit *exit) {
     return (made->key & ~(uint64_t)(KEY_PLAIN | KEY_TLB)) | (uint64_t)exit->side << 7 |
            (exit->plain ? KEY_PLAIN : 0);
+}
+
+static inline struct jit_exit *jit_exits(struct jit_block *made) {
+    return (struct jit_exit *)(void *)(jit_sites(made) + made->site_count);
+}
+
+static inline unsigned jit_exit_size(bool guarded) {
+    return guarded ? sizeof(struct jit_exit) : offsetof(struct jit_exit, target);
+}
+
+static inline struct jit_exit *jit_exit_next(struct jit_exit *exit) {
+    return (struct jit_exit *)(void *)((uint8_t *)exit + jit_exit_size(exit->guarded));
 }
 
 /* STALE: nobody will read the flags; what saved_flags holds is as good as anything. */
@@ -282,7 +324,9 @@ struct translation {
     struct soft_cpu *cpu;
     struct jit *jit;
     struct block *block;
-    struct jit_block *made;
+    uint8_t *start;         /* of the code */
+    struct jit_block *made; /* `header` until it is done */
+    struct jit_block header;
     enum insn_mode mode;
     unsigned word;            /* bytes of an address, and of what PUSH and CALL push: 8, or 4 */
     const struct insn *insns; /* the path through the block (path.c) */
@@ -314,6 +358,7 @@ struct translation {
     bool in_shadow;             /* of an STI before the present instruction */
     bool moves;                 /* relocations are noted */
     bool counts;                /* the block's runs are to be counted */
+    bool dense;                 /* little code matters more than fast code: checks are called */
     uint8_t *second_page_field; /* the jump when a straddling block's second page is elsewhere */
     struct loop loop;
     /* From here on not cleared beforehand. */
@@ -341,7 +386,13 @@ struct translation {
         uint8_t *stub;
         bool in_temp; /* the number goes to TEMP_B, else it is pushed */
     } slow[SITES_MAX];
-    struct jit_exit exits[EXITS_MAX];
+    struct exit {
+        uint64_t rip;
+        uint8_t *field, *back; /* as in struct jit_exit */
+        enum exit_kind kind;
+        unsigned side;
+        bool flags_saved, guarded, polls, plain;
+    } exits[EXITS_MAX];
     struct {
         uint8_t *field;
         uint64_t value;
@@ -450,10 +501,8 @@ void lower_stub_if(struct translation *t, unsigned condition, uint8_t *stub, uns
 void lower_to_stub(struct translation *t, unsigned site, const uint8_t *stub);
 /* The number of a site to TEMP_B. */
 void lower_load_site(struct translation *t, unsigned site);
-/* Behind the body: sites, and where checks that failed go. */
-void lower_sites(struct translation *t);
-/* PUSH imm32; JMP stub */
-void emit_to_stub(struct emitter *e, uint32_t number, const uint8_t *stub);
+/* Behind the body: where checks that failed go. */
+void lower_slow_paths(struct translation *t);
 /* Guest RSP in a register; the reverse. Leave flags alone. */
 void lower_load_rsp(struct translation *t, unsigned to);
 void lower_store_rsp(struct translation *t, unsigned from);
@@ -506,7 +555,8 @@ bool lower_goto_if(struct translation *t, unsigned condition, uint64_t rip);
 void lower_goto_side(struct translation *t, uint64_t rip, unsigned side);
 /* Goes on there without shared checks (KEY_PLAIN) when `condition` holds; flags are saved. */
 void lower_plainly_if(struct translation *t, unsigned condition, uint64_t rip);
-/* Leaves for rip, which is behind, when there are requests. Flags are saved. */
+/* Leaves for rip, if that is behind, when there are requests. Flags are saved. The exit to it
+ * follows. */
 void lower_poll(struct translation *t, uint64_t rip);
 void lower_jmp_indirect(struct translation *t);
 void lower_ret(struct translation *t);
@@ -514,7 +564,20 @@ void lower_call(struct translation *t);
 void lower_call_indirect(struct translation *t);
 /* True: the block goes on behind it. */
 bool lower_jcc(struct translation *t);
-/* What jumps out of the block, behind it. */
+bool lower_is_backward(const struct translation *t, uint64_t rip);
+bool lower_is_same_page(const struct translation *t, uint64_t rip);
+
+/* ---- notes.c ---- */
+
+/* The code is whole: what is noted about it goes to code memory, and both are there to stay. False:
+ * no room. */
+bool notes_commit(struct translation *t);
+
+/* ---- exits.c ---- */
+
+/* Leaves for a known rip, by a jump that is made here; condition: of EXIT_JCC. */
+void lower_exit(struct translation *t, uint64_t rip, enum exit_kind kind, unsigned condition);
+/* What is behind the block: exits' code, constants. */
 void lower_exits(struct translation *t);
 
 /* ---- stubs.c ---- */
@@ -529,8 +592,6 @@ void relocations_begin(struct translation *t);
 void relocate(struct translation *t, const uint8_t *field, unsigned kind);
 /* A linear address that depends on the block's to a register. */
 void emit_mov_address(struct translation *t, unsigned reg, uint64_t linear);
-/* Notes them behind the code. */
-void relocations_emit(struct translation *t);
 /* The block has been translated: its code belongs to its place. */
 void relocations_end(struct translation *t);
 /* Everything is dropped: called for each translation. */
@@ -540,14 +601,24 @@ void relocations_forget(struct soft_cpu *cpu, struct jit_block *made);
 
 /* Lets an exit go on at a translated block's entry, when both may be linked. The block is what the
  * present mapping holds at the exit's rip. */
-void jit_link(struct soft_cpu *cpu, struct jit_exit *exit, const struct block *to);
+void jit_link(struct soft_cpu *cpu, struct jit_block *made, struct jit_exit *exit,
+              const struct block *to);
+/* The exit whose call comes back to this place in its translation. */
+struct jit_exit *jit_exit_behind(struct jit_block *made, unsigned back);
+/* The number in a guard, four bytes. */
+uint8_t *jit_guard_number(const struct jit *jit, const struct jit_block *made,
+                          const struct jit_exit *exit);
+/* The exit behind a poll that comes back there. */
+struct jit_exit *jit_exit_polled(const struct jit *jit, struct jit_block *made, unsigned back);
 /* The number of the mapping of a block's first (0) or, if it straddles, second page (1); 0 when
  * there are none left: everything is flushed then. */
 uint32_t jit_mapping_of(struct soft_cpu *cpu, const struct block *block, unsigned page);
 /* The number that the place's mapping has when it is at `linear`, now or next; 0 as before. */
 uint32_t jit_number_at(struct jit *jit, struct block_place *place, uint64_t linear);
+/* The jump table has no code of this rip any more. */
+void jit_forget_jump(struct soft_cpu *cpu, uint64_t rip);
 /* Whoever enters the old block goes on in the new one; NULL: in C. */
-void jit_replace(struct jit_block *old, struct jit_block *by);
+void jit_replace(const struct jit *jit, const struct jit_block *old, const struct jit_block *by);
 /* A translated block that has run often enough to be extended. */
 bool jit_is_worn(const struct soft_cpu *cpu, const struct jit_block *made);
 /* Where to enter a translated block (executable), with flags saved, under the present mapping. A
@@ -571,7 +642,8 @@ insn_exec jit_callout_done;
 enum { JIT_CALLOUT_BUDGET = 4000 };
 
 const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t site);
-/* Sets cpu->heat_limit by how much of the budget is used: what is left is for the hottest. */
+/* Sets cpu->heat_limit and jit.runs by how much of the budget is used: what is left is for the
+ * hottest. */
 void jit_set_heat(struct soft_cpu *cpu, size_t used);
 
 /* The address of an operand that only its displacement names, FS and GS aside. */
