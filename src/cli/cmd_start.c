@@ -25,7 +25,7 @@ static int monitor(void *context, struct background *background) {
 /* In this process, where its progress is seen; the monitor then finds it there. */
 static int fetch_guest(const struct run_config *config, struct error *err) {
     struct image_default image;
-    return config->machine.kernel != NULL ? 0 : image_default(false, &image, err);
+    return run_wants_default_guest(config) ? image_default(false, &image, err) : 0;
 }
 
 /* Locked until the monitor has ended: it inherits the lock. */

@@ -11,12 +11,16 @@
 
 #include "base/error.h"
 
+/* A path of the host, of a file that is there or that may have to be made; words that `value` names
+ * ("auto|FILE") are none. */
+enum option_path { OPTION_NO_PATH, OPTION_PATH, OPTION_NEW_PATH };
+
 struct option_spec {
-    const char *name;  /* without the dashes; NULL ends the table */
-    char letter;       /* 0: none */
-    const char *value; /* what the help calls its value; NULL: takes none */
-    const char *help;  /* NULL: works, but is not shown */
-    bool path;         /* the value is a file's path, up to a comma */
+    const char *name;      /* without the dashes; NULL ends the table */
+    char letter;           /* 0: none */
+    const char *value;     /* what the help calls its value; NULL: takes none */
+    const char *help;      /* NULL: works, but is not shown */
+    enum option_path path; /* what the value is up to its first comma */
 };
 
 struct option_parser {

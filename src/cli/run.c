@@ -520,9 +520,13 @@ static int run_machine(struct run *run) {
     return exit_code(run, &result);
 }
 
+bool run_wants_default_guest(const struct run_config *config) {
+    return config->machine.kernel == NULL && config->machine.firmware == FIRMWARE_NONE;
+}
+
 static int find_guest(struct run *run, bool *default_guest, struct error *err) {
     struct machine_config *machine = &run->config->machine;
-    *default_guest = machine->kernel == NULL && machine->firmware == FIRMWARE_NONE;
+    *default_guest = run_wants_default_guest(run->config);
     if (!*default_guest)
         return 0;
     int result = image_default(false, &run->image, err);

@@ -38,6 +38,8 @@ int run_take_option(struct run_config *config, int option, char *value, struct e
  * is meant when none was named, say). */
 int run_check(struct run_config *config, struct error *err);
 
+/* Neither a kernel nor a firmware was named. */
+bool run_wants_default_guest(const struct run_config *config);
 /* Runs it all. Returns the exit code. */
 int run_guest(struct run_config *config);
 

@@ -7,17 +7,47 @@
 
 #include "cli/cli.h"
 
+/* One of the words that stand for themselves: those before the last in "auto|none|FILE". */
+static bool is_word(const struct option_spec *spec, const char *value) {
+    size_t length = strlen(value);
+    for (const char *word = spec->value; (word = strstr(word, value)) != NULL; word++)
+        if ((word == spec->value || word[-1] == '|') && word[length] == '|')
+            return true;
+    return false;
+}
+
+/* As realpath(), but the file itself need not be there. */
+static bool resolve(const char *given, bool may_be_new, char path[PATH_MAX]) {
+    char parent[PATH_MAX];
+    if (realpath(given, path) != NULL)
+        return true;
+    if (!may_be_new || errno != ENOENT)
+        return false;
+    snprintf(parent, sizeof parent, "%s", given);
+    char *slash = strrchr(parent, '/');
+    const char *name = slash != NULL ? given + (slash - parent) + 1 : given;
+    if (slash != NULL)
+        slash[slash == parent] = 0;
+    if (name[0] == 0 || realpath(slash != NULL ? parent : ".", path) == NULL)
+        return false;
+    size_t length = strlen(path);
+    return snprintf(path + length, PATH_MAX - length, "%s%s", length > 1 ? "/" : "", name) <
+           (int)(PATH_MAX - length);
+}
+
 /* The value with its path, up to the first comma, made absolute. NULL with err filled. */
 static json_t *absolute(const struct option_spec *spec, const char *value, struct error *err) {
     char given[PATH_MAX], path[PATH_MAX];
     size_t length = strcspn(value, ",");
+    if (is_word(spec, value))
+        return json_string(value);
     if (length >= sizeof given) {
         error_set(err, -ENAMETOOLONG, "--%s: the path is too long", spec->name);
         return NULL;
     }
     memcpy(given, value, length);
     given[length] = 0;
-    if (realpath(given, path) == NULL) {
+    if (!resolve(given, spec->path == OPTION_NEW_PATH, path)) {
         error_set_errno(err, -errno, "--%s %s", spec->name, given);
         return NULL;
     }
@@ -32,11 +62,13 @@ static json_t *absolute(const struct option_spec *spec, const char *value, struc
 int vm_options_add(json_t *options, const struct option_spec *spec, const char *value,
                    struct error *err) {
     json_t *there = json_object_get(options, spec->name);
-    json_t *made = spec->value == NULL ? json_true()
-                   : spec->path        ? absolute(spec, value, err)
-                                       : json_string(value);
+    json_t *made = spec->value == NULL            ? json_true()
+                   : spec->path != OPTION_NO_PATH ? absolute(spec, value, err)
+                                                  : json_string(value);
     if (made == NULL)
-        return spec->path ? err->code : error_set(err, -EINVAL, "--%s is no UTF-8", spec->name);
+        return spec->path != OPTION_NO_PATH
+                   ? err->code
+                   : error_set(err, -EINVAL, "--%s is no UTF-8", spec->name);
     /* Given once: a value. Given again: a list, in order. */
     if (there == NULL || spec->value == NULL) {
         json_object_set_new(options, spec->name, made);

@@ -42,6 +42,23 @@ expect_exit 0 "without a file variables begin afresh" lodge_run --firmware ovmf 
     modprobe efivarfs; mount -t efivarfs e /sys/firmware/efi/efivars; efibootmgr'
 expect_same "$(grep -c lodge-test "$work/out")" 0 "no entry"
 
+# ---- A VM that lasts, with a firmware of its own ----
+
+export XDG_DATA_HOME="$work/data" XDG_RUNTIME_DIR="$work/run"
+mkdir "$work/data" "$work/run"
+# Paths are kept as they were meant, not as they were written.
+expect_exit 0 "create" sh -c "cd '$work' && '$LODGE' create --engine '$ENGINE' --name efi --console agent \
+    --firmware ovmf --firmware-vars new-vars --disk efi.img"
+expect_exit 0 "start: up when the disk's agent answers" timeout 240 "$LODGE" start efi
+expect_exit 0 "exec" "$LODGE" exec efi sh -c 'ls /sys/firmware/efi'
+[ -s "$work/new-vars" ] || fail "the variables are not where they were to be"
+expect_exit 0 "stop" "$LODGE" stop efi
+"$LODGE" logs efi >"$work/out"
+expect_text "$work/out" "UEFI" "its log has the firmware's words"
+expect_exit 0 "rm" "$LODGE" rm -f efi
+[ -f "$work/efi.img" ] || fail "rm has taken the disk away"
+unset XDG_DATA_HOME XDG_RUNTIME_DIR
+
 # ---- What it does with bad input ----
 
 expect_exit 0 "a command goes to the default guest, whatever the disk" lodge_run -v --disk "$work/efi.img" -- true
