@@ -119,7 +119,7 @@ def read_costs(lines, counters, progress):
 def command(bench, machine, bare):
     """How the machine runs bench/guest/kernel.c or bench/guest/privileged.c."""
     if machine == "native":
-        return bench.native_command(["/bench/kernel"])
+        return bench.native_command(machine, ["/bench/kernel"])
     if not bare:
         return machines.guest_command(machine, bench.lodge, bench.kernel, bench.archive, "1G",
                                       "rdinit=/bench/kernel")

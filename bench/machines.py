@@ -19,16 +19,23 @@ class Failure(Exception):
     """A machine or a workload that did not do what it should; the text says which."""
 
 
+def one_of(machine):
+    """The machine of which this one is the form with two processors, or itself."""
+    return machine[:-1] if machine.endswith("2") else machine
+
+
 def guest_command(machine, lodge, kernel, initrd, memory, append):
     """The command that runs a guest with its first serial port on standard input and output.
     initrd may be None."""
     append = APPEND + append
+    processors = "2" if machine.endswith("2") else "1"
+    machine = one_of(machine)
     if machine in ("lodge", "interpreter"):
         return [lodge, "run", "--engine", "soft", "--console", "serial", "--net", "none",
-                "--memory", memory, "--on-reboot", "stop", "--kernel", kernel,
+                "--memory", memory, "--cpus", processors, "--on-reboot", "stop", "--kernel", kernel,
                 *(["--initrd", initrd] if initrd else []), "--append", append]
-    command = [QEMU, "-accel", "tcg", "-cpu", "max", "-m", memory, "-nodefaults",
-               "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
+    command = [QEMU, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", processors,
+               "-m", memory, "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
                "-kernel", kernel, *(["-initrd", initrd] if initrd else []), "-append", append]
     if machine == "microvm":
         return command + ["-M", "microvm,acpi=on,rtc=on,pit=on,isa-serial=on"]
@@ -38,7 +45,7 @@ def guest_command(machine, lodge, kernel, initrd, memory, append):
 def environment(machine):
     result = dict(os.environ)
     result.pop("LODGE_TRANSLATE", None)
-    if machine == "interpreter":
+    if one_of(machine) == "interpreter":
         result["LODGE_TRANSLATE"] = "off"
     return result
 
@@ -151,18 +158,19 @@ class Machines:
         self.lodge, self.kernel, self.tree, self.archive = lodge, kernel, tree, archive
         self.patience = patience
 
-    def native_command(self, program):
-        """In a copy of the tree in memory, as the guests have it, on one processor."""
+    def native_command(self, machine, program):
+        """In a copy of the tree in memory, as the guests have it, on one processor or two."""
         script = ("set -e; mount -t tmpfs -o size=2G,mode=755 bench /mnt; cp -a \"$1/.\" /mnt; "
                   "mkdir -p /mnt/dev /mnt/proc; mount --rbind /dev /mnt/dev; "
                   "mount --rbind /proc /mnt/proc; shift; exec chroot /mnt \"$@\"")
         unshare = ["unshare", "--mount"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
-        return ["taskset", "-c", str(max(os.sched_getaffinity(0))), *unshare, "sh", "-c", script,
+        processors = sorted(os.sched_getaffinity(0))[-2 if machine == "native2" else -1:]
+        return ["taskset", "-c", ",".join(map(str, processors)), *unshare, "sh", "-c", script,
                 "sh", self.tree, *program]
 
     def start(self, machine, names):
-        if machine == "native":
-            return Lines(self.native_command(["/bench/timer", "/bench/list", *names]),
+        if one_of(machine) == "native":
+            return Lines(self.native_command(machine, ["/bench/timer", "/bench/list", *names]),
                          self.patience)
         append = "rdinit=/bench/timer -- /bench/list " + " ".join(names)
         command = guest_command(machine, self.lodge, self.kernel, self.archive, "1G", append)

@@ -95,7 +95,7 @@ def write_inputs(directory, tree):
     write(os.path.join(directory, "insert.sql"), sql)
     write(os.path.join(directory, "empty"), b"")
     write(os.path.join(directory, "list"), workloads.listing().encode())
-    for name in ("loop.sh", "loop.py", "compile.c"):
+    for name in ("loop.sh", "pair.sh", "loop.py", "compile.c"):
         shutil.copy(os.path.join(HERE, "guest", name), directory)
 
 

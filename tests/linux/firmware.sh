@@ -16,7 +16,7 @@ with_files "$work/initrd"
 bios_disk "$work/bios.img" "$work/initrd" "quiet rdinit=/bin/busybox -- sh /twice"
 truncate -s 1M "$work/mark"
 expect_exit 0 "a disk with a BIOS loader boots, twice" \
-    lodge_run -v --net none --disk "$work/bios.img" --disk "$work/mark" </dev/null
+    lodge_run -v --cpus 2 --net none --disk "$work/bios.img" --disk "$work/mark" </dev/null
 expect_text "$work/err" "seabios/bios-256k.bin" "by SeaBIOS, without being asked for"
 expect_text "$work/out" "SeaBIOS (version" "whose screen is the serial port"
 expect_same "$(grep -c '^boot' "$work/out")" 2 "two boots"
@@ -26,7 +26,7 @@ expect_same "$(grep -c '^boot' "$work/out")" 2 "two boots"
 add_efibootmgr
 with_files "$work/initrd"
 efi_disk "$work/efi.img" "$work/initrd" quiet
-efi() { lodge_run --firmware ovmf --firmware-vars "$work/vars" --disk "$work/efi.img" "$@"; }
+efi() { lodge_run --cpus 2 --firmware ovmf --firmware-vars "$work/vars" --disk "$work/efi.img" "$@"; }
 expect_exit 0 "OVMF, GRUB, kernel, agent; a boot entry made" efi -- sh -c '
     modprobe efivarfs && mount -t efivarfs e /sys/firmware/efi/efivars &&
     efibootmgr -q -c -d /dev/vda -p 1 -L lodge-test -l "\EFI\BOOT\BOOTX64.EFI" && cat /proc/interrupts &&
