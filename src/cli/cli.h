@@ -22,6 +22,7 @@ int cmd_stop(int argc, char **argv);
 int cmd_rm(int argc, char **argv);
 int cmd_exec(int argc, char **argv);
 int cmd_cp(int argc, char **argv);
+int cmd_cpus(int argc, char **argv);
 int cmd_console(int argc, char **argv);
 int cmd_logs(int argc, char **argv);
 int cmd_pause(int argc, char **argv);
@@ -37,8 +38,8 @@ int cmd_version(int argc, char **argv);
 int cmd_completion(int argc, char **argv);
 
 extern const struct option_spec run_options[], start_options[], stop_options[], rm_options[],
-    ps_options[], exec_options[], cp_options[], console_options[], logs_options[], pause_options[],
-    profile_options[], qos_options[], time_options[], image_options[];
+    ps_options[], exec_options[], cp_options[], cpus_options[], console_options[], logs_options[],
+    pause_options[], profile_options[], qos_options[], time_options[], image_options[];
 
 /* "lodge: TEXT" on standard error; returns the exit code. */
 int cli_error(int exit_code, const char *text);

@@ -42,7 +42,8 @@ enum {
 const struct option_spec run_options[] = {
     [OPT_ENGINE] = {"engine", 0, "auto|soft|kvm", "what runs the guest's code (auto: the faster)"},
     [OPT_MEMORY] = {"memory", 'm', "SIZE", "the guest's memory (512M)"},
-    [OPT_CPUS] = {"cpus", 'c', "N", "the guest's processors (1)"},
+    [OPT_CPUS] = {"cpus", 'c', "N[,max=M]",
+                  "the guest's processors (1), and how many there may be (lodge cpus)"},
     [OPT_KERNEL] = {"kernel", 'k', "FILE", "a bzImage or ELF kernel instead of the default guest's",
                     .path = OPTION_PATH},
     [OPT_INITRD] = {"initrd", 'i', "FILE", "an initramfs instead of the default guest's",
@@ -100,13 +101,22 @@ static const char *const disk_devices[] = {"virtio", "nvme", NULL};
         (field) = choice_;                                                                         \
     } while (0)
 
+/* N, or N,max=M. */
 static int parse_cpus(struct machine_config *machine, const char *value, struct error *err) {
     char *end;
-    unsigned long count = strtoul(value, &end, 10);
-    if (*value < '0' || *value > '9' || *end != 0 || count < 1 || count > MACHINE_VCPUS_MAX)
-        return error_set(err, -EINVAL, "--cpus: '%.40s' is no number from 1 to %d", value,
-                         MACHINE_VCPUS_MAX);
+    unsigned long count = strtoul(value, &end, 10), most = 0;
+    bool good = *value >= '0' && *value <= '9' && count >= 1 && count <= MACHINE_VCPUS_MAX;
+    if (good && strncmp(end, ",max=", 5) == 0 && end[5] >= '0' && end[5] <= '9') {
+        most = strtoul(end + 5, &end, 10);
+        good = most >= count && most <= MACHINE_VCPUS_MAX;
+    }
+    if (!good || *end != 0)
+        return error_set(err, -EINVAL,
+                         "--cpus: '%.40s' is no number from 1 to %d, nor one with ',max=' and "
+                         "another, not smaller",
+                         value, MACHINE_VCPUS_MAX);
     machine->vcpus = (unsigned)count;
+    machine->vcpus_max = (unsigned)most;
     return 0;
 }
 
@@ -285,10 +295,12 @@ int run_check(struct run_config *config, struct error *err) {
                          "and --append, or use --firmware none");
     if (machine->firmware == FIRMWARE_NONE && machine->firmware_variables != NULL)
         return error_set(err, -EINVAL, "--firmware-vars needs a firmware: --firmware ovmf");
-    if (machine->verify && machine->vcpus > 1)
+    if (machine->verify && (machine->vcpus > 1 || machine->vcpus_max > 1))
+        return error_set(err, -EINVAL, "--verify compares one vCPU with itself; leave out --cpus");
+    if (machine->firmware != FIRMWARE_NONE && machine->vcpus_max > machine->vcpus)
         return error_set(err, -EINVAL,
-                         "--verify compares one vCPU with itself; leave out --cpus %u",
-                         machine->vcpus);
+                         "processors can be plugged into a guest that is booted without firmware; "
+                         "leave out ,max= or use --firmware none");
     if (machine->time_scale != 0 && machine->time_scale != 1 && machine->engine == ENGINE_KVM)
         return error_set(err, -EINVAL, "--time-scale is the soft engine's; leave out --engine kvm");
     if (machine->net == NET_NONE && machine->publish_count > 0)

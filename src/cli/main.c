@@ -21,6 +21,7 @@ const struct verb verbs[] = {
     {"time", "show a running VM's time, set how fast it passes", cmd_time, time_options},
     {"reset", "press VMs' reset button", cmd_reset, pause_options},
     {"qos", "show or set how a running VM's disks share", cmd_qos, qos_options},
+    {"cpus", "show or raise the number of a running VM's processors", cmd_cpus, cpus_options},
     {"profile", "say where a running VM's time goes", cmd_profile, profile_options},
     {"image", "show or refresh the default guest", cmd_image, image_options},
     {"completion", "print a completion script for bash", cmd_completion, NULL},

@@ -183,6 +183,7 @@ static size_t build_fadt(struct tables *tables, size_t facs, size_t dsdt) {
 }
 
 enum { MADT_LAPIC, MADT_IOAPIC, MADT_OVERRIDE, MADT_LAPIC_NMI = 4 };
+enum { MADT_ENABLED = 1, MADT_ONLINE_CAPABLE = 2 };
 enum { POLARITY_HIGH = 1, TRIGGER_LEVEL = 3 << 2 };
 
 static void madt_override(struct aml *out, uint8_t irq, uint32_t gsi, uint16_t flags) {
@@ -199,12 +200,12 @@ static size_t build_madt(struct tables *tables, const struct acpi_config *config
     size_t start = open_table(tables, "APIC", 5);
     aml_dword(out, APIC_DEFAULT_BASE);
     aml_dword(out, 1); /* there are 8259s, too */
-    for (unsigned id = 0; id < config->vcpus; id++) {
+    for (unsigned id = 0; id < config->vcpus || id < config->vcpus_max; id++) {
         aml_byte(out, MADT_LAPIC);
         aml_byte(out, 8);
         aml_byte(out, (uint8_t)id);
         aml_byte(out, (uint8_t)id);
-        aml_dword(out, 1); /* enabled */
+        aml_dword(out, id < config->vcpus ? MADT_ENABLED : MADT_ONLINE_CAPABLE);
     }
     aml_byte(out, MADT_IOAPIC);
     aml_byte(out, 12);
@@ -312,7 +313,7 @@ static size_t build(struct tables *tables, const struct acpi_config *config) {
 }
 
 static bool is_possible(const struct acpi_config *config) {
-    return config->vcpus >= 1 && config->vcpus <= VCPUS_MAX;
+    return config->vcpus >= 1 && config->vcpus <= VCPUS_MAX && config->vcpus_max <= VCPUS_MAX;
 }
 
 size_t acpi_build(const struct acpi_config *config, uint8_t *out, size_t size, uint64_t gpa,

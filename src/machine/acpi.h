@@ -12,9 +12,10 @@
 #include <stdint.h>
 
 struct acpi_config {
-    unsigned vcpus;   /* local APIC ids 0 to vcpus - 1; 1 to 255 */
-    bool firmware;    /* firmware places the BARs, */
-    uint64_t ram_end; /* above this if it does so above 4 GiB */
+    unsigned vcpus;     /* local APIC ids 0 to vcpus - 1; 1 to 255 */
+    unsigned vcpus_max; /* with those that may come later (device/cpu_slots.h); 0: none may */
+    bool firmware;      /* firmware places the BARs, */
+    uint64_t ram_end;   /* above this if it does so above 4 GiB */
 };
 
 /*

@@ -10,7 +10,8 @@
 
 enum { HPET_LENGTH = 0x400, PM_PORTS = ACPI_PM_GPE0 + 4 };
 enum { OP_ARG0 = 0x68, OP_ARG3 = 0x6b, OP_STORE = 0x70, OP_OR = 0x7d, OP_CREATE_DWORD = 0x8a };
-enum { OP_LOGICAL_EQUAL = 0x93, OP_RETURN = 0xa4 };
+enum { OP_NOTIFY = 0x86, OP_NOT = 0x92, OP_LOGICAL_EQUAL = 0x93, OP_LESS = 0x95 };
+enum { OP_RETURN = 0xa4, OP_EXTENDED = 0x5b, OP_EXTENDED_REGION = 0x80 };
 enum { OSC_UNRECOGNISED_UUID = 4 };
 
 /* UUID 33db4d5b-1ff7-401c-9657-7441c03dd766 as a buffer: PCI host bridge capabilities. */
@@ -174,15 +175,101 @@ static void pvpanic(struct aml *aml) {
     aml_close(aml, device);
 }
 
-static void processors(struct aml *aml, unsigned count) {
-    for (unsigned id = 0; id < count; id++) {
+static void processor_name(unsigned id, char name[8]) {
+    snprintf(name, 8, "C%03X", id & 0xfff);
+}
+
+/* if (id < CPUN): the processor is plugged */
+static size_t if_plugged(struct aml *aml, unsigned id) {
+    size_t branch = aml_if(aml);
+    aml_byte(aml, OP_LESS);
+    aml_integer(aml, id);
+    aml_path(aml, "CPUN");
+    return branch;
+}
+
+/* What a processor that may come later has besides its id: whether it is there, and its entry of
+ * the MADT, enabled. */
+static void slot(struct aml *aml, unsigned id) {
+    enum { PRESENT = 15, MADT_LAPIC = 0, ENABLED = 1 };
+    const uint8_t entry[] = {MADT_LAPIC, 8, (uint8_t)id, (uint8_t)id, ENABLED, 0, 0, 0};
+    size_t method = aml_method(aml, "_STA", 0);
+    size_t branch = if_plugged(aml, id);
+    aml_byte(aml, OP_RETURN);
+    aml_integer(aml, PRESENT);
+    aml_close(aml, branch);
+    aml_byte(aml, OP_RETURN);
+    aml_integer(aml, 0);
+    aml_close(aml, method);
+    aml_name(aml, "_MAT");
+    aml_buffer(aml, entry, sizeof entry);
+}
+
+static void processors(struct aml *aml, const struct acpi_config *config) {
+    for (unsigned id = 0; id < config->vcpus || id < config->vcpus_max; id++) {
         char name[8];
-        snprintf(name, sizeof name, "C%03X", id & 0xfff);
+        processor_name(id, name);
         size_t device = aml_device(aml, name);
         aml_name_string(aml, "_HID", "ACPI0007");
         aml_name_integer(aml, "_UID", id);
+        if (id >= config->vcpus)
+            slot(aml, id);
         aml_close(aml, device);
     }
+}
+
+/* CPUN: how many are plugged (device/cpu_slots.h). CPUC: how many the guest has been told of. */
+static void slots_register(struct aml *aml, const struct acpi_config *config) {
+    enum { SYSTEM_IO = 1, BYTE_ACCESS = 1, BITS = 8 };
+    aml_byte(aml, OP_EXTENDED);
+    aml_byte(aml, OP_EXTENDED_REGION);
+    aml_path(aml, "CPUR");
+    aml_byte(aml, SYSTEM_IO);
+    aml_integer(aml, LAYOUT_CPU_SLOTS_PORT);
+    aml_integer(aml, 1);
+    size_t field = aml_field(aml, "CPUR", BYTE_ACCESS);
+    aml_path(aml, "CPUN");
+    aml_byte(aml, BITS);
+    aml_close(aml, field);
+    aml_name_integer(aml, "CPUC", config->vcpus);
+}
+
+/*
+ * The event: for each that may come
+ *     If (id < CPUN) { If (!(id < CPUC)) { Notify (Cxxx, 1) } }
+ * and then CPUC = CPUN.
+ */
+static void slots_event(struct aml *aml, const struct acpi_config *config) {
+    enum { DEVICE_CHECK = 1 };
+    size_t method = aml_method(aml, "CPUE", 0);
+    for (unsigned id = config->vcpus; id < config->vcpus_max; id++) {
+        char name[8];
+        processor_name(id, name);
+        size_t plugged = if_plugged(aml, id);
+        size_t untold = aml_if(aml);
+        aml_byte(aml, OP_NOT);
+        aml_byte(aml, OP_LESS);
+        aml_integer(aml, id);
+        aml_path(aml, "CPUC");
+        aml_byte(aml, OP_NOTIFY);
+        aml_path(aml, name);
+        aml_integer(aml, DEVICE_CHECK);
+        aml_close(aml, untold);
+        aml_close(aml, plugged);
+    }
+    aml_byte(aml, OP_STORE);
+    aml_path(aml, "CPUN");
+    aml_path(aml, "CPUC");
+    aml_close(aml, method);
+}
+
+static void general_purpose_events(struct aml *aml) {
+    _Static_assert(LAYOUT_CPU_SLOTS_GPE == 1, "the method's name");
+    size_t scope = aml_scope(aml, "\\_GPE");
+    size_t method = aml_method(aml, "_E01", 0);
+    aml_path(aml, "\\_SB_.CPUE");
+    aml_close(aml, method);
+    aml_close(aml, scope);
 }
 
 /* SLP_TYPa, SLP_TYPb, and two reserved numbers. */
@@ -199,7 +286,11 @@ static void soft_off(struct aml *aml) {
 void acpi_dsdt(struct aml *aml, const struct acpi_config *config) {
     interrupt_model(aml);
     size_t scope = aml_scope(aml, "\\_SB_");
-    processors(aml, config->vcpus);
+    if (config->vcpus_max > config->vcpus)
+        slots_register(aml, config);
+    processors(aml, config);
+    if (config->vcpus_max > config->vcpus)
+        slots_event(aml, config);
     pci_host(aml, config);
     motherboard(aml);
     isa_device(aml, "COM1", "PNP0501", 1, LAYOUT_SERIAL_PORT, 8, LAYOUT_SERIAL_IRQ);
@@ -207,5 +298,7 @@ void acpi_dsdt(struct aml *aml, const struct acpi_config *config) {
     hpet(aml);
     pvpanic(aml);
     aml_close(aml, scope);
+    if (config->vcpus_max > config->vcpus)
+        general_purpose_events(aml);
     soft_off(aml);
 }

@@ -18,6 +18,7 @@ enum {
     OP_DUAL_NAME = 0x2e,
     OP_MULTI_NAME = 0x2f,
     OP_EXTENDED = 0x5b,
+    OP_EXTENDED_FIELD = 0x81,
     OP_EXTENDED_DEVICE = 0x82,
     OP_IF = 0xa0,
     OP_ELSE = 0xa1,
@@ -118,6 +119,14 @@ size_t aml_method(struct aml *aml, const char *name, unsigned arguments) {
     size_t mark = open_block(aml, OP_METHOD);
     aml_path(aml, name);
     aml_byte(aml, (uint8_t)arguments);
+    return mark;
+}
+
+size_t aml_field(struct aml *aml, const char *region, uint8_t flags) {
+    aml_byte(aml, OP_EXTENDED);
+    size_t mark = open_block(aml, OP_EXTENDED_FIELD);
+    aml_path(aml, region);
+    aml_byte(aml, flags);
     return mark;
 }
 

@@ -32,6 +32,7 @@ size_t aml_device(struct aml *aml, const char *name);
 size_t aml_package(struct aml *aml, uint8_t elements);
 size_t aml_method(struct aml *aml, const char *name, unsigned arguments);
 size_t aml_if(struct aml *aml);
+size_t aml_field(struct aml *aml, const char *region, uint8_t flags); /* names and bits follow */
 size_t aml_else(struct aml *aml);
 /* A buffer object of resource descriptors: `Name (_CRS, ResourceTemplate () {` ... */
 size_t aml_resources(struct aml *aml, const char *name);

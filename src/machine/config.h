@@ -65,8 +65,9 @@ enum watchdog_policy {
 
 struct machine_config {
     enum engine_kind engine;
-    uint64_t memory; /* bytes */
-    unsigned vcpus;
+    uint64_t memory;    /* bytes */
+    unsigned vcpus;     /* from the start */
+    unsigned vcpus_max; /* with those that may be plugged in later; 0: none */
     bool verify;        /* the soft engine's interpreter and translator in lock-step */
     const char *kernel; /* this and the next three: without firmware */
     const char *initrd; /* NULL: none */

@@ -6,6 +6,7 @@
 #include "block/block.h"
 #include "block/qos.h"
 #include "device/acpi_pm.h"
+#include "device/cpu_slots.h"
 #include "device/debugcon.h"
 #include "device/fw_cfg.h"
 #include "device/hpet.h"
@@ -93,12 +94,16 @@ static int create_chips(struct machine *machine, struct error *err) {
     static const struct watchdog_config watchdog = {.base = LAYOUT_WATCHDOG_PORT};
     struct serial_config serial = {
         .port = LAYOUT_SERIAL_PORT, .gsi = LAYOUT_SERIAL_IRQ, .chardev = machine->config.serial};
+    struct cpu_slots_config slots = {.port = LAYOUT_CPU_SLOTS_PORT,
+                                     .plugged = (uint8_t)machine->config.vcpus};
     int result = add(machine, &acpi_pm_class, "acpi0", &acpi, &machine->acpi_pm, err);
     struct q35_config q35 = {.acpi_pm = machine->acpi_pm};
     if (result == 0)
         result = add(machine, &q35_class, "q35", &q35, &machine->q35, err);
     if (result == 0)
         result = add(machine, &i8042_class, "i8042", NULL, NULL, err);
+    if (result == 0 && slots.plugged < machine->config.vcpus_max)
+        result = add(machine, &cpu_slots_class, "cpus", &slots, &machine->cpu_slots, err);
     if (result == 0)
         result = add(machine, &pvpanic_class, "pvpanic0", &pvpanic, NULL, err);
     if (result == 0)

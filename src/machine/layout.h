@@ -75,6 +75,8 @@ enum {
     LAYOUT_PM_TIMER_PORT = 0x608,    /* 4 */
     LAYOUT_GPE0_PORT = 0x620,        /* 4 */
     LAYOUT_WATCHDOG_PORT = 0x630,    /* 16 */
+    LAYOUT_CPU_SLOTS_PORT = 0x640,
+    LAYOUT_CPU_SLOTS_GPE = 1,
     LAYOUT_RESET_PORT = 0xcf9,
     LAYOUT_SCI_GSI = 9,
 };

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "device/acpi_pm.h"
+#include "device/cpu_slots.h"
 #include "device/q35.h"
 #include "machine/acpi.h"
 #include "machine/layout.h"
@@ -229,7 +230,8 @@ static int set_up_time(struct machine *machine, struct error *err) {
 /* ---- Starting and restarting the guest ---- */
 
 static int write_acpi(struct machine *machine, uint64_t *rsdp, struct error *err) {
-    struct acpi_config config = {.vcpus = machine->config.vcpus};
+    struct acpi_config config = {.vcpus = machine->config.vcpus,
+                                 .vcpus_max = machine->config.vcpus_max};
     uint8_t *tables = calloc(1, LAYOUT_ACPI_SIZE);
     if (tables == NULL)
         return error_set(err, -ENOMEM, "out of memory");
@@ -462,6 +464,9 @@ int machine_check_memory(uint64_t bytes, struct error *err) {
 static int check(const struct machine_config *config, struct error *err) {
     if (config->vcpus == 0 || config->vcpus > MACHINE_VCPUS_MAX)
         return error_set(err, -EINVAL, "a machine has 1 to %d vCPUs", MACHINE_VCPUS_MAX);
+    if (config->vcpus_max < config->vcpus || config->vcpus_max > MACHINE_VCPUS_MAX)
+        return error_set(err, -EINVAL, "room for %u vCPUs, of %u to %d", config->vcpus_max,
+                         config->vcpus, MACHINE_VCPUS_MAX);
     return machine_check_memory(config->memory, err);
 }
 
@@ -471,7 +476,7 @@ static int create_vcpus(struct machine *machine, struct error *err) {
         .ports = machine->platform.ports,
         .irqchip = machine->platform.irqchip,
         .clock = machine->platform.clock,
-        .vcpus = machine->config.vcpus,
+        .vcpus = machine->config.vcpus_max,
         .address_bits = machine->firmware != NULL ? LAYOUT_FIRMWARE_ADDRESS_BITS : 0,
         .verify = machine->config.verify,
     };
@@ -508,6 +513,8 @@ int machine_create(const struct machine_config *config, const struct machine_eve
     if (made == NULL)
         return error_set(err, -ENOMEM, "out of memory");
     made->config = *config;
+    if (made->config.vcpus_max == 0)
+        made->config.vcpus_max = made->config.vcpus;
     if (events != NULL)
         made->events = *events;
     lock_init(&made->lock, LOCK_MACHINE, "machine");
@@ -570,6 +577,42 @@ void machine_run(struct machine *machine, struct machine_result *result) {
             pthread_join(machine->vcpus[i].thread, NULL);
         machine->vcpus[i].started = false;
     }
+}
+
+/* ---- Plugging processors in ---- */
+
+static int plug(struct machine *machine, struct error *err) {
+    struct machine_vcpu *made = &machine->vcpus[machine->config.vcpus];
+    made->machine = machine;
+    int result = vcpu_create(machine->engine, machine->config.vcpus, &made->vcpu, err);
+    if (result == 0 && machine->running && start_thread(made) < 0) {
+        vcpu_destroy(made->vcpu);
+        made->vcpu = NULL;
+        result = error_set(err, -EAGAIN, "the host has no room for another thread");
+    }
+    if (result == 0)
+        machine->config.vcpus++;
+    return result;
+}
+
+int machine_set_vcpus(struct machine *machine, unsigned count, struct error *err) {
+    const struct machine_config *config = &machine->config;
+    if (count < config->vcpus)
+        return error_set(err, -EINVAL,
+                         "it has %u processors, which stay; take some offline in the guest",
+                         config->vcpus);
+    if (count > config->vcpus_max)
+        return error_set(err, -EINVAL,
+                         "it has room for %u processors; --cpus %u,max=%u would make more",
+                         config->vcpus_max, config->vcpus, count);
+    int result = 0;
+    while (config->vcpus < count && result == 0)
+        result = plug(machine, err);
+    if (machine->cpu_slots != NULL) {
+        cpu_slots_plug(machine->cpu_slots, (uint8_t)config->vcpus);
+        acpi_pm_raise_gpe(machine->acpi_pm, LAYOUT_CPU_SLOTS_GPE);
+    }
+    return result;
 }
 
 /* ---- Describing ---- */

@@ -63,6 +63,9 @@ void machine_run(struct machine *machine, struct machine_result *result);
 
 /* Any thread, before or while machine_run runs: it returns soon. */
 void machine_stop(struct machine *machine);
+/* Control thread: plugs processors in, up to config.vcpus_max, and tells the guest. -EINVAL:
+ * less than there are, or more than there is room for; the guest keeps what it got. */
+int machine_set_vcpus(struct machine *machine, unsigned count, struct error *err);
 /* Any thread: asks the guest to shut down, by ACPI. */
 void machine_power_button(struct machine *machine);
 /* Any thread: the reset button. */

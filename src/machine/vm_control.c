@@ -46,9 +46,10 @@ static void query_status(void *context, struct control_call *call, const json_t 
                                                       : "ended";
     double up = (double)(host_clock_ns() - control->started_ns) / (double)NS_PER_SECOND;
     control_return(
-        call, json_pack("{s:s, s:b, s:i, s:s, s:i, s:I, s:f, s:b, s:b}", "status", status,
+        call, json_pack("{s:s, s:b, s:i, s:s, s:i, s:i, s:I, s:f, s:b, s:b}", "status", status,
                         "running", strcmp(status, "running") == 0, "pid", (int)getpid(), "engine",
-                        engine_name(machine->engine), "vcpus", (int)machine->config.vcpus, "memory",
+                        engine_name(machine->engine), "vcpus", (int)machine->config.vcpus,
+                        "vcpus-max", (int)machine->config.vcpus_max, "memory",
                         (json_int_t)machine->config.memory, "uptime-seconds", up, "agent",
                         control->agent != NULL, "profiling", control->profile != NULL));
 }
@@ -59,6 +60,18 @@ static void query_counters(void *context, struct control_call *call, const json_
 }
 
 /* ---- Life cycle ---- */
+
+static void set_cpus(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    struct error err;
+    json_int_t count = json_integer_value(json_object_get(arguments, "count"));
+    if (count < 1 || count > MACHINE_VCPUS_MAX)
+        control_fail(call, "InvalidParameter", "a VM has 1 to 64 processors");
+    else if (machine_set_vcpus(control->machine, (unsigned)count, &err) < 0)
+        control_fail(call, "GenericError", err.text);
+    else
+        control_return(call, NULL);
+}
 
 static void tell(void *context, const char *event, json_t *data) {
     struct vm_control *control = context;
@@ -398,6 +411,7 @@ static const struct control_command commands[] = {
     {.name = "cont", .run = resume_guest},
     {.name = "system_powerdown", .run = power_down, .arguments = {"way:s"}},
     {.name = "system_reset", .run = reset_guest},
+    {.name = "set-cpus", .run = set_cpus, .arguments = {"count:i"}},
     {.name = "quit", .run = quit},
     {.name = "exec",
      .run = start_program,

@@ -39,7 +39,32 @@ expect_exit 0 "eight processors under load" lodge_run --cpus 8 --memory 1G --dis
     true'
 expect_same "$(cat "$work/out")" "" "without complaint"
 
-for count in 0 65 two 2x -1 ''; do
+# ---- Plugged in while it runs ----
+
+export XDG_RUNTIME_DIR="$work/run"
+mkdir -m 700 "$work/run"
+lodge_run --name hot --cpus 2,max=4 -- sh -c '
+    nproc
+    until [ -e /sys/devices/system/cpu/cpu3/online ] && [ -e /sys/devices/system/cpu/cpu2/online ]; do usleep 100000; done
+    echo 1 >/sys/devices/system/cpu/cpu3/online; echo 1 >/sys/devices/system/cpu/cpu2/online; nproc
+    taskset -c 3 sh -c "grep Cpus_allowed_list /proc/self/status"' >"$work/hot" 2>&1 &
+children=$!
+until grep -q '^2' "$work/hot"; do kill -0 "$children" || break; sleep 0.1; done
+expect_exit 0 "two of four" "$LODGE" cpus hot
+expect_same "$(cat "$work/out")" "2 of 4" "says lodge cpus"
+expect_exit 1 "five do not fit" "$LODGE" cpus hot 5
+expect_one_line_error "five do not fit"
+expect_exit 1 "they stay" "$LODGE" cpus hot 1
+expect_one_line_error "they stay"
+expect_exit 2 "no number" "$LODGE" cpus hot more
+expect_one_line_error "no number"
+expect_exit 0 "two more" "$LODGE" cpus hot 4
+wait "$children" || fail "the guest with processors plugged in"
+expect_same "$(tr '\n' ' ' <"$work/hot")" "2 4 Cpus_allowed_list:	3 " "found by the guest, and used"
+expect_exit 125 "room for less than there are" lodge_run --cpus 4,max=2 -- true
+expect_one_line_error "room for less than there are"
+
+for count in 0 65 two 2x 2,max= 2,min=3 -1 ''; do
     expect_exit 125 "--cpus '$count'" lodge_run --cpus "$count" -- true
     expect_one_line_error "--cpus '$count'"
 done

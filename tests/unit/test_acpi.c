@@ -35,7 +35,7 @@ static uint8_t sum(const uint8_t *bytes, size_t n) {
 
 static int setup(void **state) {
     (void)state;
-    struct acpi_config config = {.vcpus = 3};
+    struct acpi_config config = {.vcpus = 3, .vcpus_max = 5};
     uint64_t rsdp;
     length = acpi_build(&config, tables, sizeof tables, GPA, &rsdp);
     assert_int_equal(rsdp, GPA);
@@ -82,7 +82,7 @@ static void tables_are_linked_and_sum_up(void **state) {
 static void links_make_the_same_tables(void **state) {
     (void)state;
     static uint8_t linked[SIZE];
-    struct acpi_config config = {.vcpus = 3};
+    struct acpi_config config = {.vcpus = 3, .vcpus_max = 5};
     struct acpi_links links;
     uint8_t rsdp[ACPI_RSDP_SIZE] = {0};
     assert_int_equal(acpi_build_linked(&config, linked, sizeof linked, rsdp, &links), length);
@@ -105,11 +105,14 @@ static void links_make_the_same_tables(void **state) {
 static void processors_are_listed(void **state) {
     (void)state;
     struct table found[TABLES];
-    unsigned processors = 0;
+    unsigned enabled = 0, may_come = 0;
     list(found);
-    for (uint32_t at = 44; at < found[2].length; at += found[2].bytes[at + 1])
-        processors += found[2].bytes[at] == 0;
-    assert_int_equal(processors, 3);
+    for (uint32_t at = 44; at < found[2].length; at += found[2].bytes[at + 1]) {
+        enabled += found[2].bytes[at] == 0 && load_le32(found[2].bytes + at + 4) == 1;
+        may_come += found[2].bytes[at] == 0 && load_le32(found[2].bytes + at + 4) == 2;
+    }
+    assert_int_equal(enabled, 3);
+    assert_int_equal(may_come, 2);
 }
 
 static void what_does_not_fit_is_refused(void **state) {
@@ -121,7 +124,10 @@ static void what_does_not_fit_is_refused(void **state) {
     assert_int_equal(acpi_build(&config, tables, sizeof tables, GPA + 1, &rsdp), 0);
     config.vcpus = 256;
     assert_int_equal(acpi_build(&config, tables, sizeof tables, GPA, &rsdp), 0);
-    config.vcpus = 255;
+    config.vcpus = 1;
+    config.vcpus_max = 256;
+    assert_int_equal(acpi_build(&config, tables, sizeof tables, GPA, &rsdp), 0);
+    config.vcpus_max = 255;
     assert_true(acpi_build(&config, tables, sizeof tables, GPA, &rsdp) > 0);
 }
 
