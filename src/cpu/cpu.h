@@ -33,7 +33,7 @@ struct engine_config {
     unsigned vcpus; /* how many will be made */
     /* Bits of a physical address, as CPUID tells; 0: as many as the engine has (soft: 48). */
     unsigned address_bits;
-    bool verify;    /* soft, one vCPU: interpreter and translator in lock-step (VCPU_DIFFERENCE) */
+    bool verify; /* soft, one vCPU: interpreter and translator in lock-step (VCPU_DIFFERENCE) */
 };
 
 /*

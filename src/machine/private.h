@@ -49,7 +49,7 @@ struct machine {
     char boot_order[BOOT_ORDER_MAX];
     struct device *devices; /* the newest first */
     struct device *acpi_pm, *q35, *vsock;
-    struct device *cpu_slots; /* NULL: no processors can be plugged in */
+    struct device *cpu_slots;                /* NULL: no processors can be plugged in */
     struct qos *qos;                         /* all disks compete by it */
     struct block *blocks[MACHINE_DISKS_MAX]; /* disk n's flow */
     struct net *net;

@@ -158,7 +158,8 @@ static inline _Noreturn void outside_unwind(struct soft_cpu *cpu) {
 
 #pragma GCC poison longjmp mmu_code_written memory_io_read memory_io_write
 #pragma GCC poison vm_clock_tsc lapic_msr_read lapic_msr_write lapic_set_base
-#pragma GCC poison lapic_set_tsc_deadline port_read port_write mmu_io_write mmu_port_write block_invalidate_all xsave_in_use
+#pragma GCC poison lapic_set_tsc_deadline port_read port_write mmu_io_write mmu_port_write
+#pragma GCC poison block_invalidate_all xsave_in_use
 #pragma GCC poison kvmclock_write_wall_clock kvmclock_write_system_time
 #pragma GCC poison getrandom log_write log_limit_pass snprintf
 #pragma GCC poison lapic_mmio_read lapic_mmio_write others_alone_begin others_alone_end sched_yield
