@@ -133,6 +133,36 @@ static void code_moves_along(void **state) {
     assert_int_equal(jit_exit_rip(made, exit), THIRD + HERE);
 }
 
+/* The first translation counts its runs; when it is worn another takes its place. */
+static void worn_code_is_made_anew(void **state) {
+    struct fixture *f = *state;
+    const struct jit_config config = {.heat = 1, .runs = 1000, .code = JIT_CODE_SIZE};
+    if (jit_create(f->cpu, &config, NULL) < 0)
+        skip();
+    struct block *block = jit_translate(f->cpu, find(f, FIRST + HERE));
+    struct jit_block *first = block->code;
+    struct jit *jit = f->cpu->jit.jit;
+    assert_non_null(first);
+    assert_true(first->counted);
+    assert_int_equal(first->site_count, 2); /* the stack's check, called, and the RET */
+    assert_ptr_equal(jit_map_find(jit, first->code), first);
+    assert_false(jit_wants(f->cpu, block));
+    f->cpu->jit.runs_left[first->counter] = -1;
+    assert_true(jit_wants(f->cpu, block));
+    assert_ptr_equal(jit_translate(f->cpu, block), block);
+    assert_ptr_not_equal(block->code, first);
+    assert_true(first->dead);
+    assert_false(block->code->counted);
+    assert_false(jit_wants(f->cpu, block));
+    assert_ptr_equal(jit_map_find(jit, block->code->code), block->code);
+    /* A jump to the new code is over the old one's entry. */
+    const uint8_t *entry = jit_code(jit, first, first->entry_saved);
+    int32_t distance;
+    memcpy(&distance, entry + 1, sizeof distance);
+    assert_int_equal(entry[0], 0xe9);
+    assert_ptr_equal(entry + 5 + distance, jit_code(jit, block->code, block->code->entry_saved));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(moves_when_left, start, stop),
@@ -140,6 +170,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(fixed_addresses_stay, start, stop),
         cmocka_unit_test_setup_teardown(breakpoints_hold_it, start, stop),
         cmocka_unit_test_setup_teardown(code_moves_along, start, stop),
+        cmocka_unit_test_setup_teardown(worn_code_is_made_anew, start, stop),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
