@@ -89,7 +89,15 @@ static void emit_behind(struct translation *t, struct exit *exit) {
     emit_aim(exit->field, e->at);
     if (exit->guarded)
         emit_guard(t, exit);
-    emit_aim(emit_call(e), stub_of(t, exit));
+    if (exit->guarded && exit->flags_saved) {
+        emit8(e, 0x68); /* PUSH imm32 */
+        exit->number = e->at;
+        emit32(e, 0);
+        emit_aim(emit_jmp(e), t->jit->unguarded);
+    } else {
+        t->out.full |= exit->guarded; /* whoever leaves a page has saved them */
+        emit_aim(emit_call(e), stub_of(t, exit));
+    }
     exit->back = e->at;
 }
 

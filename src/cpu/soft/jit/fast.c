@@ -228,12 +228,8 @@ const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t number
     return code_at(cpu, site, site->retry);
 }
 
-const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t nothing) {
-    uint64_t back = *take_call(cpu);
-    struct jit_block *made = block_behind(cpu, back);
-    struct jit_exit *exit = jit_exit_behind(made, place_in(cpu, made, back));
-    if (exit->kind == EXIT_CALL && !exit->guarded)
-        put_call(cpu, back);
+static const uint8_t *leave_by(struct soft_cpu *cpu, struct jit_block *made,
+                               struct jit_exit *exit) {
     cpu->jit.argument = jit_number(cpu->jit.jit, exit);
     cpu->jit.exit_from = jit_number(cpu->jit.jit, made);
     cpu->rip = jit_exit_rip(made, exit);
@@ -242,6 +238,20 @@ const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t not
         return NULL;
     jit_link(cpu, made, exit, block);
     return jit_entry(cpu, block);
+}
+
+const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t nothing) {
+    uint64_t back = *take_call(cpu);
+    struct jit_block *made = block_behind(cpu, back);
+    struct jit_exit *exit = jit_exit_behind(made, place_in(cpu, made, back));
+    if (exit->kind == EXIT_CALL)
+        put_call(cpu, back);
+    return leave_by(cpu, made, exit);
+}
+
+const uint8_t *jit_fast_unguarded(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
+    struct jit_exit *exit = jit_at(cpu->jit.jit, number);
+    return leave_by(cpu, jit_block_of_exit(exit), exit);
 }
 
 const uint8_t *jit_fast_poll(struct soft_cpu *cpu, uint64_t unused, uint32_t nothing) {

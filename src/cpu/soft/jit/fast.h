@@ -26,9 +26,11 @@ const uint8_t *jit_deliver(struct soft_cpu *cpu, const struct jit_site *site,
                            const struct fault *fault);
 /* The code at rip, which the jump table has from now on. */
 const uint8_t *jit_fast_find(struct soft_cpu *cpu, uint64_t rip, uint32_t site);
-/* These three are known by the call that is on the shadow stack, and take it off. */
+/* These are known by the call that is on the shadow stack, and take it off. */
 /* The code that an exit leads to; linked from now on. NULL: jit_state.argument is its number. */
 const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t nothing);
+/* The same of this number, whose guard failed; nothing is on the shadow stack. */
+const uint8_t *jit_fast_unguarded(struct soft_cpu *cpu, uint64_t unused, uint32_t exit);
 /* The code at a block's rip as it is mapped now: who came to the block's entry by a link that does
  * not hold. What has taken a dead block's place is gone to directly from now on. */
 const uint8_t *jit_fast_gone(struct soft_cpu *cpu, uint64_t unused, uint32_t nothing);

@@ -81,7 +81,7 @@ static void note_mapping(struct soft_cpu *cpu, uint64_t rip, uint32_t number) {
 /* ---- Exits ---- */
 
 /* The guard is a compare, whose last field has the number, and JE rel32 (exits.c). */
-enum { CALL_BYTES = 5, JE_BYTES = 6, GUARD_BYTES = 12 + JE_BYTES };
+enum { CALL_BYTES = 5, PUSH_JMP_BYTES = 10, JE_BYTES = 6, GUARD_BYTES = 12 + JE_BYTES };
 
 struct jit_exit *jit_exit_behind(struct jit_block *made, unsigned back) {
     struct jit_exit *exit = jit_exits(made);
@@ -96,7 +96,7 @@ struct jit_exit *jit_exit_polled(const struct jit *jit, struct jit_block *made, 
     int32_t distance;
     unsigned behind = back + CALL_BYTES;
     __builtin_memcpy(&distance, jit_code(jit, made, behind - 4), sizeof distance);
-    unsigned behind_guard = behind + (unsigned)distance + GUARD_BYTES + CALL_BYTES;
+    unsigned behind_guard = behind + (unsigned)distance + GUARD_BYTES + PUSH_JMP_BYTES;
     while (exit->guarded ? exit->back != behind_guard : exit->back != behind)
         exit = jit_exit_next(exit);
     return exit;

@@ -12,7 +12,7 @@
 #include "cpu/soft/soft.h"
 
 /* In which translation each so many bytes of code memory begin, or a number before it. */
-enum { JIT_MAP_GRAIN = 1024, JIT_MAP_GRAINS = JIT_CODE_SIZE / JIT_MAP_GRAIN };
+enum { JIT_MAP_GRAIN = 256, JIT_MAP_GRAINS = JIT_CODE_SIZE / JIT_MAP_GRAIN };
 
 struct jit_map {
     uint32_t starts[JIT_MAP_GRAINS];      /* numbers (struct jit_block) */

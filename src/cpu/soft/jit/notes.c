@@ -58,6 +58,11 @@ static void note_exits(struct translation *t) {
             .plain = exit->plain,
         };
         memcpy(note, &new, jit_exit_size(exit->guarded));
+        if (exit->number == NULL)
+            continue;
+        uint32_t number = jit_number(t->jit, note);
+        memcpy(exit->number, &number, sizeof number);
+        note->start = (uint16_t)(((uint8_t *)note - (uint8_t *)t->made) / JIT_WORD);
     }
 }
 

@@ -319,6 +319,7 @@ static void make_finds(struct jit *jit, struct emitter *e, struct soft_cpu *cpu)
         emit_aim(emit_jmp(e), jit->find);
     }
     jit->exit = make_light_of_argument(e, cpu, jit_fast_exit, jit->leave_saved);
+    jit->unguarded = make_light(e, cpu, jit_fast_unguarded, jit->leave_saved);
     jit->gone = make_light_of_argument(e, cpu, jit_fast_gone, jit->leave_saved);
     const uint8_t *polled = make_light_of_argument(e, cpu, jit_fast_poll, jit->leave_saved);
     jit->poll = e->at;

@@ -106,7 +106,9 @@ _Static_assert(sizeof(struct jit_site) == 12 && BLOCK_INSNS_MAX <= 1 << 6, "as t
 /*
  * A place where translated code leaves for a known rip. As long as it is not linked it calls a
  * stub, and the exit is known by where that call would come back to. Between pages a *guard* is
- * before that call: a compare of the target's mapping with a number, and a JE.
+ * before that: a compare of the target's mapping with a number, and a JE. Guards fail whenever
+ * address spaces change, so what is behind them pushes the exit's number instead: that needs no
+ * search, and the host's prediction of returns is left alone.
  */
 struct __attribute__((packed, aligned(2))) jit_exit {
     uint16_t field;       /* of the jump or call to patch, the guard's where there is one */
@@ -119,10 +121,12 @@ struct __attribute__((packed, aligned(2))) jit_exit {
     bool polls : 1; /* taken for a request's sake */
     bool plain : 1; /* KEY_PLAIN of its key */
     uint8_t unused; /* sizes are even: they have numbers */
-    /* Only where it is guarded: for which place, in its life. */
+    /* Only where it is guarded: for which place, in its life; words from the notes' header to here.
+     */
     uint32_t target, target_life;
+    uint16_t start;
 };
-_Static_assert(sizeof(struct jit_exit) == 18, "whole words");
+_Static_assert(sizeof(struct jit_exit) == 20, "whole words");
 enum exit_kind {
     EXIT_JCC,
     EXIT_JMP, /* the jump is the call until it is linked */
@@ -173,7 +177,8 @@ struct jit {
     /* Called, by flags saved or in EFLAGS: an exit that is not linked; a block that is dead, or
      * whose second page is elsewhere, or that is worn. */
     uint8_t *exit, *exit_host, *gone, *gone_host;
-    uint8_t *poll; /* called; does not come back when there are requests */
+    uint8_t *unguarded; /* an exit whose guard failed, its number pushed, flags saved */
+    uint8_t *poll;      /* called; does not come back when there are requests */
     /* By side. TEMP_A: rip, TEMP_B: site of the RET: it met another's return point */
     uint8_t *returned[JIT_SIDES];
     const uint8_t *shadow_bottom[JIT_SIDES]; /* executable: where a RET without CALL goes on */
@@ -234,6 +239,11 @@ static inline uint64_t jit_exit_rip(const struct jit_block *made, const struct j
 static inline uint64_t jit_exit_key(const struct jit_block *made, const struct jit_exit *exit) {
     return (made->key & ~(uint64_t)(KEY_PLAIN | KEY_TLB)) | (uint64_t)exit->side << 7 |
            (exit->plain ? KEY_PLAIN : 0);
+}
+
+/* Of an exit that is guarded. */
+static inline struct jit_block *jit_block_of_exit(const struct jit_exit *exit) {
+    return (struct jit_block *)((uintptr_t)exit - (uintptr_t)exit->start * JIT_WORD);
 }
 
 static inline struct jit_exit *jit_exits(struct jit_block *made) {
@@ -389,6 +399,7 @@ struct translation {
     struct exit {
         uint64_t rip;
         uint8_t *field, *back; /* as in struct jit_exit */
+        uint8_t *number;       /* 32-bit field for it, or NULL */
         enum exit_kind kind;
         unsigned side;
         bool flags_saved, guarded, polls, plain;
