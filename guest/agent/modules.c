@@ -54,6 +54,7 @@ static void scan_devices(void) {
     scan_bus("/sys/bus/pci/devices");
     scan_bus("/sys/bus/virtio/devices");
     scan_bus("/sys/class/input");
+    scan_bus("/sys/bus/scsi/devices");
 }
 
 static bool is_present(const char *pattern) {

@@ -19,6 +19,7 @@ enum {
     OPT_INITRD,
     OPT_APPEND,
     OPT_DISK,
+    OPT_CDROM,
     OPT_FIRMWARE,
     OPT_FIRMWARE_VARS,
     OPT_NET,
@@ -52,6 +53,8 @@ const struct option_spec run_options[] = {
     [OPT_DISK] = {"disk", 'd', "FILE[,WORDS]",
                   "a disk, a raw file or block device; words: readonly, device=nvme",
                   .path = OPTION_PATH},
+    [OPT_CDROM] = {"cdrom", 0, "FILE", "a CD-ROM drive with an ISO 9660 image in it",
+                   .path = OPTION_PATH},
     [OPT_FIRMWARE] = {"firmware", 0, "auto|none|ovmf|seabios|FILE",
                       "what boots the disks (auto: as the first disk's boot loader wants)",
                       .path = OPTION_PATH},
@@ -217,17 +220,27 @@ static void parse_firmware(struct run_config *config, const char *value) {
             config->machine.firmware = (enum firmware_kind)i;
 }
 
+/* What the first disk's boot loader is for, or else the CD's. */
+static enum firmware_kind find_loader(const struct machine_config *machine) {
+    enum firmware_kind kind = FIRMWARE_NONE;
+    if (machine->disk_count > 0)
+        kind = firmware_detect(machine->disks[0].path);
+    if (kind == FIRMWARE_NONE && machine->cdrom != NULL)
+        kind = firmware_detect(machine->cdrom);
+    return kind;
+}
+
 /*
- * A disk with a boot loader is booted when nothing was said of a kernel or a
- * command for the default guest. There is no agent to expect on a disk, unless
- * a command is to be run by it.
+ * A disk or CD with a boot loader is booted when nothing was said of a kernel
+ * or a command for the default guest. There is no agent to expect there,
+ * unless a command is to be run by it.
  */
 static void choose_firmware(struct run_config *config) {
     struct machine_config *machine = &config->machine;
     if (!config->firmware_chosen && machine->kernel == NULL && machine->initrd == NULL &&
-        config->append == NULL && config->command == NULL && machine->disk_count > 0 &&
+        config->append == NULL && config->command == NULL &&
         !(config->console_chosen && config->console == CONSOLE_AGENT))
-        machine->firmware = firmware_detect(machine->disks[0].path);
+        machine->firmware = find_loader(machine);
     if (machine->firmware != FIRMWARE_NONE && !config->console_chosen && config->command == NULL)
         config->console = CONSOLE_SERIAL;
 }
@@ -242,6 +255,7 @@ int run_take_option(struct run_config *config, int option, char *value, struct e
     case OPT_INITRD: machine->initrd = value; break;
     case OPT_APPEND: config->append = value; break;
     case OPT_DISK: return parse_disk(machine, value, err);
+    case OPT_CDROM: machine->cdrom = value; break;
     case OPT_FIRMWARE: parse_firmware(config, value); break;
     case OPT_FIRMWARE_VARS: machine->firmware_variables = value; break;
     case OPT_NET: CHOOSE(machine->net, "net", nets); break;

@@ -327,11 +327,12 @@ static int make_cmdline(struct run *run, bool default_guest, struct error *err) 
     char tsc[40] = "";
     if (default_guest)
         snprintf(tsc, sizeof tsc, " tsc_early_khz=%llu", (unsigned long long)tsc_khz());
-    int length = asprintf(&run->cmdline, "%s%s%s%s%s%s%s", network ? network_cmdline : "",
-                          network ? " " : "", default_guest ? default_cmdline : "", tsc,
-                          default_guest && uses_agent(run) ? " quiet" : "",
-                          default_guest && config->append != NULL ? " " : "",
-                          config->append != NULL ? config->append : "");
+    int length = asprintf(
+        &run->cmdline, "%s%s%s%s%s%s%s%s", network ? network_cmdline : "", network ? " " : "",
+        default_guest ? default_cmdline : "", tsc, default_guest && uses_agent(run) ? " quiet" : "",
+        default_guest && config->machine.cdrom != NULL ? " scsi_mod.scan=sync" : "",
+        default_guest && config->append != NULL ? " " : "",
+        config->append != NULL ? config->append : "");
     if (length < 0) {
         run->cmdline = NULL;
         return error_set(err, -ENOMEM, "out of memory");

@@ -78,6 +78,7 @@ struct machine_config {
     const char *firmware_variables; /* a file; NULL: UEFI variables are not kept */
     struct disk_config disks[MACHINE_DISKS_MAX];
     unsigned disk_count;
+    const char *cdrom; /* an ISO 9660 image in a CD-ROM drive; NULL: no drive */
     enum net_kind net;
     struct net_publish publish[MACHINE_PUBLISH_MAX];
     unsigned publish_count;

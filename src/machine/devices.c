@@ -23,6 +23,7 @@
 #include "virtio/blk.h"
 #include "virtio/net.h"
 #include "virtio/rng.h"
+#include "virtio/scsi.h"
 #include "virtio/vsock.h"
 
 static uint64_t low_ram(const struct machine *machine) {
@@ -194,6 +195,17 @@ static int create_disks(struct machine *machine, struct error *err) {
     return result;
 }
 
+/* After the disks: they are booted first. */
+static int add_cdrom(struct machine *machine, struct error *err) {
+    int result = block_open_raw(machine->config.cdrom, true, &machine->disc, err);
+    if (result < 0)
+        return error_prefix(err, "cdrom");
+    struct virtio_scsi_config config = {.options = virtio_options(machine), .disc = machine->disc};
+    result = add(machine, &virtio_scsi_class, "cdrom0", &config, NULL, err);
+    add_boot_path(machine, "scsi", "channel@0/disk@0,0");
+    return result;
+}
+
 static int add_network(struct machine *machine, struct error *err) {
     struct net_user_config user = {.publish = machine->config.publish,
                                    .publish_count = machine->config.publish_count};
@@ -212,6 +224,8 @@ static int create_virtio(struct machine *machine, struct error *err) {
         result = add(machine, &virtio_vsock_class, "vsock0", &vsock, &machine->vsock, err);
     if (result == 0)
         result = create_disks(machine, err);
+    if (result == 0 && machine->config.cdrom != NULL)
+        result = add_cdrom(machine, err);
     if (result == 0 && machine->config.net == NET_USER)
         result = add_network(machine, err);
     return result;
@@ -272,6 +286,7 @@ void devices_destroy(struct machine *machine) {
     for (unsigned i = 0; i < MACHINE_DISKS_MAX; i++)
         block_close(machine->blocks[i]);
     qos_destroy(machine->qos);
+    block_close(machine->disc);
     if (platform->pci != NULL)
         pci_bus_destroy(platform->pci);
     if (platform->irqchip != NULL)

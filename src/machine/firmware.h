@@ -56,9 +56,9 @@ const char *firmware_describe(const struct firmware *firmware);
 int firmware_configure(const struct firmware_machine *machine, struct error *err);
 
 /*
- * Which firmware a disk's boot loader is for: OVMF when it has an EFI system partition, SeaBIOS
- * when its first sector has code and a partition table, FIRMWARE_NONE for disks without loader
- * and what cannot be read (firmware_detect.c).
+ * Which firmware a disk's or CD's boot loader is for: OVMF when it has an EFI system partition or
+ * boot entry, SeaBIOS when its first sector has code and a partition table or it has another boot
+ * entry, FIRMWARE_NONE for disks without loader and what cannot be read (firmware_detect.c).
  */
 enum firmware_kind firmware_detect(const char *disk);
 

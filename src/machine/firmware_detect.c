@@ -44,9 +44,42 @@ static bool mbr_is_table(const uint8_t *mbr, bool *efi) {
     return used > 0;
 }
 
+/* ---- CDs (El Torito specification 1.0; platform EFh: UEFI 2.10, 13.3.2.1) ---- */
+
+enum { CD_SECTOR = 2048, CD_BOOT_RECORD = 17, CD_CATALOG = 0x47, CATALOG_ENTRY = 32 };
+enum { CATALOG_PLATFORM = 1, CATALOG_BOOTABLE = 0x88, HEADER_MORE = 0x90, HEADER_LAST = 0x91 };
+
+/* A section for EFI may follow the default entry, which as a rule is for a BIOS. */
+static bool catalog_has_efi(const uint8_t *catalog) {
+    if (catalog[CATALOG_PLATFORM] == TYPE_EFI)
+        return true;
+    for (unsigned at = 2 * CATALOG_ENTRY; at < CD_SECTOR; at += CATALOG_ENTRY)
+        if ((catalog[at] == HEADER_MORE || catalog[at] == HEADER_LAST) &&
+            catalog[at + CATALOG_PLATFORM] == TYPE_EFI)
+            return true;
+    return false;
+}
+
+static enum firmware_kind detect_cd(int fd) {
+    static const char identifier[] = "\0CD001\1EL TORITO SPECIFICATION";
+    uint8_t sector[CD_SECTOR];
+    if (!read_at(fd, CD_BOOT_RECORD * CD_SECTOR, sector, sizeof sector) ||
+        memcmp(sector, identifier, sizeof identifier - 1) != 0)
+        return FIRMWARE_NONE;
+    uint64_t catalog = load_le32(sector + CD_CATALOG);
+    if (!read_at(fd, catalog * CD_SECTOR, sector, sizeof sector) || sector[0] != 1)
+        return FIRMWARE_NONE;
+    if (catalog_has_efi(sector))
+        return FIRMWARE_OVMF;
+    return sector[CATALOG_ENTRY] == CATALOG_BOOTABLE ? FIRMWARE_SEABIOS : FIRMWARE_NONE;
+}
+
 static enum firmware_kind detect(int fd) {
     uint8_t mbr[SECTOR], code = 0;
     bool efi = false;
+    enum firmware_kind cd = detect_cd(fd); /* which may have a partition table as well */
+    if (cd != FIRMWARE_NONE)
+        return cd;
     if (!read_at(fd, 0, mbr, sizeof mbr) || load_le16(mbr + SECTOR - 2) != MBR_SIGNATURE ||
         !mbr_is_table(mbr, &efi))
         return FIRMWARE_NONE;

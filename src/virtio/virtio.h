@@ -33,6 +33,7 @@ enum {
     VIRTIO_ID_BLOCK = 2,
     VIRTIO_ID_CONSOLE = 3,
     VIRTIO_ID_ENTROPY = 4,
+    VIRTIO_ID_SCSI = 8,
     VIRTIO_ID_VSOCK = 19,
 };
 
