@@ -32,10 +32,11 @@ grub_efi() { # OUT KERNEL-OPTIONS
     grub-mkimage -O x86_64-efi -p /boot -c "$work/grub.cfg" -o "$1" $grub_modules
 }
 
-grub_bios() { # OUT KERNEL-OPTIONS FORMAT
-    grub_config "$2" >"$work/grub.cfg"
+# With output to the serial port: then GRUB goes to real mode and back for the disk alone.
+grub_bios() { # OUT KERNEL-OPTIONS
+    { printf 'serial\nterminal_output serial\n' && grub_config "$2"; } >"$work/grub.cfg"
     # shellcheck disable=SC2086 # a list of words
-    grub-mkimage -O "${3:-i386-pc}" -p /boot -c "$work/grub.cfg" -o "$1" biosdisk $grub_modules
+    grub-mkimage -O i386-pc -p /boot -c "$work/grub.cfg" -o "$1" biosdisk serial terminal $grub_modules
 }
 
 # A FAT file system with kernel and initramfs, and for EFI a loader.

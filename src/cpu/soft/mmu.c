@@ -371,6 +371,7 @@ void mmu_mode_changed(struct soft_cpu *cpu) {
         cpu->stack_mask = ss & SEG_DB ? UINT32_MAX : UINT16_MAX;
         cpu->code_base = (uint32_t)cpu->segment[SEG_CS].base;
     }
+    cpu->jit.rsp_bits = cpu->stack_mask | UINT32_MAX;
     enum tlb_index index = cpu->cpl == 3                                     ? TLB_USER
                            : cpu->cr4 & CR4_SMAP && !(cpu->rflags & FLAG_AC) ? TLB_SUPERVISOR_SMAP
                                                                              : TLB_SUPERVISOR;

@@ -33,6 +33,9 @@ struct jit_state {
     uint64_t target;     /* scratch: the code address of an indirect call */
     uint64_t argument;   /* scratch of the stubs that call fast.c */
     uint64_t checked;    /* what a check that was called comes back with */
+    /* What RSP can hold: all of it or its lower half. Not stack_mask: an instruction that loads a
+     * 16-bit stack segment, with which translated code ends, leaves the upper half of ESP alone. */
+    uint64_t rsp_bits;
     /*
      * What each *side* has of its own: code of another privilege, or of another choice of the TLB
      * (enum tlb_index, KEY_TLB of the key). The present side is jit_side(). Context names address

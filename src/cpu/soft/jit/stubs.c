@@ -70,7 +70,7 @@ static void emit_load_vectors(struct emitter *e) {
 static void emit_store_gprs(struct emitter *e, unsigned temp) {
     emit_gs(e, OP_MOV_LOAD, 8, temp, CPU_AT(jit.stack_subtrahend));
     emit_lea(e, 8, temp, (int)temp, STACK, 0, 0);
-    emit_gs(e, OP_AND_RM, 8, temp, CPU_AT(stack_mask));
+    emit_gs(e, OP_AND_RM, 8, temp, CPU_AT(jit.rsp_bits));
     emit_gs(e, OP_MOV_STORE, 8, temp, GPR_AT(RSP));
     for (unsigned n = 0; n < 16; n++)
         if (!is_elsewhere(n))
