@@ -21,6 +21,7 @@ enum {
     TRIAL_RUN_MS = 20,       /* how long the loop runs */
     TRIAL_PATIENCE_MS = 100, /* for making the VM, and again for stopping it */
     TRIAL_RAM = 1 << 21,
+    SOFT_RATE_LEAST = 100000000, /* what is taken for soft's when it had no time to show it */
     PML4_AT = 0x1000,
     PDPT_AT = 0x2000,
     PD_AT = 0x5000,
@@ -52,6 +53,7 @@ struct trial {
     pthread_cond_t changed;
     unsigned owners; /* the trial's thread and who waits for it */
     bool started, done;
+    bool given_up;         /* nobody is going to kick it any more */
     struct vcpu *vcpu;     /* while it may be kicked */
     struct memory *memory; /* while there is a vCPU: COUNT_AT holds the rounds */
     double rate;           /* instructions a second; 0: it did not run */
@@ -137,6 +139,8 @@ static void set_vcpu(struct trial *trial, struct vcpu *vcpu, struct memory *memo
     trial->vcpu = vcpu;
     trial->memory = memory;
     trial->started = true;
+    if (vcpu != NULL && trial->given_up)
+        vcpu_kick(vcpu);
     pthread_cond_broadcast(&trial->changed);
     pthread_mutex_unlock(&trial->mutex);
 }
@@ -178,10 +182,13 @@ static void *trial_thread(void *context) {
     double rate = 0;
     if (create_vm(trial->ops, &vm, &trial->err) == 0 && load_loop(&vm, &trial->err) == 0)
         rate = run_loop(trial, &vm);
-    destroy_vm(&vm);
+    /* Nobody needs to wait for what destroying it takes on a busy host. */
     pthread_mutex_lock(&trial->mutex);
     trial->rate = rate;
+    trial->started = trial->done = true;
+    pthread_cond_broadcast(&trial->changed);
     pthread_mutex_unlock(&trial->mutex);
+    destroy_vm(&vm);
     release(trial);
     return NULL;
 }
@@ -239,6 +246,7 @@ static double measure(const struct engine_ops *ops, struct error *err) {
             vcpu_kick(trial->vcpu);
         wait_for(trial, &trial->done, TRIAL_PATIENCE_MS);
     }
+    trial->given_up = true;
     double rate = trial->done ? trial->rate : 0;
     if (!trial->done)
         error_set(err, -ETIMEDOUT, "it does not answer");
@@ -264,13 +272,15 @@ enum engine_kind engine_choose(const char **why) {
         snprintf(text, sizeof text, "KVM is there but unusable: %s", err.text);
         return ENGINE_SOFT;
     }
-    double soft = measure(&soft_engine_ops, &err);
-    if (soft == 0)
+    double soft = measure(&soft_engine_ops, &err), least = soft;
+    if (soft == 0) {
+        least = SOFT_RATE_LEAST;
         snprintf(text, sizeof text, "measured %.1f million instructions a second on kvm; soft: %s",
                  kvm / 1e6, err.text);
-    else
+    } else {
         snprintf(text, sizeof text,
                  "measured %.1f million instructions a second on kvm, %.1f on soft", kvm / 1e6,
                  soft / 1e6);
-    return kvm > soft ? ENGINE_KVM : ENGINE_SOFT;
+    }
+    return kvm > least ? ENGINE_KVM : ENGINE_SOFT;
 }
