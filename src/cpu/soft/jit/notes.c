@@ -15,10 +15,10 @@ static size_t exits_size(const struct translation *t) {
 /* Where they go, or NULL. */
 static struct jit_block *reserve(struct translation *t, size_t size) {
     struct code_memory *memory = &t->jit->memory;
-    uint8_t *end = memory->writable + memory->size - memory->at_end, *at = t->out.at;
+    uint8_t *end = memory->writable + memory->size - memory->at_end;
     if (t->dense)
         emit_align(&t->out, JIT_NOTES_ALIGN);
-    at = t->dense ? t->out.at : end - size;
+    uint8_t *at = t->dense ? t->out.at : end - size;
     if (end - t->out.at < (ptrdiff_t)size)
         return NULL;
     if (t->dense)
