@@ -41,6 +41,7 @@ struct block_request {
     int result;            /* when completed: 0 or a negative errno (-EIO, -ENOSPC) */
     /* Completion of what block_submit did not complete. Any thread, no lock held. */
     void (*done)(struct block_request *request);
+    void *context;              /* the caller's */
     struct block_request *next; /* the back end's */
 };
 
@@ -59,11 +60,14 @@ struct block_class {
     int (*submit)(struct block *block, struct block_request *request);
     void (*drain)(struct block *block);
     void (*close)(struct block *block);
+    int (*resize)(struct block *block, uint64_t size, struct error *err); /* NULL: cannot */
 };
 
 struct block {
     const struct block_class *class;
-    struct block_info info;
+    struct block_info info; /* size may grow while requests are under way */
+    void (*resized)(void *context);
+    void *resized_context;
 };
 
 /*
@@ -85,6 +89,20 @@ static inline void block_close(struct block *block) {
     if (block != NULL)
         block->class->close(block);
 }
+
+/* Who is told that info.size has grown; one at a time, NULL: nobody. Before requests come. */
+static inline void block_on_resize(struct block *block, void (*resized)(void *context),
+                                   void *context) {
+    block->resized = resized;
+    block->resized_context = context;
+}
+
+/*
+ * Grows, while requests are under way if need be, and tells the listener on this thread, with no
+ * lock held. A device's size is measured anew: it has grown already. -EINVAL: it would shrink, or
+ * no multiple of a sector; -ENOTSUP: this kind cannot; -EROFS, -ENOSPC, -EIO.
+ */
+int block_resize(struct block *block, uint64_t size, struct error *err);
 
 /*
  * A raw image: a file or a block device. The image is locked (open file

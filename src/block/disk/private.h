@@ -1,0 +1,137 @@
+/* What the files of a disk share. */
+#ifndef LODGE_BLOCK_DISK_PRIVATE_H
+#define LODGE_BLOCK_DISK_PRIVATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/lock.h"
+#include "block/disk/disk.h"
+#include "block/disk/map.h"
+#include "block/disk/space.h"
+
+struct disk_request;
+struct pool;
+
+/* Blocks of the file that a commit gives back. */
+struct disk_free {
+    uint64_t first, count;
+};
+
+/* Changes that a commit makes durable together. */
+struct disk_batch {
+    struct disk_record *records;
+    size_t record_count, record_room;
+    struct disk_free *frees;
+    size_t free_count, free_room;
+};
+
+struct disk {
+    struct block block;
+    struct block *file, *backing;
+    struct disk_config config;
+    bool keep_file;
+
+    /* Guards all below; never held while a request goes to another node. */
+    struct lock lock;
+    pthread_cond_t idle;               /* no request is active */
+    struct disk_superblock superblock; /* as last written; live.root is the checkpoint's */
+    struct disk_snapshot *snapshots;   /* superblock.snapshot_count of them */
+    uint32_t shared;                   /* blocks born up to this generation are a snapshot's too */
+    struct disk_map map;
+    struct disk_space space;
+    struct disk_batch batch; /* since the last commit began */
+    struct disk_counts counts;
+    int broken; /* a negative errno: metadata can no longer be trusted to reach the file */
+
+    struct disk_request *first, *last; /* in order of arrival */
+    unsigned active;                   /* claimed their range, still under way */
+    unsigned busy;                     /* not through, flushes and the callers of `done` included */
+    bool frozen, scanning, rescan;
+
+    /* The committer's. */
+    pthread_t thread;
+    bool thread_runs, stopping;
+    bool committing; /* changes are on their way, no longer in `batch` */
+    bool turn_taken;
+    bool failing; /* the last commit failed: do not try again at once */
+    pthread_cond_t wake;
+    struct block_request *flushes, **flushes_end;
+    uint32_t journal_head; /* the block to write next */
+    uint64_t journal_sequence;
+    struct pool *loaders; /* read missing tables */
+    atomic_uint complained;
+};
+
+/* Changes beyond these are committed, or checkpointed, though nobody asked. */
+enum { DISK_BATCH_RECORDS = 65536, DISK_DIRTY_TABLES = 4096, DISK_TABLES = 16384 };
+
+static inline struct disk *disk_of(struct block *block) {
+    return (struct disk *)(void *)((char *)block - offsetof(struct disk, block));
+}
+
+/* ---- requests.c ---- */
+
+int disk_submit(struct block *block, struct block_request *request);
+/* Waits until nothing is active and lets nothing start; the lock is not held. */
+void disk_freeze(struct disk *disk);
+void disk_thaw(struct disk *disk);
+/* Waits until all are through. */
+void disk_drain_requests(struct disk *disk);
+/* What a loader does: reads the table that a request misses and goes on with it. */
+void disk_load_work(void *context, struct block_request *job);
+
+/* ---- disk.c ---- */
+
+/* Works out `shared` after the disk's parent has changed. */
+void disk_set_shared(struct disk *disk);
+/* The file below stays open, and the caller's, when the disk is closed. */
+void disk_forget_file(struct block *block);
+
+/* ---- commit.c ---- */
+
+/* Asks for a commit that completes `request`. */
+void disk_request_flush(struct disk *disk, struct block_request *request);
+/* A commit is due because of how much has gathered; the lock is held. */
+bool disk_commit_due(const struct disk *disk);
+void disk_commit_poke(struct disk *disk);
+/*
+ * Commits and checkpoints happen in turn, one thread's at a time. disk_commit takes a turn for
+ * itself; the lock is not held.
+ */
+int disk_commit(struct disk *disk);
+void disk_take_turn(struct disk *disk);
+void disk_end_turn(struct disk *disk);
+int disk_commit_in_turn(struct disk *disk);
+int disk_start_committer(struct disk *disk, struct error *err);
+void disk_stop_committer(struct disk *disk);
+
+int disk_add_record(struct disk *disk, struct disk_record record);
+int disk_add_free(struct disk *disk, uint64_t first, uint64_t count);
+
+/* ---- checkpoint.c ---- */
+
+/* What a checkpoint changes beside the tables. */
+struct disk_change {
+    struct disk_superblock superblock;
+    const struct disk_snapshot *snapshots; /* superblock.snapshot_count of them */
+    bool keep_root; /* superblock.live.root is meant as it is, whatever tables are in memory */
+};
+
+/* Writes changed tables and a superblock; in the caller's turn. change: or NULL. */
+int disk_checkpoint(struct disk *disk, const struct disk_change *change);
+
+/* ---- load.c ---- */
+
+/* Reads a table, with its checksum checked. -EINVAL: damaged. */
+int disk_read_table(struct block *file, uint64_t file_blocks, const struct disk_missing *missing,
+                    uint64_t entries[DISK_ENTRIES]);
+int disk_load_snapshots(struct block *file, const struct disk_superblock *superblock,
+                        struct disk_snapshot **snapshots, struct error *err);
+/* Applies what the journal has to the map. */
+int disk_replay(struct disk *disk, struct error *err);
+/* Works out the space map from all trees. No request is active. */
+int disk_find_space(struct disk *disk, struct error *err);
+uint64_t disk_file_blocks(const struct block *file);
+
+#endif
