@@ -29,14 +29,16 @@ enum block_operation {
     BLOCK_WRITE_ZEROES, /* reads as zeroes after; may_unmap: space may be given back */
 };
 
-/* Owned by the caller until block_submit said 1 or `done` is called. */
+/*
+ * The back end's until block_submit said 1 or `done` is called; it may change offset, length and
+ * vectors.
+ */
 struct block_request {
     enum block_operation operation;
     bool may_unmap;
     bool durable; /* a write that is on stable storage when it completes */
     uint64_t offset, length;
-    struct iovec
-        *vectors; /* reads and writes: `length` bytes altogether; changed by the back end */
+    struct iovec *vectors; /* reads and writes: `length` bytes altogether */
     unsigned vector_count; /* up to BLOCK_VECTORS_MAX */
     int result;            /* when completed: 0 or a negative errno (-EIO, -ENOSPC) */
     /* Completion of what block_submit did not complete. Any thread, no lock held. */
@@ -61,6 +63,7 @@ struct block_class {
     void (*drain)(struct block *block);
     void (*close)(struct block *block);
     int (*resize)(struct block *block, uint64_t size, struct error *err); /* NULL: cannot */
+    uint64_t (*zero_run)(struct block *block, uint64_t offset);           /* NULL: never known */
 };
 
 struct block {
@@ -103,6 +106,11 @@ static inline void block_on_resize(struct block *block, void (*resized)(void *co
  * no multiple of a sector; -ENOTSUP: this kind cannot; -EROFS, -ENOSPC, -EIO.
  */
 int block_resize(struct block *block, uint64_t size, struct error *err);
+
+/* How many bytes from here on are known to read as zeroes; 0: it is not known. May wait. */
+static inline uint64_t block_zero_run(struct block *block, uint64_t offset) {
+    return block->class->zero_run != NULL ? block->class->zero_run(block, offset) : 0;
+}
 
 /*
  * A raw image: a file or a block device. The image is locked (open file

@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/fs.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -11,16 +12,23 @@
 #include "base/log.h"
 #include "block/block.h"
 #include "block/pool.h"
+#include "block/raw.h"
+#include "block/uring.h"
 
 /* How many system calls may block at a time, and the piece in which zeroes are written. */
 enum { RAW_THREADS = 4, ZERO_PIECE = 64 << 10 };
 
 struct raw {
     struct block block;
-    int fd;
+    int fd;        /* through the host's page cache */
+    int direct_fd; /* past it; -1: none */
+    bool device;
     char *path;
     struct pool *pool;
-    atomic_bool no_nowait;  /* reads that never block are not supported here */
+    struct uring *uring;         /* for what goes past the page cache; NULL: none */
+    atomic_bool no_nowait;       /* reads that never block are not supported here */
+    atomic_bool no_nowait_write; /* nor writes */
+    atomic_int lost; /* a flush failed with this: what the host lost of the writes, nobody knows */
     atomic_uint complained; /* errors logged so far */
 };
 
@@ -29,6 +37,17 @@ static struct raw *raw_of(struct block *block) {
 }
 
 /* ---- System calls, whole or not at all ---- */
+
+/* Whether a request can go past the page cache: all of it lies on sectors, in memory too. */
+static bool raw_is_direct(const struct raw *raw, const struct block_request *request) {
+    if (raw->direct_fd < 0 || request->offset % BLOCK_SECTOR != 0)
+        return false;
+    for (unsigned i = 0; i < request->vector_count; i++)
+        if ((uintptr_t)request->vectors[i].iov_base % BLOCK_SECTOR != 0 ||
+            request->vectors[i].iov_len % BLOCK_SECTOR != 0)
+            return false;
+    return true;
+}
 
 /* Moves the vectors past `done` bytes. */
 static void advance(struct block_request *request, size_t done) {
@@ -54,14 +73,22 @@ static void zero_rest(struct block_request *request) {
 
 /* Transfers until done; -EAGAIN when RWF_NOWAIT is among the flags and it would wait. */
 static int transfer(struct raw *raw, struct block_request *request, int flags) {
+    int fd = raw_is_direct(raw, request) ? raw->direct_fd : raw->fd;
     while (request->length > 0) {
         bool reading = request->operation == BLOCK_READ;
-        ssize_t done = reading ? preadv2(raw->fd, request->vectors, (int)request->vector_count,
-                                         (off_t)request->offset, flags)
-                               : pwritev2(raw->fd, request->vectors, (int)request->vector_count,
-                                          (off_t)request->offset, flags);
+        int count = request->vector_count < IOV_MAX ? (int)request->vector_count : IOV_MAX;
+        ssize_t done = reading
+                           ? preadv2(fd, request->vectors, count, (off_t)request->offset, flags)
+                           : pwritev2(fd, request->vectors, count, (off_t)request->offset, flags);
         if (done < 0 && errno == EINTR)
             continue;
+        /* Finer than what lies below can do without the page cache, or cut short there. */
+        if (fd != raw->fd && ((done < 0 && errno == EINVAL) || (done > 0 && done % 512 != 0))) {
+            fd = raw->fd;
+            done = done < 0 ? 0 : done;
+            advance(request, (size_t)done);
+            continue;
+        }
         if (done < 0)
             return -errno;
         if (done == 0 && !reading)
@@ -102,9 +129,17 @@ static int allocate(struct raw *raw, int mode, const struct block_request *reque
     return rc == 0 ? 0 : errno;
 }
 
+static int device_range(struct raw *raw, unsigned long operation,
+                        const struct block_request *request) {
+    uint64_t range[2] = {request->offset, request->length};
+    return ioctl(raw->fd, operation, range) == 0 ? 0 : errno;
+}
+
 static int write_zeroes(struct raw *raw, const struct block_request *request) {
     int error = EOPNOTSUPP;
-    if (request->may_unmap)
+    if (raw->device && !request->may_unmap)
+        error = device_range(raw, BLKZEROOUT, request);
+    if (unsupported(error) && request->may_unmap)
         error = allocate(raw, FALLOC_FL_PUNCH_HOLE, request);
     if (unsupported(error))
         error = allocate(raw, FALLOC_FL_ZERO_RANGE, request);
@@ -114,16 +149,27 @@ static int write_zeroes(struct raw *raw, const struct block_request *request) {
 }
 
 static int discard(struct raw *raw, const struct block_request *request) {
-    int error = allocate(raw, FALLOC_FL_PUNCH_HOLE, request);
+    int error = raw->device ? device_range(raw, BLKDISCARD, request)
+                            : allocate(raw, FALLOC_FL_PUNCH_HOLE, request);
     return unsupported(error) ? 0 : -error;
 }
 
+/*
+ * Once a flush has failed every later one does: the host may have dropped what it could not write,
+ * and would call the next one a success.
+ */
 static int flush(struct raw *raw) {
-    int rc;
+    int rc, none = 0, lost = atomic_load(&raw->lost);
+    if (lost != 0)
+        return lost;
     do
         rc = fdatasync(raw->fd);
     while (rc != 0 && errno == EINTR);
-    return rc == 0 ? 0 : -errno;
+    if (rc == 0)
+        return 0;
+    rc = -errno;
+    atomic_compare_exchange_strong(&raw->lost, &none, rc);
+    return rc;
 }
 
 /* ---- Requests ---- */
@@ -134,9 +180,10 @@ static int perform(struct raw *raw, struct block_request *request) {
     case BLOCK_WRITE: return transfer(raw, request, request->durable ? RWF_DSYNC : 0);
     case BLOCK_FLUSH: return flush(raw);
     case BLOCK_DISCARD: return discard(raw, request);
-    case BLOCK_WRITE_ZEROES: return write_zeroes(raw, request);
+    case BLOCK_WRITE_ZEROES: break;
     }
-    return -EINVAL;
+    int rc = write_zeroes(raw, request);
+    return rc == 0 && request->durable ? flush(raw) : rc;
 }
 
 /* The guest sees an I/O error; the user learns here what happened. Once in full, a few times. */
@@ -156,23 +203,50 @@ static void raw_work(void *context, struct block_request *request) {
     request->done(request);
 }
 
-/* What the page cache holds is read here and now: no thread has to wake up. */
-static bool read_cached(struct raw *raw, struct block_request *request) {
-    if (request->operation != BLOCK_READ || atomic_load(&raw->no_nowait))
+/*
+ * What the page cache holds is read here and now, and written to it where the file system can do
+ * so without waiting: no thread has to wake up.
+ */
+static bool do_cached(struct raw *raw, struct block_request *request) {
+    bool reading = request->operation == BLOCK_READ;
+    atomic_bool *never = reading ? &raw->no_nowait : &raw->no_nowait_write;
+    if ((!reading && (request->operation != BLOCK_WRITE || request->durable)) ||
+        raw->direct_fd >= 0 || atomic_load(never))
         return false;
     int rc = transfer(raw, request, RWF_NOWAIT);
     if (rc == -EOPNOTSUPP || rc == -ENOSYS)
-        atomic_store(&raw->no_nowait, true);
+        atomic_store(never, true);
     if (rc != 0)
         return false;
     request->result = 0;
     return true;
 }
 
+/* The ring says how far a transfer got; a thread does what is left of it, if anything. */
+static void uring_result(void *context, struct block_request *request, int result) {
+    struct raw *raw = context;
+    if (result > 0 && result % BLOCK_SECTOR == 0)
+        advance(request, (size_t)result);
+    if (request->length > 0 && pool_submit(raw->pool, request) == 0)
+        return;
+    request->result = request->length == 0 ? 0 : -EAGAIN;
+    if (request->result != 0)
+        complain(raw, request);
+    request->done(request);
+}
+
+static bool uring_takes(const struct raw *raw, const struct block_request *request) {
+    bool transfers = request->operation == BLOCK_READ || request->operation == BLOCK_WRITE;
+    return raw->uring != NULL && transfers && request->vector_count <= IOV_MAX &&
+           raw_is_direct(raw, request);
+}
+
 static int raw_submit(struct block *block, struct block_request *request) {
     struct raw *raw = raw_of(block);
-    if (read_cached(raw, request))
+    if (do_cached(raw, request))
         return 1;
+    if (uring_takes(raw, request) && uring_submit(raw->uring, raw->direct_fd, request) == 0)
+        return 0;
     int rc = pool_submit(raw->pool, request);
     if (rc == 0)
         return 0;
@@ -182,12 +256,19 @@ static int raw_submit(struct block *block, struct block_request *request) {
 }
 
 static void raw_drain(struct block *block) {
+    /* The ring hands on to the pool, never the other way. */
+    if (raw_of(block)->uring != NULL)
+        uring_drain(raw_of(block)->uring);
     pool_drain(raw_of(block)->pool);
 }
 
 static void raw_free(struct raw *raw) {
+    if (raw->uring != NULL)
+        uring_destroy(raw->uring);
     if (raw->pool != NULL)
         pool_destroy(raw->pool);
+    if (raw->direct_fd >= 0)
+        close(raw->direct_fd);
     if (raw->fd >= 0)
         close(raw->fd);
     free(raw->path);
@@ -197,13 +278,6 @@ static void raw_free(struct raw *raw) {
 static void raw_close(struct block *block) {
     raw_free(raw_of(block));
 }
-
-static const struct block_class raw_class = {
-    .name = "raw",
-    .submit = raw_submit,
-    .drain = raw_drain,
-    .close = raw_close,
-};
 
 /* ---- Opening ---- */
 
@@ -237,7 +311,7 @@ static int measure_device(struct raw *raw, struct error *err) {
     return 0;
 }
 
-static int measure(struct raw *raw, bool readonly, struct error *err) {
+static int measure(struct raw *raw, const struct raw_config *config, struct error *err) {
     struct block_info *info = &raw->block.info;
     struct stat status;
     if (fstat(raw->fd, &status) != 0)
@@ -246,15 +320,16 @@ static int measure(struct raw *raw, bool readonly, struct error *err) {
         .size = round_up((uint64_t)status.st_size, BLOCK_SECTOR),
         .logical_block = BLOCK_SECTOR,
         .physical_block = 4096,
-        .readonly = readonly,
-        .discard = !readonly,
+        .readonly = config->readonly,
+        .discard = !config->readonly,
         .name = raw->path,
     };
-    if (S_ISBLK(status.st_mode))
+    raw->device = S_ISBLK(status.st_mode);
+    if (raw->device)
         return measure_device(raw, err);
     if (!S_ISREG(status.st_mode))
         return error_set(err, -EINVAL, "disk %s is neither a file nor a block device", raw->path);
-    if (info->size == 0)
+    if (info->size == 0 && !config->growable)
         return error_set(err, -EINVAL,
                          "disk %s is empty; give it a size, for example with "
                          "truncate -s 1G",
@@ -262,18 +337,65 @@ static int measure(struct raw *raw, bool readonly, struct error *err) {
     return 0;
 }
 
-static int open_image(struct raw *raw, bool readonly, struct error *err) {
+/* Holes of a file. */
+static uint64_t raw_zero_run(struct block *block, uint64_t offset) {
+    const struct raw *raw = raw_of(block);
+    off_t data = raw->device ? (off_t)offset : lseek(raw->fd, (off_t)offset, SEEK_DATA);
+    if (data < 0 && errno == ENXIO)
+        return block->info.size - offset;
+    return data > (off_t)offset ? (uint64_t)data - offset : 0;
+}
+
+/* A file grows; a device has grown by itself. */
+static int raw_resize(struct block *block, uint64_t size, struct error *err) {
+    struct raw *raw = raw_of(block);
+    if (block->info.readonly)
+        return error_set(err, -EROFS, "disk %s is read-only", raw->path);
+    if (raw->device)
+        return measure_device(raw, err);
+    if (ftruncate(raw->fd, (off_t)size) != 0)
+        return error_set_errno(err, -errno, "cannot grow disk %s", raw->path);
+    block->info.size = size;
+    return 0;
+}
+
+static const struct block_class raw_class = {
+    .name = "raw",
+    .submit = raw_submit,
+    .drain = raw_drain,
+    .close = raw_close,
+    .resize = raw_resize,
+    .zero_run = raw_zero_run,
+};
+
+static int open_direct(struct raw *raw, bool readonly, struct error *err) {
+    raw->direct_fd =
+        open(raw->path, (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOCTTY | O_DIRECT);
+    if (raw->direct_fd < 0)
+        return error_set_errno(err, -errno, "disk %s: its file system has no cache=none",
+                               raw->path);
+    /* Without a ring (old kernels, sandboxes) threads do it. */
+    if (uring_create(uring_result, raw, &raw->uring) < 0)
+        log_info("disk %s: no io_uring here, threads instead", raw->path);
+    return 0;
+}
+
+static int open_image(struct raw *raw, const struct raw_config *config, struct error *err) {
+    bool readonly = config->readonly;
     raw->fd = open(raw->path, (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     if (raw->fd < 0)
         return error_set_errno(err, -errno, "cannot open disk %s%s", raw->path,
                                readonly ? "" : " for writing");
-    int rc = measure(raw, readonly, err);
+    int rc = measure(raw, config, err);
     if (rc == 0)
         rc = lock_image(raw, readonly, err);
+    if (rc == 0 && config->direct)
+        rc = open_direct(raw, readonly, err);
     return rc != 0 ? rc : pool_create(RAW_THREADS, raw_work, raw, &raw->pool, err);
 }
 
-int block_open_raw(const char *path, bool readonly, struct block **block, struct error *err) {
+int block_open_file(const char *path, const struct raw_config *config, struct block **block,
+                    struct error *err) {
     struct raw *raw = calloc(1, sizeof *raw);
     char *copy = strdup(path);
     if (raw == NULL || copy == NULL) {
@@ -282,13 +404,22 @@ int block_open_raw(const char *path, bool readonly, struct block **block, struct
         return error_set(err, -ENOMEM, "no memory for disk %s", path);
     }
     raw->block.class = &raw_class;
-    raw->fd = -1;
+    raw->fd = raw->direct_fd = -1;
     raw->path = copy;
-    int rc = open_image(raw, readonly, err);
+    int rc = open_image(raw, config, err);
     if (rc != 0) {
         raw_free(raw);
         return rc;
     }
     *block = &raw->block;
     return 0;
+}
+
+int block_open_raw(const char *path, bool readonly, struct block **block, struct error *err) {
+    struct raw_config config = {.readonly = readonly};
+    return block_open_file(path, &config, block, err);
+}
+
+bool block_is_device(const struct block *block) {
+    return block->class == &raw_class && ((const struct raw *)(const void *)block)->device;
 }

@@ -50,8 +50,7 @@ const struct option_spec run_options[] = {
     [OPT_INITRD] = {"initrd", 'i', "FILE", "an initramfs instead of the default guest's",
                     .path = OPTION_PATH},
     [OPT_APPEND] = {"append", 'a', "TEXT", "more for the kernel's command line"},
-    [OPT_DISK] = {"disk", 'd', "FILE[,WORDS]",
-                  "a disk, a raw file or block device; words: readonly, device=nvme",
+    [OPT_DISK] = {"disk", 'd', "FILE[,WORD...]", "a disk: raw, lodge, qcow2 or NBD; repeatable",
                   .path = OPTION_PATH},
     [OPT_CDROM] = {"cdrom", 0, "FILE", "a CD-ROM drive with an ISO 9660 image in it",
                    .path = OPTION_PATH},
@@ -133,12 +132,8 @@ static int parse_publish(struct machine_config *machine, const char *value, stru
     return 0;
 }
 
-/* One word after the path: "readonly", "device=nvme". */
+/* One word after the path: "device=nvme", "controller=NAME", or one of the block layer's. */
 static int parse_disk_word(struct disk_config *disk, const char *word, struct error *err) {
-    if (strcmp(word, "readonly") == 0) {
-        disk->readonly = true;
-        return 0;
-    }
     if (strncmp(word, "controller=", 11) == 0) {
         disk->controller = word + 11;
         return 0;
@@ -148,11 +143,15 @@ static int parse_disk_word(struct disk_config *disk, const char *word, struct er
         disk->class = (enum qos_class) class;
         return class < 0 ? class : 0;
     }
-    if (strncmp(word, "device=", 7) != 0)
-        return error_set(err, -EINVAL,
-                         "--disk: unknown word '%.40s'; there are readonly, class=, device= and "
-                         "controller=",
-                         word);
+    if (strncmp(word, "device=", 7) != 0) {
+        int result = block_option_parse(&disk->options, word, err);
+        if (result == -ENOENT)
+            return error_set(err, -EINVAL,
+                             "--disk: unknown word '%.40s'; there are readonly, format=, cache=, "
+                             "snapshot=, class=, device= and controller=",
+                             word);
+        return result == 0 ? 0 : error_prefix(err, "--disk");
+    }
     int device = parse_choice("disk device", word + 7, disk_devices, err);
     disk->device = (enum disk_device)device;
     return device < 0 ? device : 0;
@@ -224,9 +223,9 @@ static void parse_firmware(struct run_config *config, const char *value) {
 static enum firmware_kind find_loader(const struct machine_config *machine) {
     enum firmware_kind kind = FIRMWARE_NONE;
     if (machine->disk_count > 0)
-        kind = firmware_detect(machine->disks[0].path);
+        kind = firmware_detect(machine->disks[0].path, &machine->disks[0].options);
     if (kind == FIRMWARE_NONE && machine->cdrom != NULL)
-        kind = firmware_detect(machine->cdrom);
+        kind = firmware_detect(machine->cdrom, &(struct block_options){.format = BLOCK_FORMAT_RAW});
     return kind;
 }
 

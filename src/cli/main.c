@@ -23,6 +23,7 @@ const struct verb verbs[] = {
     {"qos", "show or set how a running VM's disks share", cmd_qos, qos_options},
     {"cpus", "show or raise the number of a running VM's processors", cmd_cpus, cpus_options},
     {"profile", "say where a running VM's time goes", cmd_profile, profile_options},
+    {"disk", "make, check, convert and measure disks", cmd_disk, disk_options},
     {"image", "show or refresh the default guest", cmd_image, image_options},
     {"completion", "print a completion script for bash", cmd_completion, NULL},
     {"help", "explain lodge or one of its commands", cmd_help, NULL},

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "base/bytes.h"
+#include "block/open.h"
 #include "block/qos.h"
 #include "cpu/cpu.h"
 #include "net/net.h"
@@ -26,11 +27,11 @@ enum { MACHINE_VCPUS_MAX = 64, MACHINE_DISKS_MAX = 16, MACHINE_PUBLISH_MAX = 32 
 enum disk_device { DISK_VIRTIO, DISK_NVME };
 
 struct disk_config {
-    const char *path; /* a raw file or a block device */
+    const char *path;
+    struct block_options options;
     enum disk_device device;
     enum qos_class class;   /* against the machine's other disks */
     const char *controller; /* NVMe disks with the same name share one; NULL: one of its own */
-    bool readonly;
 };
 
 enum net_kind { NET_NONE, NET_USER };

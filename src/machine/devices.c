@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "block/block.h"
+#include "block/open.h"
 #include "block/qos.h"
 #include "device/acpi_pm.h"
 #include "device/cpu_slots.h"
@@ -171,7 +171,7 @@ static int open_disk(struct machine *machine, unsigned index, struct error *err)
     struct block *block;
     char name[16];
     snprintf(name, sizeof name, "disk%u", index);
-    int result = block_open_raw(disk->path, disk->readonly, &block, err);
+    int result = block_open(disk->path, &disk->options, &block, err);
     if (result < 0)
         return result;
     result = qos_add_flow(machine->qos, block, name, disk->class, &machine->blocks[index], err);

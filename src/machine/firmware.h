@@ -10,6 +10,7 @@
 #ifndef LODGE_MACHINE_FIRMWARE_H
 #define LODGE_MACHINE_FIRMWARE_H
 
+#include "block/open.h"
 #include "base/bytes.h"
 #include "base/error.h"
 #include "device/device.h"
@@ -60,6 +61,6 @@ int firmware_configure(const struct firmware_machine *machine, struct error *err
  * boot entry, SeaBIOS when its first sector has code and a partition table or it has another boot
  * entry, FIRMWARE_NONE for disks without loader and what cannot be read (firmware_detect.c).
  */
-enum firmware_kind firmware_detect(const char *disk);
+enum firmware_kind firmware_detect(const char *path, const struct block_options *options);
 
 #endif

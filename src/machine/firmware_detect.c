@@ -1,6 +1,4 @@
-#include <fcntl.h>
-#include <unistd.h>
-
+#include "block/sync.h"
 #include "machine/firmware.h"
 
 enum { SECTOR = 512, MBR_CODE = 440, MBR_TABLE = 446, MBR_ENTRY = 16, MBR_ENTRIES = 4 };
@@ -12,20 +10,21 @@ enum { GPT_ENTRY_MIN = 128, GPT_ENTRY_MAX = 4096, GPT_GUID_SIZE = 16 };
 static const uint8_t efi_system[GPT_GUID_SIZE] = {0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11,
                                                   0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b};
 
-static bool read_at(int fd, uint64_t offset, void *to, size_t length) {
-    return offset <= INT64_MAX && pread(fd, to, length, (off_t)offset) == (ssize_t)length;
+static bool read_at(struct block *disk, uint64_t offset, void *to, size_t length) {
+    return range_within(offset, length, disk->info.size) &&
+           block_read(disk, offset, to, length) == 0;
 }
 
-static bool gpt_has_efi(int fd) {
+static bool gpt_has_efi(struct block *disk) {
     uint8_t header[SECTOR], type[GPT_GUID_SIZE];
-    if (!read_at(fd, SECTOR, header, sizeof header) || memcmp(header, "EFI PART", 8) != 0)
+    if (!read_at(disk, SECTOR, header, sizeof header) || memcmp(header, "EFI PART", 8) != 0)
         return false;
     uint64_t table = load_le64(header + GPT_TABLE);
     uint32_t count = load_le32(header + GPT_COUNT), size = load_le32(header + GPT_ENTRY_SIZE);
     if (table > INT64_MAX / SECTOR || size < GPT_ENTRY_MIN || size > GPT_ENTRY_MAX)
         return false;
     for (uint32_t i = 0; i < count && i < GPT_ENTRIES_MAX; i++)
-        if (read_at(fd, table * SECTOR + (uint64_t)i * size, type, sizeof type) &&
+        if (read_at(disk, table * SECTOR + (uint64_t)i * size, type, sizeof type) &&
             memcmp(type, efi_system, sizeof type) == 0)
             return true;
     return false;
@@ -60,41 +59,43 @@ static bool catalog_has_efi(const uint8_t *catalog) {
     return false;
 }
 
-static enum firmware_kind detect_cd(int fd) {
+static enum firmware_kind detect_cd(struct block *disk) {
     static const char identifier[] = "\0CD001\1EL TORITO SPECIFICATION";
     uint8_t sector[CD_SECTOR];
-    if (!read_at(fd, CD_BOOT_RECORD * CD_SECTOR, sector, sizeof sector) ||
+    if (!read_at(disk, CD_BOOT_RECORD * CD_SECTOR, sector, sizeof sector) ||
         memcmp(sector, identifier, sizeof identifier - 1) != 0)
         return FIRMWARE_NONE;
     uint64_t catalog = load_le32(sector + CD_CATALOG);
-    if (!read_at(fd, catalog * CD_SECTOR, sector, sizeof sector) || sector[0] != 1)
+    if (!read_at(disk, catalog * CD_SECTOR, sector, sizeof sector) || sector[0] != 1)
         return FIRMWARE_NONE;
     if (catalog_has_efi(sector))
         return FIRMWARE_OVMF;
     return sector[CATALOG_ENTRY] == CATALOG_BOOTABLE ? FIRMWARE_SEABIOS : FIRMWARE_NONE;
 }
 
-static enum firmware_kind detect(int fd) {
+static enum firmware_kind detect(struct block *disk) {
     uint8_t mbr[SECTOR], code = 0;
     bool efi = false;
-    enum firmware_kind cd = detect_cd(fd); /* which may have a partition table as well */
+    enum firmware_kind cd = detect_cd(disk); /* which may have a partition table as well */
     if (cd != FIRMWARE_NONE)
         return cd;
-    if (!read_at(fd, 0, mbr, sizeof mbr) || load_le16(mbr + SECTOR - 2) != MBR_SIGNATURE ||
+    if (!read_at(disk, 0, mbr, sizeof mbr) || load_le16(mbr + SECTOR - 2) != MBR_SIGNATURE ||
         !mbr_is_table(mbr, &efi))
         return FIRMWARE_NONE;
-    if (efi || gpt_has_efi(fd))
+    if (efi || gpt_has_efi(disk))
         return FIRMWARE_OVMF;
     for (unsigned i = 0; i < MBR_CODE; i++)
         code |= mbr[i];
     return code ? FIRMWARE_SEABIOS : FIRMWARE_NONE;
 }
 
-enum firmware_kind firmware_detect(const char *disk) {
-    int fd = open(disk, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
+enum firmware_kind firmware_detect(const char *path, const struct block_options *options) {
+    struct block_options look = *options;
+    struct block *disk;
+    look.readonly = true;
+    if (block_open(path, &look, &disk, NULL) < 0)
         return FIRMWARE_NONE;
-    enum firmware_kind kind = detect(fd);
-    close(fd);
+    enum firmware_kind kind = detect(disk);
+    block_close(disk);
     return kind;
 }

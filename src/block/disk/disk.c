@@ -92,12 +92,28 @@ static int disk_resize(struct block *block, uint64_t size, struct error *err) {
     return result == 0 ? 0 : error_set_errno(err, result, "cannot grow disk %s", block->info.name);
 }
 
+/* What the tree has nothing for, where no backing shows. */
+static uint64_t disk_zero_run(struct block *block, uint64_t offset) {
+    struct disk *disk = disk_of(block);
+    struct disk_missing missing;
+    uint64_t entry = 0, run = 0, size = block->info.size;
+    lock_take(&disk->lock);
+    int result = disk_map_look(&disk->map, offset / DISK_BLOCK, &entry, &run, &missing);
+    lock_release(&disk->lock);
+    bool zero = entry == DISK_ZERO || (entry == 0 && disk->backing == NULL);
+    if (result != 0 || !zero)
+        return 0;
+    uint64_t end = round_down(offset, DISK_BLOCK) + run * DISK_BLOCK;
+    return (end < size ? end : size) - offset;
+}
+
 static const struct block_class disk_class = {
     .name = "lodge",
     .submit = disk_submit,
     .drain = disk_drain,
     .close = disk_close,
     .resize = disk_resize,
+    .zero_run = disk_zero_run,
 };
 
 bool disk_is(const struct block *block) {

@@ -1,0 +1,143 @@
+/* lodge disk snapshot create|ls|apply|rm, and diff. */
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "block/disk/disk.h"
+#include "block/sync.h"
+#include "cli/disk/tools.h"
+#include "cli/exit_codes.h"
+
+static void list_one(const struct disk_snapshot *s, json_t *json) {
+    char when[32];
+    time_t created = (time_t)s->created;
+    struct tm utc;
+    strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&created, &utc));
+    if (json != NULL)
+        json_array_append_new(json, json_pack("{s:s, s:s, s:I}", "name", s->name, "created", when,
+                                              "bytes", (json_int_t)s->tree.size));
+    else
+        printf("%-32s %-20s  %s\n", s->name, when, disk_tool_bytes(s->tree.size));
+}
+
+static int list(const struct disk_arguments *a, struct block *block, struct error *err) {
+    struct disk_snapshot *all = calloc(DISK_SNAPSHOTS_MAX, sizeof *all);
+    json_t *json = a->json ? json_array() : NULL;
+    if (all == NULL)
+        return error_set(err, -ENOMEM, "no memory");
+    unsigned count = disk_snapshots(block, all);
+    if (json == NULL)
+        printf("%-32s %-20s  %s\n", "NAME", "CREATED", "SIZE");
+    for (unsigned i = 0; i < count; i++)
+        list_one(&all[i], json);
+    free(all);
+    if (json != NULL) {
+        json_dumpf(json, stdout, JSON_INDENT(2));
+        putchar('\n');
+        json_decref(json);
+    }
+    return EXIT_OK;
+}
+
+int disk_tool_snapshot(const struct disk_arguments *a, struct error *err) {
+    static int (*const actions[])(struct block *, const char *, struct error *) = {
+        disk_snapshot_create, disk_snapshot_apply, disk_snapshot_remove};
+    static const char *const names[] = {"create", "apply", "rm"};
+    struct block *block;
+    const char *action = a->count > 0 ? a->operands[0] : "";
+    unsigned which = 0;
+    while (which < 3 && strcmp(action, names[which]) != 0)
+        which++;
+    bool listing = strcmp(action, "ls") == 0;
+    if (listing ? a->count != 2 : which == 3 || a->count != 3)
+        return error_set(err, -EINVAL,
+                         "usage: lodge disk snapshot create|apply|rm FILE NAME, "
+                         "or lodge disk snapshot ls FILE");
+    int result = disk_tool_open_lodge(a->operands[1], listing, &block, err);
+    if (result != 0)
+        return result;
+    result = listing ? list(a, block, err) : actions[which](block, a->operands[2], err);
+    block_close(block);
+    return result;
+}
+
+/* ---- diff ---- */
+
+enum { PIECE = 64 << 10, GRAIN = 4096 };
+
+struct difference {
+    const struct disk_arguments *arguments;
+    uint64_t begin, end; /* of the run that is being gathered */
+    uint64_t bytes;
+    json_t *json;
+};
+
+static void tell(struct difference *d) {
+    if (d->end == d->begin)
+        return;
+    d->bytes += d->end - d->begin;
+    if (d->json != NULL)
+        json_array_append_new(d->json, json_pack("{s:I, s:I}", "offset", (json_int_t)d->begin,
+                                                 "length", (json_int_t)(d->end - d->begin)));
+    else
+        printf("%14" PRIu64 " %12" PRIu64 "\n", d->begin, d->end - d->begin);
+    d->begin = d->end = 0;
+}
+
+/* Behind a disk's end there is nothing: it reads as zeroes. */
+static int read_part(struct block *block, uint64_t offset, uint8_t *to, size_t length) {
+    uint64_t size = block->info.size;
+    size_t there = offset >= size ? 0 : size - offset < length ? (size_t)(size - offset) : length;
+    memset(to, 0, length);
+    return there > 0 ? block_read(block, offset, to, there) : 0;
+}
+
+static int compare(struct difference *d, struct block *a, struct block *b, struct error *err) {
+    static uint8_t left[PIECE], right[PIECE];
+    uint64_t size = a->info.size > b->info.size ? a->info.size : b->info.size;
+    for (uint64_t offset = 0; offset < size; offset += PIECE) {
+        size_t length = size - offset < PIECE ? (size_t)(size - offset) : PIECE;
+        int result = read_part(a, offset, left, length);
+        if (result == 0)
+            result = read_part(b, offset, right, length);
+        if (result != 0)
+            return error_set_errno(err, result, "cannot read the disks at byte %" PRIu64, offset);
+        for (size_t at = 0; at < length; at += GRAIN) {
+            size_t grain = length - at < GRAIN ? length - at : GRAIN;
+            if (memcmp(left + at, right + at, grain) == 0)
+                continue;
+            if (d->end != offset + at)
+                tell(d);
+            if (d->end == d->begin)
+                d->begin = offset + at;
+            d->end = offset + at + grain;
+        }
+        disk_tool_progress(d->arguments, "comparing", (unsigned)(offset / (size / 1000 + 1)));
+    }
+    tell(d);
+    disk_tool_progress(d->arguments, "comparing", 1000);
+    return 0;
+}
+
+int disk_tool_diff(const struct disk_arguments *a, struct error *err) {
+    struct difference d = {.arguments = a, .json = a->json ? json_array() : NULL};
+    struct block *left = NULL, *right = NULL;
+    int result = a->count == 2 ? 0 : error_set(err, -EINVAL, "usage: lodge disk diff A B");
+    if (result == 0)
+        result = disk_tool_open(a->operands[0], true, &left, err);
+    if (result == 0)
+        result = disk_tool_open(a->operands[1], true, &right, err);
+    if (result == 0 && !a->json)
+        printf("%14s %12s\n", "OFFSET", "LENGTH");
+    if (result == 0)
+        result = compare(&d, left, right, err);
+    if (result == 0 && a->json)
+        json_dumpf(d.json, stdout, JSON_INDENT(2)), putchar('\n');
+    json_decref(d.json);
+    block_close(right);
+    block_close(left);
+    return result != 0 ? result : d.bytes > 0 ? EXIT_FAILED : EXIT_OK;
+}

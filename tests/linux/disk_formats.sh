@@ -1,0 +1,109 @@
+#!/bin/sh
+# lodge disk, and disks in lodge's format, qcow2 and over NBD under a guest: overlays, snapshots, kill -9, full host.
+. "$(dirname "$0")/lib.sh"
+
+cd "$work"
+sum() { sha256sum | cut -d' ' -f1; }
+disk() { "$LODGE" disk "$@"; }
+
+# ---- The tool ----
+expect_exit 0 "create" disk create a.lodge 256M
+expect_exit 1 "not twice" disk create a.lodge 256M
+expect_one_line_error "a disk that exists"
+expect_exit 0 "info" disk info a.lodge -o json
+expect_text out '"bytes": 268435456' "its size"
+expect_exit 2 "a command that is none" disk creat b.lodge 1M
+expect_one_line_error "a wrong command"
+
+# ---- qcow2 and back, against QEMU's own tools ----
+head -c 3000000 /dev/urandom >content
+truncate -s 64M content && head -c 700000 /dev/urandom >>content && truncate -s 67109888 content
+expect_exit 0 "raw to qcow2" disk convert content b.qcow2
+expect_exit 0 "QEMU finds no error in it" qemu-img check -q b.qcow2
+expect_exit 0 "and the same content" qemu-img compare -q -f raw -F qcow2 content b.qcow2
+for compression in zlib zstd; do
+    qemu-img convert -q -c -O qcow2 -o compression_type=$compression content "c-$compression.qcow2"
+    expect_exit 0 "reads QEMU's $compression" disk diff content "c-$compression.qcow2"
+done
+expect_exit 0 "qcow2 to lodge" disk convert c-zstd.qcow2 d.lodge
+expect_exit 0 "the same content" disk diff content d.lodge
+expect_same "$(($(stat -c %b d.lodge) * 512 < 8000000))" 1 "no room for zeroes"
+cp a.lodge looks-raw
+expect_exit 125 "a raw file that looks like another format is refused" lodge_run --disk looks-raw -- true
+expect_one_line_error "unclear format"
+expect_exit 125 "qcow2 cannot be written" lodge_run --disk b.qcow2 -- true
+expect_one_line_error "a qcow2 disk"
+
+# Ctrl-C leaves nothing half-made.
+truncate -s 8G large
+head -c 64M /dev/zero | tr '\0' x >>large
+"$LODGE" disk convert -q large large.lodge &
+pid=$!
+children="$children $pid"
+while ! ls large.lodge* >/dev/null 2>&1; do :; done
+kill -INT $pid 2>/dev/null || true
+wait $pid 2>/dev/null || true
+expect_same "$(find . -name '*.part-*' | wc -l)" 0 "a conversion that is stopped leaves nothing half-made"
+rm -f large large.lodge
+
+# ---- A guest on an overlay of a qcow2 image; snapshots ----
+expect_exit 0 "an overlay" disk create e.lodge --backing b.qcow2
+expect_exit 0 "snapshot" disk snapshot create e.lodge before
+expect_exit 0 "a guest reads what shows through, writes over it, discards" lodge_run --disk e.lodge -- sh -c '
+    head -c 3000000 /dev/vda | sha256sum
+    head -c 5000000 /dev/urandom >/tmp/data
+    dd if=/tmp/data of=/dev/vda bs=4k seek=100 conv=fsync 2>/dev/null
+    dd if=/tmp/data of=/dev/vda bs=512 seek=70001 count=9 conv=fsync 2>/dev/null
+    blkdiscard -o 0 -l 65536 /dev/vda
+    head -c 65536 /dev/vda | tr -d "\0" | wc -c
+    sha256sum </tmp/data
+    dd if=/dev/vda bs=4k skip=100 2>/dev/null | head -c 5000000 | sha256sum
+    echo 3 >/proc/sys/vm/drop_caches
+    sha256sum </dev/vda'
+expect_same "$(sed -n 1p out | cut -d' ' -f1)" "$(head -c 3000000 content | sum)" "the backing shows"
+expect_same "$(sed -n 2p out)" 0 "discarded blocks read as zeroes, not as the backing"
+expect_same "$(sed -n 3p out | cut -d' ' -f1)" "$(sed -n 4p out | cut -d' ' -f1)" "reads back what it wrote"
+whole=$(sed -n 5p out | cut -d' ' -f1)
+expect_exit 0 "the overlay, by itself" disk convert e.lodge f.raw
+expect_same "$(sum <f.raw)" "$whole" "has on the host what the guest saw"
+expect_exit 0 "check" disk check e.lodge
+expect_exit 1 "diff tells" disk diff content e.lodge
+expect_exit 0 "the snapshot has what was before" disk diff content e.lodge,snapshot=before
+expect_exit 0 "go back" disk snapshot apply e.lodge before
+expect_exit 0 "and it is as it was" disk diff content e.lodge
+expect_exit 0 "remove" disk snapshot rm e.lodge before
+expect_exit 0 "check and give back" disk check e.lodge --repair
+
+# ---- kill -9 of the monitor: what the guest had on stable storage is there ----
+mkfifo pipe
+lodge_run --disk a.lodge -- sh -c '
+    head -c 8000000 /dev/urandom >/tmp/data; sha256sum </tmp/data
+    dd if=/tmp/data of=/dev/vda bs=12k seek=7 conv=fsync 2>/dev/null; echo flushed
+    while :; do dd if=/tmp/data of=/dev/vda bs=1M seek=64 2>/dev/null; done' >pipe 2>/dev/null &
+guest=$!
+children="$children $guest"
+{
+    read -r flushed _
+    read -r word
+    monitor=$(pgrep -f "^$LODGE run .*--disk a.lodge" | tail -n 1)
+    expect_exit 1 "a disk in use is refused" disk check --repair a.lodge
+    expect_text err "in use" "and says so"
+    kill -9 "$monitor"
+} <pipe
+wait "$guest" 2>/dev/null || true # only then the lock is gone
+expect_same "$word" flushed "the guest flushed"
+expect_exit 0 "consistent after kill -9" disk check a.lodge
+expect_exit 0 "readable" disk convert a.lodge g.raw
+expect_same "$(dd if=g.raw bs=12k skip=7 2>/dev/null | head -c 8000000 | sum)" "$flushed" "what was flushed is there"
+
+# ---- NBD ----
+nbdkit -U "$work/socket" -f --filter=delay memory 64M delay-write=1ms &
+children="$children $!"
+while [ ! -S socket ]; do kill -0 $!; done
+expect_exit 0 "a disk on an NBD server" lodge_run --disk "nbd+unix:///?socket=$work/socket" -- sh -c '
+    head -c 3000000 /dev/urandom >/tmp/data; sha256sum </tmp/data
+    dd if=/tmp/data of=/dev/vda bs=4k seek=5 conv=fsync 2>/dev/null'
+cp out nbd-sum
+expect_exit 0 "read on the host" disk convert "nbd+unix:///?socket=$work/socket" h.raw
+expect_same "$(dd if=h.raw bs=4k skip=5 2>/dev/null | head -c 3000000 | sum)" "$(cut -d" " -f1 nbd-sum)" "the server has what the guest wrote"
+finish
