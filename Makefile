@@ -5,7 +5,7 @@ MESON_FLAGS ?=
 JOBS ?= $(shell nproc)
 RESULTS ?= $(BUILD)/results
 
-.PHONY: all build run test test-guests check lint clang sanitize verify bench bench-storage fuzz silicon-campaign install clean help
+.PHONY: all build run test test-guests check lint clang sanitize verify bench bench-storage fuzz silicon-campaign crash-campaign install clean help
 
 all: build
 
@@ -86,6 +86,11 @@ fuzz:
 silicon-campaign: build
 	@scripts/dependencies build test
 	@nice -n 15 scripts/silicon-campaign $(BUILD) $${CASES:-10000000} $${SEED:-}
+
+#: make crash-campaign   ten thousand crash points of the disk format (POINTS=, SEED=), a minute
+crash-campaign: build
+	@scripts/dependencies build test
+	@nice -n 15 $(BUILD)/tests/crash/crash --points $${POINTS:-10000} --seed $${SEED:-1}
 
 #: make install   into DESTDIR/usr/local
 install: build

@@ -59,16 +59,8 @@ struct qcow2 {
     atomic_uint complained;
 };
 
-static uint32_t be32(const uint8_t *p) {
-    return __builtin_bswap32(load_le32(p));
-}
-
-static uint64_t be64(const uint8_t *p) {
-    return __builtin_bswap64(load_le64(p));
-}
-
 bool qcow2_probe(const uint8_t *bytes, size_t length) {
-    return length >= 8 && be32(bytes) == MAGIC;
+    return length >= 8 && load_be32(bytes) == MAGIC;
 }
 
 /* ---- The header ---- */
@@ -106,19 +98,19 @@ static int read_header(struct block *file, uint8_t bytes[HEADER_READ], struct he
     if (!qcow2_probe(bytes, HEADER_READ))
         return error_set(err, -EINVAL, "%s is no qcow2 image", file->info.name);
     *h = (struct header){
-        .version = be32(bytes + 4),
-        .backing_offset = be64(bytes + 8),
-        .backing_length = be32(bytes + 16),
-        .cluster_bits = be32(bytes + 20),
-        .size = be64(bytes + 24),
-        .crypt = be32(bytes + 32),
-        .l1_size = be32(bytes + 36),
-        .l1_offset = be64(bytes + 40),
+        .version = load_be32(bytes + 4),
+        .backing_offset = load_be64(bytes + 8),
+        .backing_length = load_be32(bytes + 16),
+        .cluster_bits = load_be32(bytes + 20),
+        .size = load_be64(bytes + 24),
+        .crypt = load_be32(bytes + 32),
+        .l1_size = load_be32(bytes + 36),
+        .l1_offset = load_be64(bytes + 40),
         .header_length = HEADER_V2,
     };
     if (h->version >= 3) {
-        h->incompatible = be64(bytes + 72);
-        h->header_length = be32(bytes + 100);
+        h->incompatible = load_be64(bytes + 72);
+        h->header_length = load_be32(bytes + 100);
         h->compression = (h->incompatible & FEATURE_COMPRESSION) != 0 ? bytes[HEADER_V3] : 0;
         if (h->header_length < HEADER_V3 || h->header_length > HEADER_READ)
             return error_set(err, -EINVAL, "%s: its header has %u bytes", file->info.name,
@@ -131,8 +123,8 @@ static int read_header(struct block *file, uint8_t bytes[HEADER_READ], struct he
 static void find_format(const uint8_t *bytes, const struct header *h,
                         struct qcow2_backing *backing) {
     size_t at = h->header_length;
-    while (at + 8 <= HEADER_READ && be32(bytes + at) != EXTENSION_END) {
-        uint32_t type = be32(bytes + at), length = be32(bytes + at + 4);
+    while (at + 8 <= HEADER_READ && load_be32(bytes + at) != EXTENSION_END) {
+        uint32_t type = load_be32(bytes + at), length = load_be32(bytes + at + 4);
         if (length > HEADER_READ - at - 8)
             return;
         if (type == EXTENSION_BACKING_FORMAT && length < sizeof backing->format)

@@ -96,14 +96,6 @@ static int write_refcounts(struct qcow2_writer *w, uint64_t *table_at, uint32_t 
     return result;
 }
 
-static void store_be32(uint8_t *at, uint32_t v) {
-    store_le32(at, __builtin_bswap32(v));
-}
-
-static void store_be64(uint8_t *at, uint64_t v) {
-    store_le64(at, __builtin_bswap64(v));
-}
-
 int qcow2_writer_finish(struct qcow2_writer *w) {
     uint8_t header[BLOCK_SECTOR] = {0};
     uint64_t refcounts = 0;

@@ -10,9 +10,9 @@
 #ifndef LODGE_MACHINE_FIRMWARE_H
 #define LODGE_MACHINE_FIRMWARE_H
 
-#include "block/open.h"
 #include "base/bytes.h"
 #include "base/error.h"
+#include "block/open.h"
 #include "device/device.h"
 #include "machine/config.h"
 
