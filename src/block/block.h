@@ -75,8 +75,9 @@ struct block {
 
 /*
  * Starts a request. 1: it is complete already, result is set and `done` is
- * not called. 0: `done` follows, perhaps before this call returns. Any
- * thread; does not wait for the disk.
+ * not called. 0: `done` follows, perhaps before this call returns, but on
+ * another thread: no request's `done` runs inside this call, so the caller may
+ * hold locks that `done` takes. Any thread; does not wait for the disk.
  */
 static inline int block_submit(struct block *block, struct block_request *request) {
     return block->class->submit(block, request);

@@ -47,7 +47,8 @@ struct disk {
     struct disk_request *first, *last; /* in order of arrival */
     unsigned active;                   /* claimed their range, still under way */
     unsigned busy;                     /* not through, flushes and the callers of `done` included */
-    bool frozen, scanning, rescan;
+    bool frozen, scanning, rescan, scan_queued;
+    struct block_request scan_job; /* for a loader: start what waits */
 
     /* The committer's. */
     pthread_t thread;

@@ -53,6 +53,7 @@ static void request_free(struct disk_request *r) {
 /* ---- Ending ---- */
 
 static void scan(struct disk *disk, unsigned ended);
+static void scan_elsewhere(struct disk *disk, unsigned ended);
 
 static void complain(struct disk *disk, const struct block_request *request) {
     static const char *const names[] = {"read", "write", "flush", "discard", "write zeroes"};
@@ -88,7 +89,10 @@ static void finish(struct disk_request *r) {
         disk_request_flush(disk, guest);
     else if (left == LEFT)
         guest->done(guest);
-    scan(disk, 1);
+    if (left == BEING_SUBMITTED)
+        scan_elsewhere(disk, 1);
+    else
+        scan(disk, 1);
 }
 
 /* ---- Moving data ---- */
@@ -205,6 +209,14 @@ static bool start(struct disk_request *r) {
 }
 
 void disk_load_work(void *context, struct block_request *job) {
+    struct disk *disk = context;
+    if (job == &disk->scan_job) {
+        lock_take(&disk->lock);
+        disk->scan_queued = false;
+        lock_release(&disk->lock);
+        scan(disk, 1);
+        return;
+    }
     struct disk_request *r = container_of(job, struct disk_request, job);
     load(r);
     start(r);
@@ -241,6 +253,38 @@ static void scan(struct disk *disk, unsigned ended) {
     disk->busy -= ended;
     pthread_cond_broadcast(&disk->idle);
     lock_release(&disk->lock);
+}
+
+static bool somebody_waits(const struct disk *disk) {
+    for (const struct disk_request *r = disk->first; r != NULL; r = r->next)
+        if (!r->active && !r->loading)
+            return true;
+    return false;
+}
+
+/*
+ * A submitter may hold locks that the completions of others take: it must not run them, so a
+ * loader does.
+ */
+static void scan_elsewhere(struct disk *disk, unsigned ended) {
+    lock_take(&disk->lock);
+    bool queue = !disk->scan_queued && somebody_waits(disk) && disk->loaders != NULL;
+    disk->scan_queued |= queue;
+    disk->busy += queue;
+    lock_release(&disk->lock);
+    if (queue && pool_submit(disk->loaders, &disk->scan_job) == 0)
+        queue = false;
+    else if (queue)
+        ended++; /* not a single thread: nothing is lost but time, the next completion scans */
+    lock_take(&disk->lock);
+    if (queue)
+        disk->scan_queued = false;
+    disk->busy -= ended;
+    pthread_cond_broadcast(&disk->idle);
+    bool here = disk->loaders == NULL;
+    lock_release(&disk->lock);
+    if (here)
+        scan(disk, 0);
 }
 
 /* ---- Submitting ---- */
@@ -281,7 +325,7 @@ static int submit_range(struct disk *disk, struct block_request *guest) {
     int state = BEING_SUBMITTED;
     if (atomic_compare_exchange_strong(&r->state, &state, LEFT)) {
         if (waits)
-            scan(disk, 0);
+            scan_elsewhere(disk, 0);
         return 0;
     }
     request_free(r);
@@ -297,55 +341,70 @@ struct zeroes {
     atomic_int result;
 };
 
-static void zeroes_part(struct zeroes *zeroes, int result) {
+/* True: that was the last part, and the request has its result. */
+static bool zeroes_part(struct zeroes *zeroes, int result) {
     int none = 0;
     if (result != 0)
         atomic_compare_exchange_strong(&zeroes->result, &none, result);
     if (atomic_fetch_sub(&zeroes->outstanding, 1) != 1)
-        return;
+        return false;
     zeroes->guest->result = atomic_load(&zeroes->result);
-    zeroes->guest->done(zeroes->guest);
-    free(zeroes);
+    return true;
 }
 
 static void zeroes_done(struct block_request *part) {
-    zeroes_part(part->context, part->result);
+    struct zeroes *zeroes = part->context;
+    struct block_request *guest = zeroes->guest;
+    if (!zeroes_part(zeroes, part->result))
+        return;
+    free(zeroes);
+    guest->done(guest);
+}
+
+static void prepare_zeroes(struct zeroes *zeroes, const uint64_t cuts[4]) {
+    static uint8_t zero_block[DISK_BLOCK]; /* only read */
+    const struct block_request *guest = zeroes->guest;
+    for (unsigned i = 0; i < ARRAY_SIZE(zeroes->parts); i++) {
+        uint64_t length = cuts[i + 1] - cuts[i];
+        zeroes->vectors[i] = (struct iovec){zero_block, (size_t)length};
+        zeroes->parts[i] =
+            (struct block_request){.operation = i == 1 ? BLOCK_WRITE_ZEROES : BLOCK_WRITE,
+                                   .durable = guest->durable,
+                                   .may_unmap = guest->may_unmap,
+                                   .offset = cuts[i],
+                                   .length = length,
+                                   .vectors = &zeroes->vectors[i],
+                                   .vector_count = i != 1,
+                                   .done = zeroes_done,
+                                   .context = zeroes};
+    }
+    atomic_store(&zeroes->outstanding, ARRAY_SIZE(zeroes->parts) + 1);
 }
 
 static int submit_zeroes(struct disk *disk, struct block_request *guest) {
-    static uint8_t zero_block[DISK_BLOCK]; /* only read */
     uint64_t end = guest->offset + guest->length;
     uint64_t from = round_up(guest->offset, DISK_BLOCK);
     uint64_t to = end == disk->block.info.size ? end : round_down(end, DISK_BLOCK);
     if (from == guest->offset && to == end)
         return submit_range(disk, guest);
-    const uint64_t cuts[] = {guest->offset, from < end ? from : end,
-                             from < to ? to : (from < end ? from : end), end};
+    from = from < end ? from : end;
+    to = to > from ? to : from;
     struct zeroes *zeroes = calloc(1, sizeof *zeroes);
     guest->result = -ENOMEM;
     if (zeroes == NULL)
         return 1;
     zeroes->guest = guest;
-    atomic_store(&zeroes->outstanding, ARRAY_SIZE(zeroes->parts) + 1);
+    prepare_zeroes(zeroes, (const uint64_t[]){guest->offset, from, to, end});
     for (unsigned i = 0; i < ARRAY_SIZE(zeroes->parts); i++) {
         struct block_request *part = &zeroes->parts[i];
-        zeroes->vectors[i] = (struct iovec){zero_block, (size_t)(cuts[i + 1] - cuts[i])};
-        *part = (struct block_request){.operation = i == 1 ? BLOCK_WRITE_ZEROES : BLOCK_WRITE,
-                                       .durable = guest->durable,
-                                       .may_unmap = guest->may_unmap,
-                                       .offset = cuts[i],
-                                       .length = cuts[i + 1] - cuts[i],
-                                       .vectors = &zeroes->vectors[i],
-                                       .vector_count = i != 1,
-                                       .done = zeroes_done,
-                                       .context = zeroes};
-        if (part->length == 0)
-            zeroes_part(zeroes, 0);
-        else if (submit_range(disk, part) == 1)
+        part->result = 0;
+        if (part->length == 0 || submit_range(disk, part) == 1)
             zeroes_part(zeroes, part->result);
     }
-    zeroes_part(zeroes, 0);
-    return 0;
+    if (!zeroes_part(zeroes, 0))
+        return 0;
+    free(zeroes);
+    return 1;
 }
 
 static int submit_flush(struct disk *disk, struct block_request *guest) {
