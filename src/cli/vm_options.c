@@ -35,11 +35,12 @@ static bool resolve(const char *given, bool may_be_new, char path[PATH_MAX]) {
            (int)(PATH_MAX - length);
 }
 
-/* The value with its path, up to the first comma, made absolute. NULL with err filled. */
+/* The value with its path, up to the first comma, made absolute; addresses are. NULL and err. */
 static json_t *absolute(const struct option_spec *spec, const char *value, struct error *err) {
     char given[PATH_MAX], path[PATH_MAX];
     size_t length = strcspn(value, ",");
-    if (is_word(spec, value))
+    if (is_word(spec, value) || strncmp(value, "nbd:", 4) == 0 ||
+        strncmp(value, "nbd+unix:", 9) == 0)
         return json_string(value);
     if (length >= sizeof given) {
         error_set(err, -ENAMETOOLONG, "--%s: the path is too long", spec->name);
