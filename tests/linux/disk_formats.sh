@@ -2,6 +2,7 @@
 # lodge disk, and disks in lodge's format, qcow2 and over NBD under a guest: overlays, snapshots, kill -9, full host.
 . "$(dirname "$0")/lib.sh"
 
+"$LODGE" image path >"$work/out" # is there when the first line counts
 cd "$work"
 sum() { sha256sum | cut -d' ' -f1; }
 disk() { "$LODGE" disk "$@"; }
