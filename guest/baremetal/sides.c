@@ -1,7 +1,8 @@
 /*
  * Crossings between privileges in hot code: SYSCALL and SYSRET with SWAPGS,
  * calls and returns on both sides; STAC and CLAC that return to callers of the
- * other kind; page faults in the middle of loops; STI before HLT.
+ * other kind; page faults in the middle of loops, whose pages are others then;
+ * STI before HLT.
  */
 #include "apic.h"
 
@@ -193,6 +194,71 @@ static void page_faults(void) {
     check("CF behind it", carries, count);
 }
 
+/* ---- Short loops over structs, one of which is on two pages ---- */
+
+enum { STRUCTS = 8, FIELDS = 6, STRIDE = 56, FIRST = 0xf00 };
+
+/* The second page comes, and the first one is another from now on. */
+static void bring_and_replace(struct frame *frame) {
+    faults++;
+    map(1, PHYSICAL(test_page[5]) | PTE_P | PTE_W);
+    map(2, PHYSICAL(test_page[1]) | PTE_P | PTE_W);
+}
+
+/* One more in each field. */
+static void count_fields(uint64_t at) {
+    uint64_t left = STRUCTS;
+    asm volatile("1: mov %0, %%r12\n"
+                 "  lea 8(%0), %%r8\n"
+                 "  xor %%ebx, %%ebx\n"
+                 "2: incq (%%r12,%%rbx,1)\n"
+                 "  add $8, %%rbx\n"
+                 "  cmp $24, %%rbx\n"
+                 "  jne 2b\n"
+                 "3: addq $1, -8(%%r8,%%rbx,1)\n"
+                 "  lea 8(%%rbx), %%rbx\n"
+                 "  cmp $48, %%ebx\n"
+                 "  jb 3b\n"
+                 "  add $56, %0\n"
+                 "  dec %1\n"
+                 "  jnz 1b"
+                 : "+r"(at), "+r"(left)
+                 :
+                 : "rbx", "r8", "r12", "cc", "memory");
+}
+
+static void check_fields(unsigned count) {
+    unsigned differ = 0;
+    for (unsigned i = 0; i < STRUCTS * FIELDS; i++) {
+        unsigned at = FIRST + i / FIELDS * STRIDE + i % FIELDS * 8;
+        if (at < 4096)
+            differ +=
+                *(uint64_t *)&test_page[0][at] != count || *(uint64_t *)&test_page[5][at] != count;
+        else
+            differ += *(uint64_t *)&test_page[1][at - 4096] != 2 * count;
+    }
+    check("fields that differ", differ, 0);
+}
+
+static void loops_across_pages(void) {
+    unsigned count = many(3000);
+    for (unsigned i = 0; i < 4096; i++)
+        test_page[0][i] = test_page[1][i] = test_page[5][i] = 0;
+    faults = 0;
+    set_handler(PF, bring_and_replace);
+    for (unsigned i = 0; i < count; i++) {
+        map(1, PHYSICAL(test_page[0]) | PTE_P | PTE_W);
+        map(2, 0);
+        count_fields(TEST_VA + 0x1000 + FIRST);
+        count_fields(TEST_VA + 0x1000 + FIRST);
+    }
+    set_handler(PF, NULL);
+    check("faults", faults, count);
+    check_fields(count);
+    map(1, 0);
+    map(2, 0);
+}
+
 /* ---- STI ---- */
 
 static unsigned taken, early;
@@ -226,5 +292,6 @@ void program(void) {
     TEST(sysret_far_away);
     TEST(smap_switched);
     TEST(page_faults);
+    TEST(loops_across_pages);
     TEST(sti_before_halt);
 }
