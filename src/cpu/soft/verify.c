@@ -161,8 +161,29 @@ static bool passes_flags(const struct insn_row *row) {
     return false;
 }
 
+/* A look ahead: where it has been, with which flags; what is found there is found already. */
+struct flags_search {
+    unsigned count;
+    struct {
+        uint64_t rip, flags;
+    } been[64];
+};
+
+/* True: been there. No room is as good as not: the search ends by its depth. */
+static bool been_there(struct flags_search *search, uint64_t rip, uint64_t flags) {
+    for (unsigned i = 0; i < search->count; i++)
+        if (search->been[i].rip == rip && (flags & ~search->been[i].flags) == 0)
+            return true;
+    if (search->count < ARRAY_SIZE(search->been)) {
+        search->been[search->count].rip = rip;
+        search->been[search->count++].flags = flags;
+    }
+    return false;
+}
+
 /* Whether the code at rip writes all these status flags before it reads one. */
-static bool flags_are_dead(struct soft_cpu *cpu, uint64_t rip, uint64_t flags, unsigned depth) {
+static bool flags_are_dead(struct soft_cpu *cpu, uint64_t rip, uint64_t flags, unsigned depth,
+                           struct flags_search *search) {
     enum { LOOK = 48, DEPTH = 6 };
     for (unsigned n = 0; n < LOOK && depth < DEPTH; n++) {
         uint8_t bytes[15];
@@ -188,9 +209,11 @@ static bool flags_are_dead(struct soft_cpu *cpu, uint64_t rip, uint64_t flags, u
         if (!direct)
             return false;
         bool always = strcmp(row->name, "jmp") == 0 || strcmp(row->name, "call") == 0;
-        if (!always && !flags_are_dead(cpu, rip, flags, depth + 1))
+        if (!always && !flags_are_dead(cpu, rip, flags, depth + 1, search))
             return false;
         rip += insn.imm;
+        if (been_there(search, rip, flags))
+            return true;
     }
     return false;
 }
@@ -204,7 +227,8 @@ static bool flags_agree(struct soft_cpu *cpu, struct verify *v, const struct ver
         return true;
     uint64_t shown;
     differ &= ~undefined_flags(v, &shown);
-    return differ == 0 || flags_are_dead(cpu, cpu->rip, differ, 0);
+    struct flags_search search = {.count = 0};
+    return differ == 0 || flags_are_dead(cpu, cpu->rip, differ, 0, &search);
 }
 
 static bool event_agrees(const struct soft_cpu *cpu, const struct verify_image *image) {
