@@ -418,6 +418,18 @@ static void flow_drain(struct block *block) {
     block_drain(flow->target);
 }
 
+/* block_resize tells the device afterwards. */
+static int flow_resize(struct block *block, uint64_t size, struct error *err) {
+    struct flow *flow = container_of(block, struct flow, block);
+    int result = block_resize(flow->target, size, err);
+    flow->block.info.size = flow->target->info.size;
+    return result;
+}
+
+static uint64_t flow_zero_run(struct block *block, uint64_t offset) {
+    return block_zero_run(container_of(block, struct flow, block)->target, offset);
+}
+
 static void update_active(struct qos *qos) {
     bool differ = false;
     for (const struct flow *flow = qos->flows; flow != NULL; flow = flow->next)
@@ -445,6 +457,8 @@ static const struct block_class flow_class = {
     .submit = flow_submit,
     .drain = flow_drain,
     .close = flow_close,
+    .resize = flow_resize,
+    .zero_run = flow_zero_run,
 };
 
 /* ---- Making and changing ---- */

@@ -12,6 +12,7 @@
 #include "machine/control_names.h"
 #include "machine/private.h"
 #include "machine/profile.h"
+#include "machine/vm_disk.h"
 #include "machine/vm_exec.h"
 #include "machine/vm_qos.h"
 
@@ -208,7 +209,11 @@ void vm_control_console(struct vm_control *control, struct console_hub *hub) {
         control->console = hub;
 }
 
-/* ---- Quality of service ---- */
+/* ---- Disks ---- */
+
+static void resize_disk(void *context, struct control_call *call, const json_t *arguments) {
+    vm_disk_resize(((struct vm_control *)context)->machine, call, arguments);
+}
 
 static void query_qos(void *context, struct control_call *call, const json_t *arguments) {
     vm_qos_query(((struct vm_control *)context)->machine, call);
@@ -422,6 +427,7 @@ static const struct control_command commands[] = {
      .arguments = {"session:i", "rows:i", "columns:i"}},
     {.name = "exec-signal", .run = signal_program, .arguments = {"session:i", "signal:i"}},
     {.name = "console-attach", .run = attach_console, .arguments = {"write:b", "history:i"}},
+    {.name = "resize-disk", .run = resize_disk, .arguments = {"disk:s", "size:i", "more:b"}},
     {.name = "query-qos", .run = query_qos},
     {.name = "set-qos", .run = set_qos, .arguments = {"disk:s", "class:s"}},
     {.name = "profile-start", .run = start, .arguments = {"interval-us:i", "symbols:b"}},

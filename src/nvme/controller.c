@@ -301,6 +301,19 @@ static void make_uuid(uint8_t *uuid, const char *first, const char *second) {
     uuid[8] = (uint8_t)(0x80 | (uuid[8] & 63));
 }
 
+/* The disk has grown (block_on_resize): the driver hears of it, and looks. */
+static void namespace_grown(void *context) {
+    enum { NAMESPACE_NOTICES = 1 << 8 };
+    struct nvme_namespace *namespace = context;
+    struct nvme *nvme = namespace->nvme;
+    lock_take(&nvme->device.lock);
+    namespace->blocks = namespace->block->info.size >> namespace->shift;
+    nvme->changed |= UINT32_C(1) << (namespace->id - 1);
+    if (nvme->live.event_config & NAMESPACE_NOTICES)
+        nvme_event(nvme, NVME_EVENT_NOTICE, NVME_NOTICE_NAMESPACE, NVME_LOG_CHANGED);
+    lock_release(&nvme->device.lock);
+}
+
 static void add_namespace(struct nvme *nvme, struct block *block) {
     struct nvme_namespace *namespace = &nvme->namespaces[nvme->namespace_count++];
     char number[8];
@@ -311,6 +324,7 @@ static void add_namespace(struct nvme *nvme, struct block *block) {
     namespace->shift = (unsigned)__builtin_ctz(block->info.logical_block);
     namespace->blocks = block->info.size >> namespace->shift;
     make_uuid(namespace->uuid, block->info.name, number);
+    block_on_resize(block, namespace_grown, namespace);
 }
 
 static int create_function(struct nvme *nvme, const struct nvme_config *config, struct error *err) {
@@ -375,6 +389,8 @@ static void nvme_reset(struct device *device) {
 
 static void nvme_destroy(struct device *device) {
     struct nvme *nvme = container_of(device, struct nvme, device);
+    for (unsigned i = 0; i < nvme->namespace_count; i++)
+        block_on_resize(nvme->namespaces[i].block, NULL, NULL);
     quiesce(nvme);
     nvme_free_commands(nvme);
     nvme_doorbells_destroy(nvme);

@@ -330,6 +330,15 @@ static const struct virtio_class blk_virtio_class = {
     .notify = blk_notify,
 };
 
+/* The disk has grown (block_on_resize): the driver reads the capacity anew. */
+static void blk_grown(void *context) {
+    struct virtio_blk *blk = context;
+    lock_take(&blk->virtio.device.lock);
+    blk->capacity = blk->block->info.size / BLOCK_SECTOR;
+    virtio_config_changed(&blk->virtio);
+    lock_release(&blk->virtio.device.lock);
+}
+
 static int blk_init(struct device *device, const void *config, struct error *err) {
     const struct virtio_blk_config *blk_config = config;
     struct virtio_blk *blk = container_of(device, struct virtio_blk, virtio.device);
@@ -337,8 +346,11 @@ static int blk_init(struct device *device, const void *config, struct error *err
     blk->block = blk_config->block;
     blk->capacity = blk->block->info.size / BLOCK_SECTOR;
     memcpy(blk->serial, serial, strnlen(serial, sizeof blk->serial));
-    return virtio_create(&blk->virtio, &blk_virtio_class, blk_features(&blk->block->info),
-                         &blk_config->options, err);
+    int result = virtio_create(&blk->virtio, &blk_virtio_class, blk_features(&blk->block->info),
+                               &blk_config->options, err);
+    if (result == 0)
+        block_on_resize(blk->block, blk_grown, blk);
+    return result;
 }
 
 static void blk_reset(struct device *device) {
@@ -349,6 +361,7 @@ static void blk_reset(struct device *device) {
 
 static void blk_destroy(struct device *device) {
     struct virtio_blk *blk = container_of(device, struct virtio_blk, virtio.device);
+    block_on_resize(blk->block, NULL, NULL);
     block_drain(blk->block);
     virtio_destroy(&blk->virtio);
 }

@@ -98,9 +98,42 @@ efi_disk "$work/efi.img" "$work/initrd" quiet
 expect_exit 0 "OVMF" lodge_run --firmware ovmf --disk "$work/efi.img,device=nvme" -- ls /dev/nvme0n1p1
 expect_text "$work/out" "/dev/nvme0n1p1" "boots from it"
 
-# Classes of service: changed while the guest runs.
+# Hot grow: both kinds of disk grow under a mounted file system that is written to.
+grown() {
+    lodge_run --name grows --disk "$image,readonly" --disk "$work/a" --disk "$work/b,device=nvme" -- sh -c '
+        mkdir -p /t && mount -t ext4 -o ro /dev/vda /t && mount -t proc p /t/proc && mount -t sysfs s /t/sys &&
+        mount -t devtmpfs d /t/dev && mount -t tmpfs t /t/tmp && mkdir /t/tmp/vdb /t/tmp/nvme0n1 || exit 3
+        for d in vdb nvme0n1; do
+            chroot /t /sbin/mke2fs -q -t ext4 /dev/$d && mount -t ext4 /dev/$d /t/tmp/$d || exit 4
+            chroot /t /usr/bin/fio --name=f --directory=/tmp/$d --size=16M --rw=randwrite --bs=4k --ioengine=libaio \
+                --iodepth=8 --direct=1 --verify=crc32c --verify_fatal=1 --loops=2 --thread >/t/tmp/$d.log 2>&1 &
+        done
+        echo mounted
+        while [ "$(cat /sys/block/vdb/size)" = 131072 ] || [ "$(cat /sys/block/nvme0n1/size)" = 131072 ]; do
+            sleep 0.1; done
+        for d in vdb nvme0n1; do chroot /t /sbin/resize2fs /dev/$d 2>&1 || exit 5; done
+        wait
+        for d in vdb nvme0n1; do
+            grep -q "err= 0" /t/tmp/$d.log || { cat /t/tmp/$d.log; exit 6; }
+            df -m /t/tmp/$d | tail -n 1; umount /t/tmp/$d
+            chroot /t /sbin/e2fsck -fn /dev/$d >/dev/null 2>&1 || exit 7
+        done' >"$work/grown" 2>&1
+}
+truncate -s 64M "$work/a" "$work/b"
 export XDG_RUNTIME_DIR="$work/run"
 mkdir -m 700 "$work/run"
+grown &
+until grep -q mounted "$work/grown" 2>/dev/null || ! kill -0 $! 2>/dev/null; do sleep 0.1; done
+expect_exit 0 "virtio-blk grows" "$LODGE" disk resize grows disk1 256M
+expect_exit 0 "NVMe grows" "$LODGE" disk resize grows disk2 +192M
+expect_exit 1 "it cannot shrink" "$LODGE" disk resize grows disk2 1M
+expect_one_line_error "shrinking"
+expect_exit 1 "no such disk" "$LODGE" disk resize grows disk9 1G
+expect_one_line_error "no such disk"
+wait $! || { fail "file systems grow under load"; cat "$work/grown"; }
+expect_same "$(awk '$1 ~ "^/dev/" && $2 > 200' "$work/grown" | wc -l)" 2 "both file systems grew"
+
+# Classes of service: changed while the guest runs.
 lodge_run --name classes --disk "$work/disk,device=nvme,class=low" --disk "$work/second" -- \
     dd if=/dev/nvme0n1 of=/dev/null bs=1M iflag=direct 2>"$work/dd" &
 expect_exit 0 "qos set" sh -c "for i in \$(seq 100); do # until it runs

@@ -637,6 +637,27 @@ static void test_events(void **state) {
     assert_int_equal(data(n, 0, 1), 2);
 }
 
+/* A namespace grows: an event, and the list says which. */
+static void test_grow(void **state) {
+    struct nvme_rig *n = *state;
+    struct error err;
+    assert_int_equal(admin(n, NVME_ADMIN_SET_FEATURES, 0, NVME_FEATURE_EVENTS, 0x100), NVME_OK);
+    put_command(n, 0, &(struct command){.opcode = NVME_ADMIN_ASYNC_EVENT});
+    ring(n, 0, n->queues[0].tail);
+    assert_int_equal(block_resize(n->blocks[1], 2 * DISK_SECTORS * 512, &err), 0);
+    assert_int_equal(wait_command(n, 0), NVME_OK);
+    assert_int_equal(n->last.result, NVME_EVENT_NOTICE | NVME_LOG_CHANGED << 16);
+    assert_int_equal(get_log(n, NVME_LOG_CHANGED, 1024, 0), NVME_OK);
+    assert_int_equal(data(n, 0, 8), 2);
+    assert_int_equal(get_log(n, NVME_LOG_CHANGED, 1024, 0), NVME_OK);
+    assert_int_equal(data(n, 0, 8), 0);
+    assert_int_equal(admin(n, NVME_ADMIN_IDENTIFY, 2, 0, 0), NVME_OK);
+    assert_int_equal(data(n, 0, 8), 2 * DISK_SECTORS);
+    struct command c = transfer(NVME_IO_WRITE, 2, 2 * DISK_SECTORS - 8, 8, DATA, 0);
+    assert_int_equal(run_command(n, 1, &c), NVME_OK);
+    assert_int_equal(block_resize(n->blocks[1], 512, &err), -EINVAL);
+}
+
 /* What is saved comes back: a queue goes on where it was. */
 static void test_state(void **state) {
     struct nvme_rig *n = *state;
@@ -676,6 +697,7 @@ int main(void) {
         TEST(test_arbitration),
         TEST(test_delete_under_load),
         TEST(test_state),
+        TEST(test_grow),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

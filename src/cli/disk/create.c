@@ -13,6 +13,7 @@
 #include "cli/disk/tools.h"
 #include "cli/exit_codes.h"
 #include "cli/options.h"
+#include "cli/vm.h"
 
 /* What a new disk notes of its backing: where it lies, in which format, how large it is. */
 static int describe_backing(const char *image, char *text, struct disk_create *create,
@@ -130,13 +131,32 @@ int disk_tool_create(const struct disk_arguments *a, struct error *err) {
     return result;
 }
 
+/* A running VM's disk: its guest hears of it. */
+static int resize_running(const struct disk_arguments *a, uint64_t size, bool more,
+                          struct error *err) {
+    struct client *client;
+    int result = vm_connect(a->operands[0], &client, err);
+    if (result < 0)
+        return result;
+    json_t *arguments = json_pack("{s:s, s:I, s:b}", "disk", a->operands[1], "size",
+                                  (json_int_t)size, "more", more);
+    result = client_call(client, "resize-disk", arguments, NULL, err);
+    client_close(client);
+    return result;
+}
+
 int disk_tool_resize(const struct disk_arguments *a, struct error *err) {
     struct block *block;
     uint64_t size;
-    if (a->count != 2)
-        return error_set(err, -EINVAL, "usage: lodge disk resize FILE SIZE");
-    bool more = a->operands[1][0] == '+';
-    int result = parse_size(a->operands[1] + more, &size, err);
+    if (a->count != 2 && a->count != 3)
+        return error_set(err, -EINVAL, "usage: lodge disk resize FILE|VM DISK [+]SIZE");
+    const char *wanted = a->operands[a->count - 1];
+    bool more = wanted[0] == '+';
+    int result = parse_size(wanted + more, &size, err);
+    if (result == 0 && size > INT64_MAX)
+        result = error_set(err, -EINVAL, "'%.40s' is too large a size", wanted);
+    if (result == 0 && a->count == 3)
+        return resize_running(a, size, more, err);
     if (result == 0)
         result = disk_tool_open(a->operands[0], false, &block, err);
     if (result != 0)
