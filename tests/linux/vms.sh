@@ -60,6 +60,13 @@ refused 1 "start with a broken config" "config.json, line" start odd
 refused 1 "start with a newer lodge's config" "newer lodge" start new
 expect_exit 0 "both can be removed" lodge rm odd new
 
+truncate -s 1M "$work/disk"
+create lost --disk "$work/disk" >/dev/null
+rm "$work/disk"
+refused 125 "start with a disk that has vanished" "No such file" start lost
+expect_same "$(status_of lost)" stopped "it is not running"
+expect_exit 0 "it can be removed" lodge rm lost
+
 # ---- Races of create ----
 
 for i in 1 2 3 4 5 6; do
