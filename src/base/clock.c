@@ -216,7 +216,7 @@ uint64_t vm_clock_wall_ns(const struct vm_clock *clock, uint64_t ns) {
 }
 
 int64_t vm_clock_wall_seconds(const struct vm_clock *clock, uint64_t ns) {
-    return (int64_t)(vm_clock_wall_ns(clock, ns) / NS_PER_SECOND);
+    return (int64_t)vm_clock_wall_ns(clock, ns) / (int64_t)NS_PER_SECOND; /* moved before 1970? */
 }
 
 uint64_t vm_clock_to_host_ns(const struct vm_clock *clock, uint64_t ns) {

@@ -186,14 +186,14 @@ static int parse_scale(double *scale, const char *text, struct error *err) {
     return 0;
 }
 
-/* A century each way: what an RTC can show. */
+/* Half a century each way: within what an RTC can show. */
 static int parse_offset(int64_t *offset, const char *text, struct error *err) {
-    const long long most = 100LL * 366 * 86400;
+    const long long most = 50LL * 365 * 86400;
     char *end;
     errno = 0;
     long long value = strtoll(text, &end, 10);
     if (end == text || *end != 0 || errno != 0 || value > most || value < -most)
-        return error_set(err, -EINVAL, "--time-offset %.40s: whole seconds, a century at most",
+        return error_set(err, -EINVAL, "--time-offset %.40s: whole seconds, half a century at most",
                          text);
     *offset = value;
     return 0;
