@@ -84,7 +84,7 @@ expect_one_line_error "a wrong scale"
 lodge rm -f vm
 
 # Without catching up.
-lodge create --memory 256M --name vm --no-catch-up >/dev/null
+lodge create --engine soft --memory 256M --name vm --no-catch-up >/dev/null
 lodge start vm
 lodge pause vm
 stood=$(member guest-seconds)

@@ -32,6 +32,8 @@ end_all() {
 }
 trap 'end_all; cleanup' EXIT
 
+"$LODGE" image path >/dev/null 2>&1 # its assembly says a line, which no error is to be mixed with
+
 # ---- What is wrong is said, and leaves nothing ----
 
 refused() { # CODE WHAT TEXT ARGUMENTS...
