@@ -16,14 +16,11 @@ struct memory_file {
 
 static int memory_file_submit(struct block *block, struct block_request *request) {
     struct memory_file *file = container_of(block, struct memory_file, block);
+    bool inside = range_within(request->offset, request->length, sizeof file->bytes);
+    request->result = inside ? 0 : -ENOSPC;
+    if (!inside || request->operation == BLOCK_FLUSH)
+        return 1;
     uint8_t *at = file->bytes + request->offset;
-    request->result = 0;
-    if (request->operation == BLOCK_FLUSH)
-        return 1;
-    request->result = -ENOSPC;
-    if (!range_within(request->offset, request->length, sizeof file->bytes))
-        return 1;
-    request->result = 0;
     for (unsigned i = 0; i < request->vector_count; i++) {
         size_t length = request->vectors[i].iov_len;
         if (request->operation == BLOCK_READ)

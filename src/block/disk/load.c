@@ -99,9 +99,17 @@ static int leaf_of(struct disk *disk, uint64_t block, struct disk_table **leaf) 
     return result;
 }
 
+/* A record is about blocks that the disk has, and maps none that the file has not. */
+static bool record_fits(const struct disk *disk, const struct disk_record *record) {
+    uint64_t blocks = (disk->superblock.live.size + DISK_BLOCK - 1) / DISK_BLOCK;
+    return range_within(record->first, record->count, blocks) &&
+           (!disk_allocated(record->entry) ||
+            range_within(disk_physical(record->entry), record->count,
+                         disk_file_blocks(disk->file)));
+}
+
 static int replay_record(struct disk *disk, const struct disk_record *record) {
-    uint64_t limit = disk_span(disk->map.levels);
-    if (!range_within(record->first, record->count, limit))
+    if (!record_fits(disk, record) || disk->map.dirty > DISK_REPLAY_TABLES)
         return -EINVAL;
     for (uint64_t i = 0; i < record->count;) {
         struct disk_table *leaf;

@@ -156,7 +156,8 @@ int disk_map_raise(struct disk_map *map, uint32_t levels) {
 }
 
 void disk_map_trim(struct disk_map *map) {
-    for (size_t looked = 0; map->count > map->limit && looked < 2 * map->bucket_count; looked++) {
+    for (size_t looked = 0; map->count - map->dirty > map->limit && looked < 2 * map->bucket_count;
+         looked++) {
         struct disk_table **at = &map->buckets[map->hand];
         map->hand = (map->hand + 1) & (map->bucket_count - 1);
         while (*at != NULL) {

@@ -67,6 +67,9 @@ struct disk {
 /* Changes beyond these are committed, or checkpointed, though nobody asked. */
 enum { DISK_BATCH_RECORDS = 65536, DISK_DIRTY_TABLES = 4096, DISK_TABLES = 16384 };
 
+/* A journal cannot change more tables than these: a checkpoint comes before. */
+enum { DISK_REPLAY_TABLES = DISK_BATCH_RECORDS + 4 * DISK_DIRTY_TABLES };
+
 static inline struct disk *disk_of(struct block *block) {
     return (struct disk *)(void *)((char *)block - offsetof(struct disk, block));
 }
