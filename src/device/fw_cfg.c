@@ -156,11 +156,15 @@ static const struct io_ops fw_cfg_ops = {fw_cfg_read, fw_cfg_write};
 /* ---- Adding items ---- */
 
 static int add(struct fw_cfg *fw, uint16_t key, uint8_t *bytes, size_t length, struct error *err) {
-    if (fw->item_count == FW_CFG_ITEMS_MAX || length > UINT32_MAX)
-        return error_set(err, -ENOSPC, "too much for the firmware configuration device");
+    if (fw->item_count == FW_CFG_ITEMS_MAX || length > UINT32_MAX) {
+        error_set(err, -ENOSPC, "too much for the firmware configuration device");
+        return -ENOSPC;
+    }
     for (unsigned i = 0; i < fw->item_count; i++)
-        if (fw->items[i].key == key)
-            return error_set(err, -EEXIST, "firmware configuration item %#x is there", key);
+        if (fw->items[i].key == key) {
+            error_set(err, -EEXIST, "firmware configuration item %#x is there", key);
+            return -EEXIST;
+        }
     fw->items[fw->item_count++] = (struct item){key, (uint32_t)length, bytes};
     return 0;
 }

@@ -44,8 +44,10 @@ static int read_open(int fd, const char *path, struct bytes *bytes, struct error
                          "%s: no firmware file: one has a multiple of 4 KiB, up to %llu MiB", path,
                          (unsigned long long)(FIRMWARE_SIZE_MAX >> 20));
     *bytes = (struct bytes){malloc((size_t)status.st_size), (size_t)status.st_size};
-    if (bytes->data == NULL)
-        return error_set(err, -ENOMEM, "%s: out of memory", path);
+    if (bytes->data == NULL) {
+        error_set(err, -ENOMEM, "%s: out of memory", path);
+        return -ENOMEM;
+    }
     if (pread(fd, bytes->data, bytes->length, 0) != (ssize_t)bytes->length)
         return error_set(err, -EIO, "%s: cannot be read", path);
     return 0;
@@ -162,7 +164,7 @@ static int open_store(struct firmware *firmware, const char *path, struct error 
         return error_set(err, -EBUSY, "firmware variables: %s: another VM uses them", path);
     firmware->variables = (struct bytes){0};
     result = read_open(firmware->variables_fd, path, &firmware->variables, err);
-    if (result == 0)
+    if (result == 0 && firmware->variables.data != NULL)
         result = check_store(&firmware->variables, template.length, path, err);
     free(template.data);
     return result;
@@ -183,7 +185,7 @@ static int read_variables(struct firmware *firmware, const char *path, struct er
     int result = read_file(template, &firmware->variables, err);
     if (result == 0)
         result = check_store(&firmware->variables, firmware->variables.length, template, err);
-    if (result < 0)
+    if (result != 0)
         return result;
     size_t used = strlen(firmware->description);
     snprintf(firmware->description + used, sizeof firmware->description - used,
