@@ -135,7 +135,7 @@ static void find_format(const uint8_t *bytes, const struct header *h,
 
 int qcow2_read_backing(struct block *file, struct qcow2_backing *backing, struct error *err) {
     uint8_t bytes[HEADER_READ];
-    struct header h;
+    struct header h = {0};
     memset(backing, 0, sizeof *backing);
     int result = read_header(file, bytes, &h, err);
     if (result != 0 || h.backing_offset == 0)

@@ -79,7 +79,7 @@ int uring_submit(struct uring *uring, int fd, struct block_request *request) {
         io_uring_sqe_set_data(sqe, request);
         uring->outstanding++;
         /* Short of memory the kernel takes it a little later. */
-        while ((result = io_uring_submit(&uring->ring)) < 0)
+        while (io_uring_submit(&uring->ring) < 0)
             sched_yield();
         result = 0;
     }

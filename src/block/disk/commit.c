@@ -18,7 +18,7 @@ enum { COMMIT_SECONDS = 5, FREE_PUNCH_MIN = 16 };
 /* ---- Batches ---- */
 
 static int make_room(void **array, size_t count, size_t *room, size_t size) {
-    if (count < *room)
+    if (*array != NULL && count < *room)
         return 0;
     size_t more = *room == 0 ? 256 : *room * 2;
     void *bigger = realloc(*array, more * size);

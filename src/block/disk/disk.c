@@ -259,7 +259,7 @@ static int describe(const struct disk_create *create, struct disk_superblock *s,
 /* The journal is written once, so that commits find its blocks even when the host is full. */
 int disk_format(struct block *file, const struct disk_create *create, struct error *err) {
     static const uint8_t zero[DISK_BLOCK];
-    struct disk_superblock superblock;
+    struct disk_superblock superblock = {0};
     uint8_t block[DISK_BLOCK];
     int result = describe(create, &superblock, err);
     if (result != 0)

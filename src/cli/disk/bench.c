@@ -180,9 +180,9 @@ int disk_tool_bench(const struct disk_arguments *a, struct error *err) {
     result = set_up(&bench, a, err);
     struct slot *slots = calloc(a->depth, sizeof *slots);
     uint8_t *memory = aligned_alloc(ALIGNMENT, round_up(a->depth * a->block_size, ALIGNMENT));
-    if (result == 0 && (slots == NULL || memory == NULL))
+    if (slots == NULL || memory == NULL) {
         result = error_set(err, -ENOMEM, "no memory");
-    if (result == 0) {
+    } else if (result == 0) {
         memset(memory, 0x5a, a->depth * a->block_size);
         double seconds = run(&bench, slots, memory);
         result = bench.result;

@@ -121,11 +121,11 @@ int disk_tool_create(const struct disk_arguments *a, struct error *err) {
     if (result == 0)
         result = check_create(a, format, size, err);
     char *part = disk_tool_part_name(path);
-    if (result == 0 && part == NULL)
+    if (part == NULL)
         result = error_set(err, -ENOMEM, "no memory");
-    if (result == 0)
+    else if (result == 0)
         result = disk_tool_make(part, format, size, a, err);
-    if (result == 0)
+    if (part != NULL && result == 0)
         result = disk_tool_publish(part, path, err);
     free(part);
     return result;
