@@ -182,7 +182,7 @@ struct x86_state {
     uint64_t efer, star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux;
     uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
     uint64_t pat, mtrr_def_type, mtrr_fixed[11], mtrr_base[8], mtrr_mask[8];
-    uint64_t tsc_offset; /* guest TSC - vm_clock_tsc() */
+    uint64_t tsc_offset;                      /* guest TSC - vm_clock_tsc() */
     uint64_t kvm_wall_clock, kvm_system_time; /* the soft engine's; KVM keeps its own */
     uint64_t apic_base;
     /* x87, in physical register order (not rotated by TOP). */

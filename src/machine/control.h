@@ -62,8 +62,9 @@ bool control_take_fds(struct control_call *call, int *fds, unsigned count);
 struct control_command {
     const char *name; /* NULL ends a table */
     control_handler *run;
-    /* Its arguments: "name:TYPE" with i (integer), n (number), b (boolean), s (string), a (array of strings),
-     * all optional; NULL ends the list. Others are refused, and wrong types, before run is called.
+    /* Its arguments: "name:TYPE" with i (integer), n (number), b (boolean), s (string), a (array of
+     * strings), all optional; NULL ends the list. Others are refused, and wrong types, before run
+     * is called.
      */
     const char *arguments[10];
 };

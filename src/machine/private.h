@@ -52,7 +52,7 @@ struct machine {
     struct device *cpu_slots;                /* NULL: no processors can be plugged in */
     struct qos *qos;                         /* all disks compete by it */
     struct block *blocks[MACHINE_DISKS_MAX]; /* disk n's flow */
-    struct block *disc; /* in the CD-ROM drive */
+    struct block *disc;                      /* in the CD-ROM drive */
     struct net *net;
     struct machine_vcpu vcpus[MACHINE_VCPUS_MAX];
 
