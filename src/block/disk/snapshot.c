@@ -148,17 +148,24 @@ static int apply(struct disk *disk, const struct disk_snapshot *snapshot, struct
     return reload(disk, err);
 }
 
-int disk_snapshot_apply(struct block *block, const char *name, struct error *err) {
+/* With the snapshot of that name, while no request runs and nobody else changes the disk. */
+static int with_snapshot(struct block *block, const char *name,
+                         int (*change)(struct disk *, const struct disk_snapshot *, struct error *),
+                         struct error *err) {
     struct disk *disk = disk_of(block);
     struct disk_snapshot *snapshot;
     disk_freeze(disk);
     disk_take_turn(disk);
     int result = need(disk, name, &snapshot, err);
     if (result == 0)
-        result = apply(disk, snapshot, err);
+        result = change(disk, snapshot, err);
     disk_end_turn(disk);
     disk_thaw(disk);
     return result;
+}
+
+int disk_snapshot_apply(struct block *block, const char *name, struct error *err) {
+    return with_snapshot(block, name, apply, err);
 }
 
 /* ---- Removing ---- */
@@ -212,16 +219,7 @@ static int remove_it(struct disk *disk, const struct disk_snapshot *snapshot, st
 }
 
 int disk_snapshot_remove(struct block *block, const char *name, struct error *err) {
-    struct disk *disk = disk_of(block);
-    struct disk_snapshot *snapshot;
-    disk_freeze(disk);
-    disk_take_turn(disk);
-    int result = need(disk, name, &snapshot, err);
-    if (result == 0)
-        result = remove_it(disk, snapshot, err);
-    disk_end_turn(disk);
-    disk_thaw(disk);
-    return result;
+    return with_snapshot(block, name, remove_it, err);
 }
 
 unsigned disk_snapshots(struct block *block, struct disk_snapshot *all) {
