@@ -28,6 +28,8 @@ extern volatile struct mp_arrival mp_arrivals[MP_MOST];
 /* Starts all others, whose number the harness knows, and waits for them. How many processors there
  * are, this one included. */
 unsigned mp_start(void);
+/* The same as a program's first test, skipped where there is one. */
+void mp_several(void);
 /* INIT and two SIPIs to one, whatever it does; waits until it has arrived again. */
 void mp_restart(unsigned cpu);
 

@@ -302,13 +302,8 @@ static void patched_as_by_linux(void) {
     set_handler(BP, NULL);
 }
 
-static void several_processors(void) {
-    if (mp_start() == 1)
-        skip("there is one");
-}
-
 void program(void) {
-    TEST(several_processors);
+    TEST(mp_several);
     if (mp_count() == 1)
         return;
     TEST(one_function);

@@ -423,13 +423,8 @@ static void shot_down(void) {
     check("old translations used", wrong, 0);
 }
 
-static void several_processors(void) {
-    if (mp_start() == 1)
-        skip("there is one");
-}
-
 void program(void) {
-    TEST(several_processors);
+    TEST(mp_several);
     if (mp_count() == 1)
         return;
     TEST(locked);

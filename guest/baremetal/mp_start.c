@@ -375,13 +375,8 @@ static void one_time(void) {
     check("steps backward", backward, 0);
 }
 
-static void several_processors(void) {
-    if (mp_start() == 1)
-        skip("there is one");
-}
-
 void program(void) {
-    TEST(several_processors);
+    TEST(mp_several);
     if (mp_count() == 1)
         return;
     TEST(arrivals);
