@@ -133,9 +133,11 @@ expect_one_line_error "no such disk"
 wait $! || { fail "file systems grow under load"; cat "$work/grown"; }
 expect_same "$(awk '$1 ~ "^/dev/" && $2 > 200' "$work/grown" | wc -l)" 2 "both file systems grew"
 
-# Classes of service: changed while the guest runs.
+# Classes of service: changed while the guest runs, which it does until its standard input ends.
+mkfifo "$work/until"
 lodge_run --name classes --disk "$work/disk,device=nvme,class=low" --disk "$work/second" -- \
-    dd if=/dev/nvme0n1 of=/dev/null bs=1M iflag=direct 2>"$work/dd" &
+    sh -c 'dd if=/dev/nvme0n1 of=/dev/null bs=1M iflag=direct; cat' <"$work/until" 2>"$work/dd" &
+exec 5>"$work/until"
 expect_exit 0 "qos set" sh -c "for i in \$(seq 100); do # until it runs
     $LODGE qos set classes disk1 urgent && exit; sleep 0.5; done 2>/dev/null; exit 1"
 expect_exit 0 "qos show" "$LODGE" qos show classes
@@ -144,6 +146,7 @@ expect_exit 1 "a disk that is not there" "$LODGE" qos set classes disk2 low
 expect_one_line_error "no such disk"
 expect_exit 1 "a class that is not there" "$LODGE" qos set classes disk1 best
 expect_one_line_error "no such class"
+exec 5>&-
 wait $! || fail "reading in pieces"
 expect_text "$work/dd" "256+0 records in" "the disk was read in pieces"
 finish
