@@ -16,6 +16,7 @@
 #include <sys/uio.h>
 
 #include "base/error.h"
+#include "base/pool.h"
 
 enum { BLOCK_SECTOR = 512, BLOCK_VECTORS_MAX = 1024 };
 
@@ -44,7 +45,8 @@ struct block_request {
     /* Completion of what block_submit did not complete. Any thread, no lock held. */
     void (*done)(struct block_request *request);
     void *context;              /* the caller's */
-    struct block_request *next; /* the back end's */
+    struct block_request *next; /* the back end's, as is job */
+    struct pool_job job;
 };
 
 struct block_info {

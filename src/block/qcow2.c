@@ -12,7 +12,6 @@
 #include "base/bytes.h"
 #include "base/lock.h"
 #include "base/log.h"
-#include "block/pool.h"
 #include "block/sync.h"
 
 enum {
@@ -320,8 +319,9 @@ static int perform(struct qcow2 *q, struct block_request *request) {
     return result;
 }
 
-static void work(void *context, struct block_request *request) {
+static void work(void *context, struct pool_job *job) {
     struct qcow2 *q = context;
+    struct block_request *request = container_of(job, struct block_request, job);
     request->result = perform(q, request);
     if (request->result != 0 && atomic_fetch_add(&q->complained, 1) < LOG_LIMIT_BURST)
         log_warning("disk %s: read at byte %llu failed: %s; the guest gets an I/O error",
@@ -338,7 +338,7 @@ static int qcow2_submit(struct block *block, struct block_request *request) {
     request->result = request->operation == BLOCK_FLUSH ? 0 : -EROFS;
     if (request->operation != BLOCK_READ)
         return 1;
-    request->result = pool_submit(qcow2_of(block)->pool, request);
+    request->result = pool_submit(qcow2_of(block)->pool, &request->job);
     return request->result != 0;
 }
 

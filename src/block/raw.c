@@ -11,7 +11,6 @@
 #include "base/bytes.h"
 #include "base/log.h"
 #include "block/block.h"
-#include "block/pool.h"
 #include "block/raw.h"
 #include "block/uring.h"
 
@@ -195,8 +194,9 @@ static void complain(struct raw *raw, const struct block_request *request) {
                     strerror(-request->result));
 }
 
-static void raw_work(void *context, struct block_request *request) {
+static void raw_work(void *context, struct pool_job *job) {
     struct raw *raw = context;
+    struct block_request *request = container_of(job, struct block_request, job);
     request->result = perform(raw, request);
     if (request->result != 0)
         complain(raw, request);
@@ -227,7 +227,7 @@ static void uring_result(void *context, struct block_request *request, int resul
     struct raw *raw = context;
     if (result > 0 && result % BLOCK_SECTOR == 0)
         advance(request, (size_t)result);
-    if (request->length > 0 && pool_submit(raw->pool, request) == 0)
+    if (request->length > 0 && pool_submit(raw->pool, &request->job) == 0)
         return;
     request->result = request->length == 0 ? 0 : -EAGAIN;
     if (request->result != 0)
@@ -247,7 +247,7 @@ static int raw_submit(struct block *block, struct block_request *request) {
         return 1;
     if (uring_takes(raw, request) && uring_submit(raw->uring, raw->direct_fd, request) == 0)
         return 0;
-    int rc = pool_submit(raw->pool, request);
+    int rc = pool_submit(raw->pool, &request->job);
     if (rc == 0)
         return 0;
     request->result = rc;

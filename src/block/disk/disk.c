@@ -6,7 +6,6 @@
 #include "base/bytes.h"
 #include "base/log.h"
 #include "block/disk/private.h"
-#include "block/pool.h"
 #include "block/sync.h"
 
 enum { LOADERS = 2 };

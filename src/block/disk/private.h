@@ -48,7 +48,7 @@ struct disk {
     unsigned active;                   /* claimed their range, still under way */
     unsigned busy;                     /* not through, flushes and the callers of `done` included */
     bool frozen, scanning, rescan, scan_queued;
-    struct block_request scan_job; /* for a loader: start what waits */
+    struct pool_job scan_job; /* for a loader: start what waits */
 
     /* The committer's. */
     pthread_t thread;
@@ -83,7 +83,7 @@ void disk_thaw(struct disk *disk);
 /* Waits until all are through. */
 void disk_drain_requests(struct disk *disk);
 /* What a loader does: reads the table that a request misses and goes on with it. */
-void disk_load_work(void *context, struct block_request *job);
+void disk_load_work(void *context, struct pool_job *job);
 
 /* ---- disk.c ---- */
 

@@ -36,7 +36,7 @@ struct disk_request {
     struct disk_request *next, *previous;
     struct disk *disk;
     struct block_request *guest;
-    struct block_request job; /* for the loaders */
+    struct pool_job job; /* for the loaders */
     struct disk_missing missing;
     uint64_t first, end; /* blocks */
     bool active;         /* its range is its own as far as it needs it */

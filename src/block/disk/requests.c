@@ -8,7 +8,6 @@
 #include "base/bytes.h"
 #include "base/log.h"
 #include "block/disk/request.h"
-#include "block/pool.h"
 
 enum { BEING_SUBMITTED, LEFT, COMPLETE, HANDED_ON };
 
@@ -208,7 +207,7 @@ static bool start(struct disk_request *r) {
     }
 }
 
-void disk_load_work(void *context, struct block_request *job) {
+void disk_load_work(void *context, struct pool_job *job) {
     struct disk *disk = context;
     if (job == &disk->scan_job) {
         lock_take(&disk->lock);

@@ -1,11 +1,10 @@
-#include "block/pool.h"
+#include "base/pool.h"
 
 #include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
 
 #include "base/lock.h"
-#include "block/block.h"
 
 enum { THREADS_MAX = 16, STACK_SIZE = 256 << 10 };
 
@@ -15,7 +14,7 @@ struct pool {
     pthread_cond_t idle_cond; /* nothing is outstanding */
     pool_work *work;
     void *context;
-    struct block_request *first, *last;
+    struct pool_job *first, *last;
     unsigned waiting;     /* requests in the list */
     unsigned outstanding; /* with those being worked on */
     unsigned threads_max, threads, sleeping;
@@ -23,27 +22,27 @@ struct pool {
     pthread_t thread[THREADS_MAX];
 };
 
-static struct block_request *take(struct pool *pool) {
+static struct pool_job *take(struct pool *pool) {
     while (pool->first == NULL && !pool->stopping) {
         pool->sleeping++;
         pthread_cond_wait(&pool->work_cond, &pool->lock.mutex);
         pool->sleeping--;
     }
-    struct block_request *request = pool->first;
-    if (request != NULL) {
-        pool->first = request->next;
+    struct pool_job *job = pool->first;
+    if (job != NULL) {
+        pool->first = job->next;
         pool->waiting--;
     }
-    return request;
+    return job;
 }
 
 static void *worker(void *argument) {
     struct pool *pool = argument;
-    struct block_request *request;
+    struct pool_job *job;
     lock_take(&pool->lock);
-    while ((request = take(pool)) != NULL) {
+    while ((job = take(pool)) != NULL) {
         lock_release(&pool->lock);
-        pool->work(pool->context, request);
+        pool->work(pool->context, job);
         lock_take(&pool->lock);
         if (--pool->outstanding == 0)
             pthread_cond_broadcast(&pool->idle_cond);
@@ -73,7 +72,7 @@ int pool_create(unsigned threads, pool_work *work, void *context, struct pool **
     struct pool *made = calloc(1, sizeof *made);
     if (made == NULL)
         return error_set(err, -ENOMEM, "no memory for a thread pool");
-    lock_init(&made->lock, LOCK_BACKEND, "block pool");
+    lock_init(&made->lock, LOCK_BACKEND, "worker pool");
     pthread_cond_init(&made->work_cond, NULL);
     pthread_cond_init(&made->idle_cond, NULL);
     made->work = work;
@@ -83,19 +82,19 @@ int pool_create(unsigned threads, pool_work *work, void *context, struct pool **
     return 0;
 }
 
-int pool_submit(struct pool *pool, struct block_request *request) {
+int pool_submit(struct pool *pool, struct pool_job *job) {
     int rc = 0;
     lock_take(&pool->lock);
     if (pool->waiting >= pool->sleeping && pool->threads < pool->threads_max)
         rc = start_thread(pool);
     if (pool->threads > 0) {
         rc = 0;
-        request->next = NULL;
+        job->next = NULL;
         if (pool->first == NULL)
-            pool->first = request;
+            pool->first = job;
         else
-            pool->last->next = request;
-        pool->last = request;
+            pool->last->next = job;
+        pool->last = job;
         pool->waiting++;
         pool->outstanding++;
         pthread_cond_signal(&pool->work_cond);
