@@ -375,6 +375,28 @@ static void one_time(void) {
     check("steps backward", backward, 0);
 }
 
+/* Without turns, as often as they can: a time that another has read before is not later. */
+static void read_behind_others(unsigned cpu) {
+    enum { READINGS = 20000 };
+    unsigned later = 0;
+    mp_meet();
+    for (unsigned n = 0; n < READINGS; n++) {
+        uint64_t seen = last_time, now;
+        uint32_t low, high;
+        asm volatile("lfence; rdtsc" : "=a"(low), "=d"(high)::"memory");
+        now = (uint64_t)high << 32 | low;
+        later += now < seen;
+        last_time = now;
+    }
+    __atomic_fetch_add(&backward, later, __ATOMIC_SEQ_CST);
+}
+
+static void one_time_for_all(void) {
+    last_time = backward = 0;
+    mp_all(read_behind_others);
+    check("steps backward", backward, 0);
+}
+
 void program(void) {
     TEST(mp_several);
     if (mp_count() == 1)
@@ -396,4 +418,5 @@ void program(void) {
     with_x2apic();
     TEST(a_timer_each);
     TEST(one_time);
+    TEST(one_time_for_all);
 }

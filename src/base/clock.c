@@ -1,36 +1,34 @@
 /*
- * The VM's clock: a line over the host's monotonic time while it runs (two of
- * them, one behind the other, while it catches up), a fixed value while it is
- * paused. CLOCK_MONOTONIC through the vDSO costs about as
- * much as RDTSC, is the same on all processors and follows the host's time
- * discipline; the TSC is worked out from it by a fixed multiplication, so that
- * both are one function and convert exactly in both directions.
+ * The VM's clock has two halves. What it ought to show is a line over the
+ * host's monotonic time (two of them, one behind the other, while it catches
+ * up). What it does show is a line over the host's counter (clock_line.h),
+ * which takes few instructions to read, translated code included, and is aimed
+ * anew every second or sooner: from where it is to where it ought to be by
+ * then. So it follows the host's clock with its discipline, and is never
+ * turned back. Guest nanoseconds are worked out from the TSC by a fixed
+ * multiplication: both are one clock.
  */
 #include "base/clock.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <time.h>
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <x86intrin.h>
-#endif
 
+#include "base/clock_line.h"
+#include "base/host_clock.h"
 #include "base/lock.h"
 #include "base/loop.h"
 
 typedef unsigned __int128 uint128;
 
-enum { TSC_SHIFT = 32 };
-#define TSC_HZ_DEFAULT UINT64_C(2000000000) /* for hosts without a TSC */
-#define NEVER          UINT64_MAX
+#define NEVER UINT64_MAX
 
 /* From the host's time `host` (NEVER: never) on it is guest + (now - host) * rate. */
 struct line {
     _Atomic(uint64_t) host, guest, rate;
 };
 
-enum { RATE_SHIFT = 32 };
+enum { RATE_SHIFT = 32, NS_SHIFT = 52 };
 #define RATE_ONE (UINT64_C(1) << RATE_SHIFT)
 
 struct vm_timer {
@@ -42,11 +40,20 @@ struct vm_timer {
     uint64_t deadline; /* guest ns; NEVER: not armed */
 };
 
+/* Changed by who has begun a change of the line: any reader that comes behind its end. */
+struct follower {
+    struct clock_line line;
+    /* Counts are compared with the host's clock since `base`, and from `middle` on later. */
+    struct host_sample base, middle;
+    double counts_a_ns;
+    uint64_t since; /* host ns */
+};
+
 struct vm_clock {
-    /* A sequence lock: odd while the fields below change. */
-    atomic_uint sequence;
+    struct follower *follower;
+    /* The line's sequence lock is theirs as well. */
     struct line lines[2];          /* the second from its own begin on */
-    _Atomic(uint64_t) frozen;      /* guest ns; paused. NEVER: running */
+    atomic_bool paused;            /* the line's rate is 0 then */
     _Atomic(uint64_t) wall_origin; /* real-time ns since 1970 at guest 0 */
 
     /* Changed with the lock held. */
@@ -56,119 +63,51 @@ struct vm_clock {
     uint64_t paused_at; /* host ns */
 
     uint64_t tsc_hz;
-    uint64_t tsc_multiplier; /* TSC = ns * multiplier >> TSC_SHIFT */
+    uint64_t ns_a_tick; /* ns = TSC * this >> NS_SHIFT */
 
     struct lock lock; /* changes, and the list of timers */
     struct vm_timer *timers;
 };
 
+/* What the clock ought to show. */
 struct line_view {
     uint64_t host, guest, rate;
 };
 
 struct clock_view {
-    uint64_t host, frozen, wall_origin;
+    bool paused;
     struct line_view lines[2];
 };
 
-static uint64_t clock_read(clockid_t id) {
-    struct timespec now;
-    clock_gettime(id, &now);
-    return (uint64_t)now.tv_sec * NS_PER_SECOND + (uint64_t)now.tv_nsec;
+static uint64_t tsc_to_ns(const struct vm_clock *clock, uint64_t tsc) {
+    return (uint64_t)((uint128)tsc * clock->ns_a_tick >> NS_SHIFT);
 }
 
-uint64_t host_clock_ns(void) {
-    return clock_read(CLOCK_MONOTONIC);
+static uint64_t ns_to_tsc(const struct vm_clock *clock, uint64_t ns) {
+    return (uint64_t)((uint128)ns * clock->tsc_hz / NS_PER_SECOND);
 }
 
-/* ---- Frequency ---- */
+/* ---- Where it ought to be ---- */
 
-#if defined(__x86_64__)
-/* CPUID 15h: crystal frequency times ratio; only some Intel processors tell all three numbers. */
-static uint64_t hz_from_cpuid(void) {
-    unsigned eax, ebx, ecx, edx;
-    if (!__get_cpuid_count(0x15, 0, &eax, &ebx, &ecx, &edx) || eax == 0 || ebx == 0 || ecx == 0)
-        return 0;
-    return (uint64_t)((uint128)ecx * ebx / eax);
-}
-
-struct sample {
-    uint64_t tsc, ns, width;
-};
-
-/* The tightest of a few pairs of readings: being interrupted between the two would spoil one. */
-static struct sample take_sample(void) {
-    struct sample best = {.width = UINT64_MAX};
-    for (int i = 0; i < 16; i++) {
-        uint64_t before = __rdtsc();
-        uint64_t ns = clock_read(CLOCK_MONOTONIC_RAW);
-        uint64_t after = __rdtsc();
-        if (after - before < best.width)
-            best = (struct sample){
-                .tsc = before + (after - before) / 2, .ns = ns, .width = after - before};
-    }
-    return best;
-}
-
-static uint64_t hz_measured(void) {
-    const struct timespec wait = {.tv_nsec = 10 * 1000 * 1000};
-    struct sample first = take_sample();
-    nanosleep(&wait, NULL);
-    struct sample second = take_sample();
-    uint64_t ns = second.ns - first.ns;
-    if (ns == 0 || second.tsc <= first.tsc)
-        return 0;
-    uint64_t hz = (uint64_t)((uint128)(second.tsc - first.tsc) * NS_PER_SECOND / ns);
-    return (hz + 500) / 1000 * 1000;
-}
-#else
-static uint64_t hz_from_cpuid(void) {
-    return 0;
-}
-
-static uint64_t hz_measured(void) {
-    return 0;
-}
-#endif
-
-/* Once a process: all VMs of it agree, and only the first waits. */
-static uint64_t host_tsc_hz(void) {
-    static _Atomic(uint64_t) known;
-    uint64_t hz = atomic_load(&known);
-    if (hz != 0)
-        return hz;
-    hz = hz_from_cpuid();
-    if (hz == 0)
-        hz = hz_measured();
-    if (hz < 1000 * 1000 || hz > 100 * NS_PER_SECOND)
-        hz = TSC_HZ_DEFAULT;
-    uint64_t none = 0;
-    return atomic_compare_exchange_strong(&known, &none, hz) ? hz : none;
-}
-
-/* ---- Reading ---- */
-
-static struct clock_view view_at(const struct vm_clock *clock, uint64_t host) {
-    struct clock_view view = {.host = host};
+static struct clock_view view_now(const struct vm_clock *clock) {
+    struct clock_view view;
     for (int i = 0; i < 2; i++)
         view.lines[i] = (struct line_view){
             .host = atomic_load_explicit(&clock->lines[i].host, memory_order_acquire),
             .guest = atomic_load_explicit(&clock->lines[i].guest, memory_order_acquire),
             .rate = atomic_load_explicit(&clock->lines[i].rate, memory_order_acquire)};
-    view.frozen = atomic_load_explicit(&clock->frozen, memory_order_acquire);
-    view.wall_origin = atomic_load_explicit(&clock->wall_origin, memory_order_acquire);
+    view.paused = atomic_load_explicit(&clock->paused, memory_order_acquire);
     return view;
 }
 
 static struct clock_view look(const struct vm_clock *clock) {
+    const struct clock_line *line = &clock->follower->line;
     struct clock_view view;
-    unsigned before, after;
+    uint64_t begin;
     do {
-        before = atomic_load_explicit(&clock->sequence, memory_order_acquire);
-        view = view_at(clock, 0);
-        view.host = host_clock_ns();
-        after = atomic_load_explicit(&clock->sequence, memory_order_acquire);
-    } while ((before & 1) || before != after);
+        begin = clock_line_begin(line);
+        view = view_now(clock);
+    } while (atomic_load_explicit(&line->begun, memory_order_acquire) != begin);
     return view;
 }
 
@@ -176,29 +115,154 @@ static uint64_t scale_by(uint64_t ns, uint64_t rate) {
     return (uint64_t)((uint128)ns * rate >> RATE_SHIFT);
 }
 
-static const struct line_view *line_at(const struct clock_view *view, uint64_t host) {
-    return &view->lines[host >= view->lines[1].host];
+static uint64_t ideal_ns(const struct clock_view *view, uint64_t host) {
+    const struct line_view *line = &view->lines[host >= view->lines[1].host];
+    return host > line->host ? line->guest + scale_by(host - line->host, line->rate) : line->guest;
 }
 
-static uint64_t guest_ns(const struct clock_view *view) {
-    const struct line_view *line = line_at(view, view->host);
-    return view->frozen != NEVER ? view->frozen
-                                 : line->guest + scale_by(view->host - line->host, line->rate);
+/* What the first line has still to make up for. */
+static uint64_t behind(const struct clock_view *view, uint64_t host) {
+    const struct line_view *lines = view->lines;
+    if (view->paused || host >= lines[1].host || lines[1].host == NEVER)
+        return 0;
+    return scale_by(lines[1].host - host, lines[0].rate - lines[1].rate);
 }
 
-uint64_t vm_clock_ns(const struct vm_clock *clock) {
-    struct clock_view view = look(clock);
-    return guest_ns(&view);
+/* ---- Changing what it shows ---- */
+
+/* A change is being made: now, and what the clock shows until the change is complete. */
+struct moment {
+    struct host_sample host;
+    uint64_t tsc;
+};
+
+/* Nobody has read more than that by the line that there is. Beyond the line's end the clock is
+ * where it ought to be, unless that is behind what may have been read. */
+static uint64_t tsc_at(const struct vm_clock *clock, const struct host_sample *host) {
+    const struct clock_line *line = &clock->follower->line;
+    uint64_t counts = host->count - line->host, span = line->span, guest = line->guest;
+    if (atomic_load(&clock->paused))
+        return guest;
+    if (counts <= span)
+        return guest + clock_line_advance(counts, line->rate);
+    bool before = counts >> 63; /* another processor's counter is behind, or it has begun anew */
+    uint64_t least = before ? guest : guest + clock_line_advance(span, line->rate);
+    struct clock_view view = view_now(clock);
+    uint64_t ideal = ns_to_tsc(clock, ideal_ns(&view, host->ns));
+    return ideal > least ? ideal : least;
 }
 
-uint64_t vm_clock_both_ns(const struct vm_clock *clock, uint64_t *host_ns) {
-    struct clock_view view = look(clock);
-    *host_ns = view.host;
-    return guest_ns(&view);
+/* Compares the counter with the host's clock, over some seconds once it can. */
+static void calibrate(struct follower *follower, const struct host_sample *now) {
+    enum { LEAST_NS = 5 * 1000 * 1000, WIDE = 4000 };
+    const uint64_t half = 2 * NS_PER_SECOND;
+    uint64_t ns = now->ns - follower->base.ns, counts = now->count - follower->base.count;
+    double nominal = (double)host_count_hz() / (double)NS_PER_SECOND;
+    if (now->width > WIDE || ns < LEAST_NS)
+        return;
+    double found = (double)counts / (double)ns;
+    if (found < nominal * 0.99 || found > nominal * 1.01) { /* one of them has jumped */
+        follower->base = follower->middle = *now;
+        return;
+    }
+    follower->counts_a_ns = found;
+    if (now->ns - follower->middle.ns < half)
+        return;
+    follower->base = follower->middle;
+    follower->middle = *now;
 }
 
-uint64_t vm_clock_tsc(const struct vm_clock *clock) {
-    return (uint64_t)((uint128)vm_clock_ns(clock) * clock->tsc_multiplier >> TSC_SHIFT);
+static void begin_at(struct vm_clock *clock, struct moment *moment) {
+    moment->host = host_sample();
+    moment->tsc = tsc_at(clock, &moment->host);
+    calibrate(clock->follower, &moment->host);
+}
+
+/* False: another thread is making one. */
+static bool try_change_begin(struct vm_clock *clock, struct moment *moment) {
+    struct clock_line *line = &clock->follower->line;
+    uint64_t done = atomic_load(&line->done);
+    if (!atomic_compare_exchange_strong(&line->begun, &done, done + 1))
+        return false;
+    begin_at(clock, moment);
+    return true;
+}
+
+static struct moment change_begin(struct vm_clock *clock) {
+    struct moment moment;
+    while (!try_change_begin(clock, &moment))
+        ;
+    return moment;
+}
+
+/* How far the next line goes: to its second's end, less while little is known of the counter, and
+ * not past the end of catching up. */
+static uint64_t horizon_ns(const struct follower *follower, const struct clock_view *view,
+                           uint64_t now) {
+    enum { LEAST_NS = 10 * 1000 * 1000, TOO_NEAR_NS = 1000 };
+    uint64_t known = now - follower->since, end = view->lines[1].host;
+    uint64_t ns = known < LEAST_NS ? LEAST_NS : known < NS_PER_SECOND ? known : NS_PER_SECOND;
+    return end != NEVER && end > now + TOO_NEAR_NS && end - now < ns ? end - now : ns;
+}
+
+/*
+ * From where the clock is to where it ought to be. It is ahead of that by what its last line
+ * missed, at most; then it goes more slowly, but at half its speed at least.
+ */
+static void aim(struct vm_clock *clock, const struct moment *from) {
+    struct follower *follower = clock->follower;
+    struct clock_view view = view_now(clock);
+    uint64_t ns = horizon_ns(follower, &view, from->host.ns);
+    uint64_t span = (uint64_t)((double)ns * follower->counts_a_ns), rate = 0;
+    if (!view.paused) {
+        uint64_t goal = ns_to_tsc(clock, ideal_ns(&view, from->host.ns + ns));
+        uint64_t least = (goal - ns_to_tsc(clock, ideal_ns(&view, from->host.ns))) / 2;
+        uint64_t ticks = goal > from->tsc ? goal - from->tsc : 0;
+        rate = (uint64_t)(((uint128)(ticks > least ? ticks : least) << CLOCK_LINE_SHIFT) / span);
+    }
+    atomic_store(&follower->line.host, from->host.count);
+    atomic_store(&follower->line.span, span);
+    atomic_store(&follower->line.rate, rate);
+    atomic_store(&follower->line.guest, from->tsc);
+}
+
+static void change_end(struct vm_clock *clock, const struct moment *moment) {
+    struct clock_line *line = &clock->follower->line;
+    aim(clock, moment);
+    atomic_store(&line->done, atomic_load(&line->begun));
+}
+
+/* ---- Reading ---- */
+
+/* The line has come to its end; or somebody changes it. */
+static void renew(struct vm_clock *clock) {
+    struct moment moment;
+    if (try_change_begin(clock, &moment))
+        change_end(clock, &moment);
+}
+
+uint64_t vm_clock_tsc(struct vm_clock *clock) {
+    const struct clock_line *line = &clock->follower->line;
+    uint64_t tsc;
+    for (;;) {
+        uint64_t begin = clock_line_begin(line);
+        if (clock_line_at(line, begin, host_count(), &tsc))
+            return tsc;
+        renew(clock);
+    }
+}
+
+const struct clock_line *vm_clock_line(const struct vm_clock *clock) {
+    return host_counts_tsc() ? &clock->follower->line : NULL;
+}
+
+uint64_t vm_clock_ns(struct vm_clock *clock) {
+    return tsc_to_ns(clock, vm_clock_tsc(clock));
+}
+
+uint64_t vm_clock_both_ns(struct vm_clock *clock, uint64_t *host_ns) {
+    *host_ns = host_clock_ns();
+    return vm_clock_ns(clock);
 }
 
 uint64_t vm_clock_tsc_hz(const struct vm_clock *clock) {
@@ -206,62 +270,45 @@ uint64_t vm_clock_tsc_hz(const struct vm_clock *clock) {
 }
 
 uint64_t vm_clock_tsc_to_ns(const struct vm_clock *clock, uint64_t tsc) {
-    uint128 ns = (((uint128)tsc << TSC_SHIFT) + clock->tsc_multiplier - 1) / clock->tsc_multiplier;
+    const uint128 almost_one = ((uint128)1 << NS_SHIFT) - 1;
+    uint128 ns = ((uint128)tsc * clock->ns_a_tick + almost_one) >> NS_SHIFT;
     return ns > NEVER ? NEVER : (uint64_t)ns;
 }
 
 uint64_t vm_clock_wall_ns(const struct vm_clock *clock, uint64_t ns) {
-    struct clock_view view = look(clock);
-    return view.wall_origin + ns;
+    return atomic_load(&clock->wall_origin) + ns;
 }
 
 int64_t vm_clock_wall_seconds(const struct vm_clock *clock, uint64_t ns) {
     return (int64_t)vm_clock_wall_ns(clock, ns) / (int64_t)NS_PER_SECOND; /* moved before 1970? */
 }
 
-uint64_t vm_clock_to_host_ns(const struct vm_clock *clock, uint64_t ns) {
+uint64_t vm_clock_to_host_ns(struct vm_clock *clock, uint64_t ns) {
+    uint64_t now = vm_clock_ns(clock), host = host_clock_ns();
     struct clock_view view = look(clock);
-    if (view.frozen != NEVER)
+    if (view.paused)
         return NEVER;
-    uint64_t now = guest_ns(&view);
     if (ns <= now)
-        return view.host - (now - ns < view.host ? now - ns : view.host);
+        return host - (now - ns < host ? now - ns : host);
     bool later = view.lines[1].host != NEVER && ns >= view.lines[1].guest;
     const struct line_view *line = &view.lines[later];
-    /* Rounded up: then it has been reached. */
-    uint128 more = (((uint128)(ns - line->guest) << RATE_SHIFT) + line->rate - 1) / line->rate;
+    /* What it shows may be a little behind what it ought to; and rounded up: then it is reached. */
+    uint64_t ideal = ideal_ns(&view, host), lag = ideal > now ? ideal - now : 0;
+    uint64_t from = ns > line->guest ? ns - line->guest : 0;
+    uint128 more = ((((uint128)from + lag) << RATE_SHIFT) + line->rate - 1) / line->rate;
     return more < NEVER - line->host ? line->host + (uint64_t)more : NEVER;
-}
-
-/* What the first line has still to make up for. */
-static uint64_t behind(const struct clock_view *view) {
-    const struct line_view *lines = view->lines;
-    if (view->frozen != NEVER || view->host >= lines[1].host || lines[1].host == NEVER)
-        return 0;
-    return scale_by(lines[1].host - view->host, lines[0].rate - lines[1].rate);
 }
 
 uint64_t vm_clock_behind_ns(const struct vm_clock *clock) {
     struct clock_view view = look(clock);
-    return behind(&view);
+    return behind(&view, host_clock_ns());
 }
 
 bool vm_clock_paused(const struct vm_clock *clock) {
-    return atomic_load(&clock->frozen) != NEVER;
+    return atomic_load(&clock->paused);
 }
 
-/* ---- Changing. clock->lock is held. ---- */
-
-/* The host's clock is read after the sequence became odd: no reader can have answered a later time.
- */
-static uint64_t change_begin(struct vm_clock *clock) {
-    atomic_fetch_add(&clock->sequence, 1);
-    return host_clock_ns();
-}
-
-static void change_end(struct vm_clock *clock) {
-    atomic_fetch_add(&clock->sequence, 1);
-}
+/* ---- Changing what it ought to show. clock->lock is held. ---- */
 
 static void set_line(struct line *line, uint64_t host, uint64_t guest, uint64_t rate) {
     atomic_store(&line->host, host);
@@ -313,11 +360,12 @@ static void point_timers(struct vm_clock *clock) {
 void vm_clock_pause(struct vm_clock *clock) {
     lock_take(&clock->lock);
     if (!vm_clock_paused(clock)) {
-        clock->paused_at = change_begin(clock);
-        struct clock_view view = view_at(clock, clock->paused_at);
-        clock->lost += behind(&view);
-        atomic_store(&clock->frozen, guest_ns(&view));
-        change_end(clock);
+        struct moment moment = change_begin(clock);
+        struct clock_view view = view_now(clock);
+        clock->paused_at = moment.host.ns;
+        clock->lost += behind(&view, clock->paused_at);
+        atomic_store(&clock->paused, true);
+        change_end(clock, &moment);
         point_timers(clock);
     }
     lock_release(&clock->lock);
@@ -326,14 +374,15 @@ void vm_clock_pause(struct vm_clock *clock) {
 void vm_clock_resume(struct vm_clock *clock) {
     lock_take(&clock->lock);
     if (vm_clock_paused(clock)) {
-        uint64_t host = change_begin(clock), paused = host - clock->paused_at;
+        struct moment moment = change_begin(clock);
+        uint64_t paused = moment.host.ns - clock->paused_at;
         if (clock->catches_up)
             clock->lost += scale_by(paused, clock->rate);
         else /* only the RTC, which nobody watches running, knows how late it is */
             atomic_fetch_add(&clock->wall_origin, paused);
-        set_lines(clock, host, atomic_load(&clock->frozen));
-        atomic_store(&clock->frozen, NEVER);
-        change_end(clock);
+        set_lines(clock, moment.host.ns, tsc_to_ns(clock, moment.tsc));
+        atomic_store(&clock->paused, false);
+        change_end(clock, &moment);
         point_timers(clock);
     }
     lock_release(&clock->lock);
@@ -341,12 +390,13 @@ void vm_clock_resume(struct vm_clock *clock) {
 
 void vm_clock_set_scale(struct vm_clock *clock, double scale) {
     lock_take(&clock->lock);
-    struct clock_view view = view_at(clock, change_begin(clock));
-    clock->lost += behind(&view);
+    struct moment moment = change_begin(clock);
+    struct clock_view view = view_now(clock);
+    clock->lost += behind(&view, moment.host.ns);
     clock->rate = (uint64_t)(scale * (double)RATE_ONE + 0.5);
-    if (view.frozen == NEVER)
-        set_lines(clock, view.host, guest_ns(&view));
-    change_end(clock);
+    if (!view.paused)
+        set_lines(clock, moment.host.ns, tsc_to_ns(clock, moment.tsc));
+    change_end(clock, &moment);
     point_timers(clock);
     lock_release(&clock->lock);
 }
@@ -365,24 +415,36 @@ void vm_clock_set_catch_up(struct vm_clock *clock, bool on) {
 }
 
 void vm_clock_move_wall(struct vm_clock *clock, int64_t seconds) {
-    lock_take(&clock->lock);
-    change_begin(clock);
     atomic_fetch_add(&clock->wall_origin, (uint64_t)seconds * NS_PER_SECOND);
-    change_end(clock);
-    lock_release(&clock->lock);
+}
+
+static struct follower *follower_create(void) {
+    struct follower *made = aligned_alloc(_Alignof(struct follower), sizeof *made);
+    if (made == NULL)
+        return NULL;
+    *made = (struct follower){.base = host_sample()};
+    made->middle = made->base;
+    made->since = made->base.ns;
+    made->counts_a_ns = (double)host_count_hz() / (double)NS_PER_SECOND;
+    return made;
 }
 
 int vm_clock_create(struct vm_clock **clock, struct error *err) {
     struct vm_clock *made = calloc(1, sizeof *made);
-    if (made == NULL)
+    struct timespec now;
+    if (made == NULL || (made->follower = follower_create()) == NULL) {
+        free(made);
         return error_set_errno(err, -ENOMEM, "cannot make the VM's clock");
+    }
     lock_init(&made->lock, LOCK_CLOCK, "clock");
     made->tsc_hz = host_tsc_hz();
-    made->tsc_multiplier = (uint64_t)(((uint128)made->tsc_hz << TSC_SHIFT) / NS_PER_SECOND);
+    made->ns_a_tick = (uint64_t)(((uint128)NS_PER_SECOND << NS_SHIFT) / made->tsc_hz);
     made->rate = RATE_ONE;
-    made->frozen = NEVER;
-    made->wall_origin = clock_read(CLOCK_REALTIME);
-    set_lines(made, host_clock_ns(), 0);
+    clock_gettime(CLOCK_REALTIME, &now);
+    made->wall_origin = (uint64_t)now.tv_sec * NS_PER_SECOND + (uint64_t)now.tv_nsec;
+    struct moment moment = {.host = made->follower->base};
+    set_lines(made, moment.host.ns, 0);
+    aim(made, &moment);
     *clock = made;
     return 0;
 }
@@ -391,6 +453,7 @@ void vm_clock_destroy(struct vm_clock *clock) {
     if (clock == NULL)
         return;
     lock_destroy(&clock->lock);
+    free(clock->follower);
     free(clock);
 }
 

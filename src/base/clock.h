@@ -6,7 +6,8 @@
  *
  * Guest nanoseconds start at 0 when the VM is made. The TSC is a function of
  * guest time (vm_clock_tsc_hz ticks a second), so that all clocks agree.
- * Reads: any thread, wait-free. Changes: the machine's control thread.
+ * Reads: any thread; they wait for a change that is being made, which takes a
+ * microsecond or two, never for a lock. Changes: the machine's control thread.
  */
 #ifndef LODGE_BASE_CLOCK_H
 #define LODGE_BASE_CLOCK_H
@@ -16,6 +17,7 @@
 
 #include "base/error.h"
 
+struct clock_line;
 struct loop;
 struct vm_clock;
 struct vm_timer;
@@ -29,15 +31,19 @@ int vm_clock_create(struct vm_clock **clock, struct error *err);
 void vm_clock_destroy(struct vm_clock *clock);
 
 /* Guest nanoseconds now. Never goes backwards. */
-uint64_t vm_clock_ns(const struct vm_clock *clock);
+uint64_t vm_clock_ns(struct vm_clock *clock);
 /* The same, with the host's time at that moment. */
-uint64_t vm_clock_both_ns(const struct vm_clock *clock, uint64_t *host_ns);
+uint64_t vm_clock_both_ns(struct vm_clock *clock, uint64_t *host_ns);
 
 /* The guest's time-stamp counter now, and its frequency in Hz (the host's where it is known). */
-uint64_t vm_clock_tsc(const struct vm_clock *clock);
+uint64_t vm_clock_tsc(struct vm_clock *clock);
 uint64_t vm_clock_tsc_hz(const struct vm_clock *clock);
 
-/* The guest time at which vm_clock_tsc() reaches tsc. */
+/* Where quick readers find the TSC (base/clock_line.h); NULL: the line is not over the host's TSC.
+ */
+const struct clock_line *vm_clock_line(const struct vm_clock *clock);
+
+/* The guest time at which vm_clock_tsc() has reached tsc. */
 uint64_t vm_clock_tsc_to_ns(const struct vm_clock *clock, uint64_t tsc);
 
 /* The time since 1970 (UTC) that the guest should see at the guest time ns: for the RTC. */
@@ -45,7 +51,7 @@ uint64_t vm_clock_wall_ns(const struct vm_clock *clock, uint64_t ns);
 int64_t vm_clock_wall_seconds(const struct vm_clock *clock, uint64_t ns);
 
 /* The host monotonic time at which guest time reaches ns; UINT64_MAX while paused. */
-uint64_t vm_clock_to_host_ns(const struct vm_clock *clock, uint64_t ns);
+uint64_t vm_clock_to_host_ns(struct vm_clock *clock, uint64_t ns);
 
 void vm_clock_pause(struct vm_clock *clock);
 void vm_clock_resume(struct vm_clock *clock);

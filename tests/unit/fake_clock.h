@@ -47,11 +47,11 @@ void vm_clock_destroy(struct vm_clock *clock) {
     free(clock);
 }
 
-uint64_t vm_clock_ns(const struct vm_clock *clock) {
+uint64_t vm_clock_ns(struct vm_clock *clock) {
     return clock->ns;
 }
 
-uint64_t vm_clock_tsc(const struct vm_clock *clock) {
+uint64_t vm_clock_tsc(struct vm_clock *clock) {
     return clock->ns * 2;
 }
 
@@ -70,7 +70,7 @@ int64_t vm_clock_wall_seconds(const struct vm_clock *clock, uint64_t ns) {
     return FAKE_WALL + (int64_t)(ns / NS_PER_SECOND);
 }
 
-uint64_t vm_clock_to_host_ns(const struct vm_clock *clock, uint64_t ns) {
+uint64_t vm_clock_to_host_ns(struct vm_clock *clock, uint64_t ns) {
     (void)clock;
     return ns;
 }

@@ -146,6 +146,7 @@ static int soft_vcpu_create(struct engine *engine, unsigned id, struct vcpu **vc
     cpu->vcpu.id = id;
     cpu->several = engine->config.vcpus > 1;
     cpu->memory = engine->config.memory;
+    cpu->clock_line = vm_clock_line(engine->config.clock);
     cpu->view = memory_default_view(cpu->memory);
     cpuid_init_features(cpu);
     r = init_parts(cpu, err);

@@ -136,6 +136,25 @@ static bool mtrr_write(struct soft_cpu *cpu, uint32_t msr, uint64_t *held, uint6
     return valid;
 }
 
+/* ---- Time ---- */
+
+/* The local APIC knows nothing of tsc_offset. */
+static uint64_t tsc_deadline(const struct soft_cpu *cpu) {
+    uint64_t deadline = cpu->lapic != NULL ? lapic_tsc_deadline(cpu->lapic) : 0;
+    return deadline != 0 ? deadline + cpu->tsc_offset : 0;
+}
+
+/* One that is past is due now; one that is beyond 64 bits of what the local APIC counts, never. */
+static void set_tsc_deadline(struct soft_cpu *cpu, uint64_t deadline) {
+    uint64_t now = soft_tsc(cpu), base = now - cpu->tsc_offset;
+    uint64_t left = deadline > now ? deadline - now : 0;
+    if (cpu->lapic == NULL)
+        return;
+    if (deadline != 0)
+        deadline = left < UINT64_MAX - base ? base + left : UINT64_MAX;
+    outside_lapic_set_deadline(cpu, deadline);
+}
+
 /* ---- Reading and writing ---- */
 
 static bool unknown(struct soft_cpu *cpu, const char *what, uint32_t msr, uint64_t value) {
@@ -169,9 +188,7 @@ bool msr_read(struct soft_cpu *cpu, uint32_t msr, uint64_t *value) {
     case MSR_KVM_WALL_CLOCK: *value = cpu->kvm_wall_clock; return true;
     case MSR_KVM_SYSTEM_TIME: *value = cpu->kvm_system_time; return true;
     case MSR_APIC_BASE: *value = cpu->lapic != NULL ? lapic_base(cpu->lapic) : 0; return true;
-    case MSR_TSC_DEADLINE:
-        *value = cpu->lapic != NULL ? lapic_tsc_deadline(cpu->lapic) : 0;
-        return true;
+    case MSR_TSC_DEADLINE: *value = tsc_deadline(cpu); return true;
     case MSR_EFER: *value = cpu->efer; return true;
     case MSR_FS_BASE: *value = cpu->segment[SEG_FS].base; return true;
     case MSR_GS_BASE: *value = cpu->segment[SEG_GS].base; return true;
@@ -197,7 +214,10 @@ static bool apic_base_write(struct soft_cpu *cpu, uint64_t value) {
 }
 
 static bool move_tsc(struct soft_cpu *cpu, uint64_t offset) {
+    uint64_t deadline = tsc_deadline(cpu);
     cpu->tsc_offset = offset;
+    if (deadline != 0)
+        set_tsc_deadline(cpu, deadline);
     outside_kvmclock(cpu, false);
     return true;
 }
@@ -231,10 +251,7 @@ bool msr_write(struct soft_cpu *cpu, uint32_t msr, uint64_t value) {
     case MSR_KVM_WALL_CLOCK: return kvm_clock_write(cpu, &cpu->kvm_wall_clock, value);
     case MSR_KVM_SYSTEM_TIME: return kvm_clock_write(cpu, &cpu->kvm_system_time, value);
     case MSR_APIC_BASE: return apic_base_write(cpu, value);
-    case MSR_TSC_DEADLINE:
-        if (cpu->lapic != NULL)
-            outside_lapic_set_deadline(cpu, value);
-        return true;
+    case MSR_TSC_DEADLINE: set_tsc_deadline(cpu, value); return true;
     case MSR_EFER: return system_set_efer(cpu, value);
     case MSR_FS_BASE: return base_write(cpu, SEG_FS, value);
     case MSR_GS_BASE: return base_write(cpu, SEG_GS, value);

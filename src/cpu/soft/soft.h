@@ -28,6 +28,7 @@
 #include <setjmp.h>
 #include <stdatomic.h>
 
+#include "base/clock_line.h"
 #include "base/lock.h"
 #include "cpu/engine.h"
 #include "cpu/soft/counters.h"
@@ -189,6 +190,7 @@ struct soft_cpu {
     } bounce;
 
     /* -- the rest of the engine -- */
+    const struct clock_line *clock_line; /* the TSC without tsc_offset, or NULL: only C can tell */
     struct lapic *lapic;
     struct view *view;
     struct memory *memory;

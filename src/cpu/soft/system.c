@@ -354,8 +354,22 @@ void xsetbv(struct soft_cpu *cpu, const struct insn *insn) {
 
 /* ---- Time, counters, identity ---- */
 
+static bool tsc_by_line(const struct soft_cpu *cpu, uint64_t *tsc) {
+#if defined(__x86_64__)
+    if (cpu->clock_line == NULL)
+        return false;
+    uint64_t begin = clock_line_begin(cpu->clock_line);
+    return clock_line_at(cpu->clock_line, begin, clock_line_host_tsc(), tsc);
+#else
+    return false;
+#endif
+}
+
 uint64_t soft_tsc(struct soft_cpu *cpu) {
-    return outside_clock_tsc(cpu) + cpu->tsc_offset;
+    uint64_t tsc;
+    if (!tsc_by_line(cpu, &tsc))
+        tsc = outside_clock_tsc(cpu);
+    return tsc + cpu->tsc_offset;
 }
 
 static void check_tsc(struct soft_cpu *cpu, const struct insn *insn) {

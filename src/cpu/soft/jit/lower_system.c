@@ -327,6 +327,9 @@ static const struct inline_form {
     {std, lower_direction, false, false},
     {fence_full, lower_mfence, false, false},
     {fence_stores, lower_sfence, false, false},
+    {fence_none, lower_lfence, false, false},
+    {rdtsc, lower_rdtsc, false, false},
+    {rdtscp, lower_rdtsc, false, false},
 };
 
 static const struct inline_form *form_of(const struct insn *insn) {
@@ -350,6 +353,8 @@ static bool holds_here(const struct translation *t, const struct inline_form *fo
         return false;
     if (insn->exec == sti)
         return has_shadowed_insn(t);
+    if (insn->exec == rdtsc || insn->exec == rdtscp)
+        return lower_tsc_is_inline(t);
     return insn->exec != mov_r_c || (t->mode == INSN_MODE_64 && control_at(insn) >= 0);
 }
 
@@ -365,6 +370,8 @@ uint32_t lower_system_changes(const struct insn *insn) {
     const struct inline_form *form = form_of(insn);
     if (form == NULL || form->bases)
         return UINT32_MAX;
+    if (insn->exec == rdtsc || insn->exec == rdtscp)
+        return 1u << RAX | 1u << RDX | (insn->exec == rdtscp ? 1u << RCX : 0);
     return insn->exec == rdfsbase || insn->exec == rdgsbase || insn->exec == mov_r_c
                ? 1u << insn->rm
                : 0;

@@ -19,6 +19,13 @@ bool lower_syscall(struct translation *t);
 bool lower_sysret(struct translation *t);
 bool lower_set_ac(struct translation *t);
 
+/* ---- lower_tsc.c ---- */
+
+/* RDTSC and RDTSCP in translated code, where that is so. */
+bool lower_tsc_is_inline(const struct translation *t);
+void lower_rdtsc(struct translation *t);
+void lower_lfence(struct translation *t);
+
 /* ---- What inline forms are made of ---- */
 
 enum { SHIFT_LEFT = 4, SHIFT_RIGHT = 5, SHIFT_SIGNED = 7 };

@@ -30,10 +30,10 @@ static const char *const native_names[] = {
     "bzhi",  "mulx",   "pdep",      "pext",       "rorx",  "sarx",    "shlx", "shrx",   "adcx",
     "adox",  "crc32",  "cmpxchg8b", "cmpxchg16b",
 };
-/* The host loads in order as the guest expects of LFENCE. */
-static const char *const nop_names[] = {"nop", "prefetch", "prefetchw", "endbr64", "lfence"};
-static const char *const system_names[] = {"cli",      "sti",      "swapgs", "rdfsbase", "rdgsbase",
-                                           "wrfsbase", "wrgsbase", "mfence", "sfence"};
+static const char *const nop_names[] = {"nop", "prefetch", "prefetchw", "endbr64"};
+static const char *const system_names[] = {"cli",      "sti",      "swapgs",   "rdfsbase",
+                                           "rdgsbase", "wrfsbase", "wrgsbase", "mfence",
+                                           "sfence",   "lfence",   "rdtsc",    "rdtscp"};
 static const char *const rax_rdx_names[] = {"mul",  "imul",   "cbw",       "cwd",       "cmpxchg",
                                             "lahf", "fnstsw", "cmpxchg8b", "cmpxchg16b"};
 static const char *const rcx_names[] = {"pcmpistri", "pcmpestri", "vpcmpistri", "vpcmpestri"};
