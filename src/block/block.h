@@ -32,7 +32,7 @@ enum block_operation {
 
 /*
  * The back end's until block_submit said 1 or `done` is called; it may change offset, length and
- * vectors.
+ * vectors. One that has failed can be submitted again as it is: for all that is not done of it.
  */
 struct block_request {
     enum block_operation operation;
@@ -62,6 +62,7 @@ struct block_info {
 struct block_class {
     const char *name;
     int (*submit)(struct block *block, struct block_request *request);
+    void (*cancel)(struct block *block); /* NULL: nothing waits here */
     void (*drain)(struct block *block);
     void (*close)(struct block *block);
     int (*resize)(struct block *block, uint64_t size, struct error *err); /* NULL: cannot */
@@ -85,7 +86,19 @@ static inline int block_submit(struct block *block, struct block_request *reques
     return block->class->submit(block, request);
 }
 
-/* Waits until every request has completed and its `done` has returned. No lock held. */
+/*
+ * Requests that wait on purpose, for a limit or for space on the host, end with -ECANCELED soon;
+ * those under way go on. Any thread; no request's `done` runs inside this call.
+ */
+static inline void block_cancel(struct block *block) {
+    if (block->class->cancel != NULL)
+        block->class->cancel(block);
+}
+
+/*
+ * Waits until every request has completed and its `done` has returned; what waits on purpose is
+ * cancelled. No lock held.
+ */
 static inline void block_drain(struct block *block) {
     block->class->drain(block);
 }

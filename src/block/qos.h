@@ -8,16 +8,22 @@
  *  - the others share a window of bytes in flight, small while there is
  *    urgent traffic, in proportion to their weights (start-time fair queueing).
  *
- * While all flows have the same class, requests go straight through: nothing
- * is cut, nothing is counted.
+ * A flow may have limits of its own (meter.h), which come first.
+ *
+ * While all flows have the same class, a flow without limits passes its
+ * requests straight through, uncut and uncounted, unless somebody looks on.
  *
  * Any thread. A request that waits is started on the thread of a completion,
  * or on the loop; nothing of lodge's is locked when `done` is called.
+ * Cancelled, or when the flow is drained, what has not started ends with
+ * -ECANCELED.
  */
 #ifndef LODGE_BLOCK_QOS_H
 #define LODGE_BLOCK_QOS_H
 
 #include "block/block.h"
+#include "block/histogram.h"
+#include "block/meter.h"
 
 struct loop;
 struct qos;
@@ -30,26 +36,45 @@ extern const char *const qos_class_names[QOS_CLASSES + 1];
 /* Shares of the classes below urgent, in proportion. */
 enum { QOS_WEIGHT_HIGH = 8, QOS_WEIGHT_MEDIUM = 4, QOS_WEIGHT_LOW = 1 };
 
-/* now_ns: a clock to go by; NULL for the host's. */
-int qos_create(struct loop *loop, uint64_t (*now_ns)(void), struct qos **qos, struct error *err);
+struct qos_settings {
+    enum qos_class class;
+    struct block_limits limits;
+};
+
+/* Time to go by: a clock, and that qos_wake is called when it shows `ns`, or a little later. */
+struct qos_time {
+    uint64_t (*now_ns)(void);
+    void (*wake_at)(struct qos *qos, uint64_t ns);
+};
+
+/* time: NULL for the host's. The loop's thread, or before it runs. */
+int qos_create(struct loop *loop, const struct qos_time *time, struct qos **qos, struct error *err);
 void qos_destroy(struct qos *qos); /* after its flows; NULL is fine */
+/* Starts what may start. No lock is held. */
+void qos_wake(struct qos *qos);
 
 /*
  * Puts a flow before `target`, which becomes the flow's: closed with it. Its
  * name is copied. On failure the target stays the caller's.
  */
-int qos_add_flow(struct qos *qos, struct block *target, const char *name, enum qos_class class,
-                 struct block **flow, struct error *err);
+int qos_add_flow(struct qos *qos, struct block *target, const char *name,
+                 const struct qos_settings *settings, struct block **flow, struct error *err);
 
-/* Changes a flow's class from its next piece on. -ENOENT: no flow has this name. */
-int qos_set_class(struct qos *qos, const char *name, enum qos_class class, struct error *err);
+/* A flow's settings, which may be changed: from its next piece on. No lock is held. -ENOENT: no
+ * flow has this name. */
+int qos_get(struct qos *qos, const char *name, struct qos_settings *settings, struct error *err);
+int qos_set(struct qos *qos, const char *name, const struct qos_settings *settings,
+            struct error *err);
 
-/* What a flow did while classes differed. */
+/* Counts for some seconds from now on even what would pass uncounted. */
+void qos_watch(struct qos *qos);
+
+/* What a flow did while it was counted. */
 struct qos_report {
     const char *name;
-    enum qos_class class;
+    struct qos_settings settings;
     uint64_t requests, pieces, bytes; /* completed */
-    uint64_t latency_ns[3];           /* of requests: half, 99 % and 99.9 % took no longer */
+    struct histogram latencies;       /* of requests, with what limits made them wait */
     unsigned waiting;                 /* requests with pieces not yet started */
     unsigned in_flight;               /* pieces that the target has */
 };

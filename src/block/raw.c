@@ -166,7 +166,9 @@ static int flush(struct raw *raw) {
     while (rc != 0 && errno == EINTR);
     if (rc == 0)
         return 0;
-    rc = -errno;
+    rc = -EIO; /* not -ENOSPC: with more space it is lost all the same */
+    log_warning("disk %s: cannot flush: %s; from now on the guest gets I/O errors", raw->path,
+                strerror(errno));
     atomic_compare_exchange_strong(&raw->lost, &none, rc);
     return rc;
 }
@@ -185,13 +187,12 @@ static int perform(struct raw *raw, struct block_request *request) {
     return rc == 0 && request->durable ? flush(raw) : rc;
 }
 
-/* The guest sees an I/O error; the user learns here what happened. Once in full, a few times. */
+/* The user learns here what happened. A few times. */
 static void complain(struct raw *raw, const struct block_request *request) {
     static const char *const names[] = {"read", "write", "flush", "discard", "write zeroes"};
     if (atomic_fetch_add(&raw->complained, 1) < LOG_LIMIT_BURST)
-        log_warning("disk %s: %s at byte %llu failed: %s; the guest gets an I/O error", raw->path,
-                    names[request->operation], (unsigned long long)request->offset,
-                    strerror(-request->result));
+        log_warning("disk %s: %s at byte %llu failed: %s", raw->path, names[request->operation],
+                    (unsigned long long)request->offset, strerror(-request->result));
 }
 
 static void raw_work(void *context, struct pool_job *job) {

@@ -116,6 +116,8 @@ static void print_table(const json_t *list) {
                (long long)json_integer_value(json_object_get(vm, "memory")) >> 20,
                (unsigned long long)up / 3600, (unsigned long long)up / 60 % 60,
                (unsigned long long)up % 60);
+        if (json_object_get(vm, "why") != NULL)
+            printf("%-20s   %s\n", "", text_of(vm, "why"));
     }
 }
 

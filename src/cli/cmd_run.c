@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "cli/cli.h"
 #include "cli/exit_codes.h"
+#include "cli/limits.h"
 #include "cli/run.h"
 #include "machine/control_names.h"
 #include "machine/firmware.h"
@@ -92,6 +93,7 @@ static const char *const panics[] = {"stop", "hold", NULL};
 static const char *const watchdogs[] = {"reset", "poweroff", "pause", "none", NULL};
 static const char *const boots[] = {"auto", "bzimage", "elf", "pvh", NULL};
 static const char *const rings[] = {"split", "packed", NULL};
+static const char *const full_disks[] = {"pause", "error", NULL};
 static const char *const disk_devices[] = {"virtio", "nvme", NULL};
 
 /* A choice into an enumeration whose values are the list's indices. */
@@ -140,15 +142,23 @@ static int parse_disk_word(struct disk_config *disk, const char *word, struct er
     }
     if (strncmp(word, "class=", 6) == 0) {
         int class = parse_choice("disk class", word + 6, qos_class_names, err);
-        disk->class = (enum qos_class) class;
+        disk->qos.class = (enum qos_class) class;
         return class < 0 ? class : 0;
     }
+    if (strncmp(word, "on-full=", 8) == 0) {
+        int full = parse_choice("disk on-full", word + 8, full_disks, err);
+        disk->errors_when_full = full == 1;
+        return full < 0 ? full : 0;
+    }
     if (strncmp(word, "device=", 7) != 0) {
-        int result = block_option_parse(&disk->options, word, err);
+        int result = parse_limit(&disk->qos.limits, word, NULL, err);
+        if (result == -ENOENT)
+            result = block_option_parse(&disk->options, word, err);
         if (result == -ENOENT)
             return error_set(err, -EINVAL,
                              "--disk: unknown word '%.40s'; there are readonly, format=, cache=, "
-                             "snapshot=, class=, device= and controller=",
+                             "snapshot=, class=, iops=, bps= (also read- and write-), burst=, "
+                             "on-full=, device= and controller=",
                              word);
         return result == 0 ? 0 : error_prefix(err, "--disk");
     }
@@ -159,7 +169,7 @@ static int parse_disk_word(struct disk_config *disk, const char *word, struct er
 
 /* Cuts value at its commas: the path stays in place. */
 static int parse_disk(struct machine_config *machine, char *value, struct error *err) {
-    struct disk_config disk = {.device = DISK_VIRTIO, .class = QOS_MEDIUM};
+    struct disk_config disk = {.device = DISK_VIRTIO, .qos.class = QOS_MEDIUM};
     char *save = NULL;
     int result = 0;
     if (machine->disk_count == MACHINE_DISKS_MAX)

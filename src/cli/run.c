@@ -266,6 +266,17 @@ static void on_watchdog(void *context, enum watchdog_policy policy) {
     vm_control_watchdog(run->control, policy);
 }
 
+static void on_disk_failed(void *context, unsigned disk, const struct hold_failures *failures) {
+    struct run *run = context;
+    if (failures->kept > 0)
+        fprintf(
+            stderr,
+            "lodge: disk%u: no space left on the host for %s: the VM is paused; make room, then "
+            "'lodge resume' goes on\n",
+            disk, run->config->machine.disks[disk].path);
+    vm_control_disk_failed(run->control, disk, failures);
+}
+
 static void on_dump(void *context, const char *line) {
     terminal_restore();
     fprintf(stderr, "%s\n", line);
@@ -355,8 +366,11 @@ static int place_variables(struct run *run, struct error *err) {
 }
 
 static int create_machine(struct run *run, struct error *err) {
-    static const struct machine_events events = {
-        .restarted = on_restarted, .held = on_held, .watchdog = on_watchdog, .dump = on_dump};
+    static const struct machine_events events = {.restarted = on_restarted,
+                                                 .held = on_held,
+                                                 .watchdog = on_watchdog,
+                                                 .disk_failed = on_disk_failed,
+                                                 .dump = on_dump};
     struct machine_config *machine = &run->config->machine;
     struct machine_events mine = events;
     mine.context = run;

@@ -30,7 +30,8 @@ struct disk_config {
     const char *path;
     struct block_options options;
     enum disk_device device;
-    enum qos_class class;   /* against the machine's other disks */
+    struct qos_settings qos; /* against the machine's other disks */
+    bool errors_when_full;   /* the guest gets an error where the host is full; else it is paused */
     const char *controller; /* NVMe disks with the same name share one; NULL: one of its own */
 };
 

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "block/hold.h"
 #include "block/open.h"
 #include "block/qos.h"
 #include "device/acpi_pm.h"
@@ -168,13 +169,21 @@ static bool is_shared(const struct machine *machine, unsigned index) {
 /* "disk0" and so on, in the order of the configuration. */
 static int open_disk(struct machine *machine, unsigned index, struct error *err) {
     const struct disk_config *disk = &machine->config.disks[index];
-    struct block *block;
+    struct hold_config hold = {.loop = machine->config.loop,
+                               .keep = !disk->errors_when_full,
+                               .told = machine_disk_failed,
+                               .context = machine};
+    struct block *block, *flow;
     char name[16];
     snprintf(name, sizeof name, "disk%u", index);
     int result = block_open(disk->path, &disk->options, &block, err);
     if (result < 0)
         return result;
-    result = qos_add_flow(machine->qos, block, name, disk->class, &machine->blocks[index], err);
+    result = qos_add_flow(machine->qos, block, name, &disk->qos, &flow, err);
+    if (result == 0)
+        block = flow;
+    if (result == 0)
+        result = hold_add(block, &hold, &machine->blocks[index], err);
     if (result < 0)
         block_close(block);
     return result;

@@ -63,6 +63,10 @@ void machine_reset(struct machine *machine) {
     ask(machine, PENDING_RESET);
 }
 
+void machine_disk_failed(void *machine) {
+    ask(machine, PENDING_DISK);
+}
+
 void machine_stop_on_reboot(struct machine *machine) {
     machine->config.on_reboot = REBOOT_STOP;
 }
@@ -171,7 +175,17 @@ bool machine_resume(struct machine *machine) {
     vm_clock_resume(machine->platform.clock);
     if (!machine->held)
         unpark(machine, false);
+    for (unsigned i = 0; i < machine->config.disk_count; i++)
+        hold_retry(machine->blocks[i]);
     return true;
+}
+
+void machine_why_paused(const struct machine *machine, char *text, size_t size) {
+    text[0] = 0;
+    for (unsigned i = 0; i < machine->config.disk_count && text[0] == 0; i++)
+        if (hold_kept(machine->blocks[i]) > 0)
+            snprintf(text, size, "disk%u: no space left on the host for %s", i,
+                     machine->config.disks[i].path);
 }
 
 bool machine_is_paused(const struct machine *machine) {
@@ -415,6 +429,19 @@ static void serve_watchdog(struct machine *machine) {
     }
 }
 
+/* True: requests are kept, the guest cannot go on. */
+static bool tell_failures(struct machine *machine) {
+    bool kept = false;
+    for (unsigned i = 0; i < machine->config.disk_count; i++) {
+        struct hold_failures failures;
+        hold_take(machine->blocks[i], &failures);
+        kept |= failures.kept > 0;
+        if (failures.count > 0 && machine->events.disk_failed != NULL)
+            machine->events.disk_failed(machine->events.context, i, &failures);
+    }
+    return kept;
+}
+
 /* The gravest first: of several requests the others no longer matter. */
 static void serve(void *context) {
     struct machine *machine = context;
@@ -440,6 +467,9 @@ static void serve(void *context) {
         serve_panic(machine, true);
     else
         unpark(machine, false);
+    /* A reset has given up what was kept. */
+    if ((pending & PENDING_DISK) && tell_failures(machine))
+        machine_pause(machine);
 }
 
 /* ---- Life ---- */

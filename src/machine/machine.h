@@ -13,6 +13,7 @@
 #include <jansson.h>
 
 #include "base/error.h"
+#include "block/hold.h"
 #include "device/device.h"
 #include "machine/config.h"
 
@@ -44,6 +45,8 @@ struct machine_events {
     void (*held)(void *context);
     /* The guest did not reset its watchdog in time; what config.on_watchdog says is done next. */
     void (*watchdog)(void *context, enum watchdog_policy policy);
+    /* Requests to disk n have failed; when some are kept the machine is paused next. */
+    void (*disk_failed)(void *context, unsigned disk, const struct hold_failures *failures);
     /* A line of the register dump after a triple fault or a failure. */
     void (*dump)(void *context, const char *line);
     void *context;
@@ -77,6 +80,11 @@ void machine_reset(struct machine *machine);
 bool machine_pause(struct machine *machine);
 bool machine_resume(struct machine *machine);
 bool machine_is_paused(const struct machine *machine);
+/*
+ * Requests that the host has no space for are kept and the guest is paused until machine_resume,
+ * which tries them again. One line about the first disk with such requests; empty: there is none.
+ */
+void machine_why_paused(const struct machine *machine, char *text, size_t size);
 /* -ENOTSUP: the KVM engine. -ERANGE: see base/clock.h. Control thread. */
 int machine_set_time_scale(struct machine *machine, double scale, struct error *err);
 /* For reading. */

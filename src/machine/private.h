@@ -36,6 +36,7 @@ enum {
     PENDING_STOP = 32,
     PENDING_DIFFERENCE = 64,
     PENDING_WATCHDOG = 128,
+    PENDING_DISK = 256,
 };
 
 struct machine {
@@ -51,7 +52,7 @@ struct machine {
     struct device *acpi_pm, *q35, *vsock;
     struct device *cpu_slots;                /* NULL: no processors can be plugged in */
     struct qos *qos;                         /* all disks compete by it */
-    struct block *blocks[MACHINE_DISKS_MAX]; /* disk n's flow */
+    struct block *blocks[MACHINE_DISKS_MAX]; /* disk n: made by hold_add, a flow below it */
     struct block *disc;                      /* in the CD-ROM drive */
     struct net *net;
     struct machine_vcpu vcpus[MACHINE_VCPUS_MAX];
@@ -85,6 +86,9 @@ void devices_each_counter(struct machine *machine,
 
 /* Calls while no vCPU runs, whatever they did before, and lets them go on. Control thread. */
 void machine_with_vcpus_parked(struct machine *machine, void (*call)(void *context), void *context);
+
+/* A disk has failures to tell. Any thread. */
+void machine_disk_failed(void *machine);
 
 /* The platform's request callback. */
 void machine_request(struct platform *platform, enum platform_request request);

@@ -45,14 +45,19 @@ static void query_status(void *context, struct control_call *call, const json_t 
                          : machine_is_paused(machine) ? "paused"
                          : machine->running           ? "running"
                                                       : "ended";
+    char why[ERROR_TEXT_MAX];
+    machine_why_paused(machine, why, sizeof why);
     double up = (double)(host_clock_ns() - control->started_ns) / (double)NS_PER_SECOND;
-    control_return(
-        call, json_pack("{s:s, s:b, s:i, s:s, s:i, s:i, s:I, s:f, s:b, s:b}", "status", status,
-                        "running", strcmp(status, "running") == 0, "pid", (int)getpid(), "engine",
-                        engine_name(machine->engine), "vcpus", (int)machine->config.vcpus,
-                        "vcpus-max", (int)machine->config.vcpus_max, "memory",
-                        (json_int_t)machine->config.memory, "uptime-seconds", up, "agent",
-                        control->agent != NULL, "profiling", control->profile != NULL));
+    json_t *reply =
+        json_pack("{s:s, s:b, s:i, s:s, s:i, s:i, s:I, s:f, s:b, s:b}", "status", status, "running",
+                  strcmp(status, "running") == 0, "pid", (int)getpid(), "engine",
+                  engine_name(machine->engine), "vcpus", (int)machine->config.vcpus, "vcpus-max",
+                  (int)machine->config.vcpus_max, "memory", (json_int_t)machine->config.memory,
+                  "uptime-seconds", up, "agent", control->agent != NULL, "profiling",
+                  control->profile != NULL);
+    if (why[0] != 0)
+        json_object_set_new(reply, "why", json_string(why));
+    control_return(call, reply);
 }
 
 static void query_counters(void *context, struct control_call *call, const json_t *arguments) {
@@ -400,6 +405,23 @@ void vm_control_watchdog(struct vm_control *control, enum watchdog_policy policy
         tell(control, "STOP", NULL);
 }
 
+void vm_control_disk_failed(struct vm_control *control, unsigned disk,
+                            const struct hold_failures *failures) {
+    static const char *const operations[] = {"read", "write", "flush", "discard", "write-zeroes"};
+    char name[16];
+    if (control == NULL)
+        return;
+    snprintf(name, sizeof name, "disk%u", disk);
+    tell(control, "BLOCK_IO_ERROR",
+         json_pack("{s:s, s:s, s:s, s:s, s:I, s:i, s:s}", "disk", name, "file",
+                   control->machine->config.disks[disk].path, "operation",
+                   operations[failures->operation], "error", strerror(-failures->error), "offset",
+                   (json_int_t)failures->offset, "count", (int)failures->count, "action",
+                   failures->kept > 0 ? "pause" : "report"));
+    if (failures->kept > 0 && !machine_is_paused(control->machine))
+        tell(control, "STOP", NULL);
+}
+
 void vm_control_ended(struct vm_control *control, const char *reason) {
     if (control != NULL)
         tell(control, "SHUTDOWN", json_pack("{s:s}", "reason", reason));
@@ -429,7 +451,10 @@ static const struct control_command commands[] = {
     {.name = "console-attach", .run = attach_console, .arguments = {"write:b", "history:i"}},
     {.name = "resize-disk", .run = resize_disk, .arguments = {"disk:s", "size:i", "more:b"}},
     {.name = "query-qos", .run = query_qos},
-    {.name = "set-qos", .run = set_qos, .arguments = {"disk:s", "class:s"}},
+    {.name = "set-qos",
+     .run = set_qos,
+     .arguments = {"disk:s", "class:s", "iops:i", "read-iops:i", "write-iops:i", "bps:i",
+                   "read-bps:i", "write-bps:i", "burst:n"}},
     {.name = "profile-start", .run = start, .arguments = {"interval-us:i", "symbols:b"}},
     {.name = "profile-stop", .run = stop, .arguments = {"top:i"}},
     {.name = "perf-map-start", .run = start_perf_map},

@@ -31,6 +31,9 @@ void vm_control_restarted(struct vm_control *control);
 void vm_control_panicked(struct vm_control *control);
 /* The guest's watchdog has got to its end; what is done about it, as in docs/control.md. */
 void vm_control_watchdog(struct vm_control *control, enum watchdog_policy policy);
+/* Requests to disk n have failed; kept ones pause the machine next. */
+void vm_control_disk_failed(struct vm_control *control, unsigned disk,
+                            const struct hold_failures *failures);
 /* The machine has ended: why in one word, as in docs/control.md. */
 void vm_control_ended(struct vm_control *control, const char *reason);
 

@@ -142,6 +142,8 @@ static void finish_reset(struct nvme *nvme) {
 
 static void begin_reset(struct nvme *nvme) {
     nvme->resetting = true;
+    for (unsigned i = 0; i < nvme->namespace_count; i++)
+        block_cancel(nvme->namespaces[i].block);
     if (nvme->in_flight == 0)
         finish_reset(nvme);
 }

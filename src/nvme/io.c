@@ -24,7 +24,7 @@ struct nvme_namespace *nvme_namespace(struct nvme *nvme, uint32_t id) {
 
 static uint16_t status_of(const struct block_request *request) {
     bool reading = request->operation == BLOCK_READ;
-    if (request->result == -ENOSPC)
+    if (request->result == -ENOSPC || request->result == -EDQUOT)
         return NVME_CAPACITY | NVME_DO_NOT_RETRY;
     return (reading ? NVME_READ_ERROR : NVME_WRITE_FAULT) | NVME_DO_NOT_RETRY;
 }

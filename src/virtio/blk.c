@@ -320,6 +320,10 @@ static uint64_t blk_features(const struct block_info *info) {
 
 /* ---- Class ---- */
 
+static void blk_cancel(struct virtio_device *device) {
+    block_cancel(blk_of(device)->block);
+}
+
 static const struct virtio_class blk_virtio_class = {
     .id = VIRTIO_ID_BLOCK,
     .pci_class = 0x010000, /* mass storage, SCSI: what virtio disks have always said */
@@ -328,6 +332,7 @@ static const struct virtio_class blk_virtio_class = {
     .queue_sizes = {[REQUESTS] = QUEUE_SIZE},
     .config_read = blk_config_read,
     .notify = blk_notify,
+    .cancel = blk_cancel,
 };
 
 /* The disk has grown (block_on_resize): the driver reads the capacity anew. */

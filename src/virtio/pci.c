@@ -136,6 +136,8 @@ static void driver_reset(struct virtio_device *device) {
     device->reset_wanted = true;
     if (device->in_flight == 0)
         finish_reset(device);
+    else if (device->class->cancel != NULL)
+        device->class->cancel(device);
 }
 
 static bool features_acceptable(const struct virtio_device *device) {

@@ -81,6 +81,8 @@ struct virtio_class {
 
     /* Optional: the driver said DRIVER_OK. */
     void (*started)(struct virtio_device *device);
+    /* Optional: the driver resets while work is in flight: what waits may end at once. */
+    void (*cancel)(struct virtio_device *device);
     /* Optional: forget all that a driver has told; work in flight (virtio_hold) has ended. */
     void (*reset)(struct virtio_device *device);
 };

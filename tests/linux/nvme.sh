@@ -142,6 +142,13 @@ expect_exit 0 "qos set" sh -c "for i in \$(seq 100); do # until it runs
     $LODGE qos set classes disk1 urgent && exit; sleep 0.5; done 2>/dev/null; exit 1"
 expect_exit 0 "qos show" "$LODGE" qos show classes
 expect_same "$(awk 'NR > 1 { print $1, $2 }' "$work/out" | tr '\n' ' ')" "disk0 low disk1 urgent " "classes as set"
+expect_exit 0 "limits are set" "$LODGE" qos set classes disk0 iops=5000 write-bps=20M burst=0.5
+expect_exit 0 "qos show" "$LODGE" qos show classes -o json
+expect_text "$work/out" '"write-bps": 20971520' "limits as set"
+expect_exit 1 "a limit that is none" "$LODGE" qos set classes disk0 ips=5
+expect_one_line_error "no such limit"
+expect_exit 0 "limits are lifted" "$LODGE" qos set classes disk0 medium write-bps=0 iops=0
+expect_exit 0 "and a class given back" "$LODGE" qos set classes disk0 low
 expect_exit 1 "a disk that is not there" "$LODGE" qos set classes disk2 low
 expect_one_line_error "no such disk"
 expect_exit 1 "a class that is not there" "$LODGE" qos set classes disk1 best

@@ -113,9 +113,27 @@ static void start(const enum qos_class *class, unsigned count) {
     static const char *const names[FLOWS] = {"disk0", "disk1", "disk2", "disk3"};
     for (unsigned i = 0; i < count; i++) {
         stores[i] = (struct block){&store_class, {.size = STORE, .logical_block = 512}};
-        assert_int_equal(qos_add_flow(qos, &stores[i], names[i], class[i], &flows[i], NULL), 0);
+        struct qos_settings settings = {.class = class[i]};
+        assert_int_equal(qos_add_flow(qos, &stores[i], names[i], &settings, &flows[i], NULL), 0);
     }
 }
+
+static int set_class(const char *name, enum qos_class class, struct error *err) {
+    struct qos_settings settings;
+    int result = qos_get(qos, name, &settings, err);
+    settings.class = class;
+    return result == 0 ? qos_set(qos, name, &settings, err) : result;
+}
+
+static void woken(void *context) {
+    qos_wake(context);
+}
+
+static void wake_at(struct qos *woken_qos, uint64_t ns) {
+    schedule((struct late){.at = ns, .wake = woken, .context = woken_qos});
+}
+
+static const struct qos_time simulated = {simulated_ns, wake_at};
 
 static int setup(void **state) {
     (void)state;
@@ -123,7 +141,7 @@ static int setup(void **state) {
     now = 1000000;
     memset(flows, 0, sizeof flows);
     assert_int_equal(loop_create(&loop, NULL), 0);
-    return qos_create(loop, simulated_ns, &qos, NULL);
+    return qos_create(loop, &simulated, &qos, NULL);
 }
 
 static int teardown(void **state) {
@@ -333,7 +351,7 @@ static void test_bytes(void **state) {
         assert_int_equal(run_one(flows[i % 2], request), 0);
         if (operation == BLOCK_READ)
             assert_memory_equal(buffer, expected + offset, length);
-        assert_int_equal(qos_set_class(qos, "disk0", i % 5 ? QOS_LOW : QOS_HIGH, NULL), 0);
+        assert_int_equal(set_class("disk0", i % 5 ? QOS_LOW : QOS_HIGH, NULL), 0);
     }
     assert_memory_equal(store.bytes, expected, STORE);
     free(expected);
@@ -356,18 +374,152 @@ static void test_errors(void **state) {
     assert_int_equal(run_one(flows[0], request), 0);
     request = (struct block_request){.operation = BLOCK_FLUSH};
     assert_int_equal(run_one(flows[0], request), 0);
-    assert_int_equal(qos_set_class(qos, "disk7", QOS_LOW, &err), -ENOENT);
+    assert_int_equal(set_class("disk7", QOS_LOW, &err), -ENOENT);
     /* All alike: whole and uncounted. */
     struct qos_report before, after;
     qos_report(qos, &before, 1);
     assert_int_equal(before.requests, 3);
-    assert_int_equal(qos_set_class(qos, "disk0", QOS_URGENT, &err), 0);
+    assert_int_equal(set_class("disk0", QOS_URGENT, &err), 0);
     request = (struct block_request){
         .operation = BLOCK_READ, .length = 1 << 20, .vectors = &vector, .vector_count = 1};
     assert_int_equal(run_one(flows[0], request), 0);
     assert_int_equal(store.largest, 1 << 20);
     qos_report(qos, &after, 1);
     assert_int_equal(after.requests, before.requests);
+}
+
+/* ---- Limits ---- */
+
+/* Reads (or writes) by 16 jobs for ten simulated seconds: requests and bytes a second. */
+static void hammer(struct block *flow, enum block_operation operation, uint32_t length,
+                   double *requests, double *bytes) {
+    enum { JOBS = 16, SECONDS = 10 };
+    static struct job jobs[JOBS];
+    uint64_t end = now + SECONDS * NS_PER_SECOND;
+    stopped = false;
+    *requests = *bytes = 0;
+    for (unsigned i = 0; i < JOBS; i++) {
+        jobs[i] = (struct job){.flow = flow, .operation = operation, .length = length};
+        job_begin(&jobs[i]);
+    }
+    while (now < end)
+        advance();
+    stopped = true;
+    for (unsigned i = 0; i < JOBS; i++) {
+        *bytes += (double)jobs[i].done_bytes / SECONDS;
+        *requests += (double)jobs[i].done_bytes / length / SECONDS;
+    }
+    while (store.late_count > 0)
+        advance();
+}
+
+static void limit(enum block_limit which, uint64_t per_second) {
+    struct qos_settings settings;
+    assert_int_equal(qos_get(qos, "disk0", &settings, NULL), 0);
+    settings.limits.per_second[which] = per_second;
+    assert_int_equal(qos_set(qos, "disk0", &settings, NULL), 0);
+}
+
+#define ABOUT(value, wanted) assert_true((value) > (wanted)*0.97 && (value) < (wanted)*1.03)
+
+static void test_limits(void **state) {
+    (void)state;
+    enum qos_class class[] = {QOS_MEDIUM, QOS_MEDIUM};
+    double requests, bytes;
+    start(class, 2);
+    limit(LIMIT_IOPS, 500);
+    hammer(flows[0], BLOCK_READ, 4096, &requests, &bytes);
+    ABOUT(requests, 500 * 1.01); /* with the burst */
+    hammer(flows[1], BLOCK_READ, 4096, &requests, &bytes);
+    assert_true(requests > 50000); /* nobody else's limit */
+    limit(LIMIT_IOPS, 0);
+    limit(LIMIT_WRITE_BPS, 10 << 20);
+    hammer(flows[0], BLOCK_WRITE, 256 << 10, &requests, &bytes);
+    ABOUT(bytes, (10 << 20) * 1.01);
+    hammer(flows[0], BLOCK_READ, 256 << 10, &requests, &bytes);
+    assert_true(bytes > 400e6);
+    limit(LIMIT_WRITE_IOPS, 20); /* the tighter one counts */
+    hammer(flows[0], BLOCK_WRITE, 4096, &requests, &bytes);
+    ABOUT(requests, 20 * 1.01);
+    limit(LIMIT_WRITE_IOPS, 0);
+    limit(LIMIT_WRITE_BPS, 1 << 20);
+    /* Classes that differ: the limit still holds, though requests are cut. */
+    assert_int_equal(set_class("disk0", QOS_LOW, NULL), 0);
+    hammer(flows[0], BLOCK_WRITE, 1 << 20, &requests, &bytes);
+    assert_true(bytes <= 2.7 * (1 << 20));
+    assert_true(bytes >= 0.9 * (1 << 20));
+}
+
+/* A read goes past writes that their limit holds, and a limit that is lifted holds nothing. */
+static void test_limits_pass(void **state) {
+    (void)state;
+    enum qos_class class[] = {QOS_MEDIUM};
+    struct one writes[8] = {0};
+    struct iovec vector = {memory, 4096};
+    unsigned done = 0;
+    start(class, 1);
+    limit(LIMIT_WRITE_IOPS, 1);
+    for (unsigned i = 0; i < ARRAY_SIZE(writes); i++) {
+        writes[i].request = (struct block_request){.operation = BLOCK_WRITE,
+                                                   .length = 4096,
+                                                   .vectors = &vector,
+                                                   .vector_count = 1,
+                                                   .done = one_done};
+        assert_int_equal(block_submit(flows[0], &writes[i].request), 0);
+    }
+    struct block_request read = {
+        .operation = BLOCK_READ, .length = 4096, .vectors = &vector, .vector_count = 1};
+    uint64_t began = now;
+    assert_int_equal(run_one(flows[0], read), 0);
+    assert_true(now - began < NS_PER_SECOND / 10);
+    limit(LIMIT_WRITE_IOPS, 0);
+    while (now < began + NS_PER_SECOND / 10 && store.late_count > 0)
+        advance();
+    for (unsigned i = 0; i < ARRAY_SIZE(writes); i++)
+        done += writes[i].done && writes[i].request.result == 0;
+    assert_int_equal(done, ARRAY_SIZE(writes));
+}
+
+static void test_cancel(void **state) {
+    (void)state;
+    enum qos_class class[] = {QOS_MEDIUM};
+    struct one ones[64] = {0};
+    struct iovec vector = {memory, 4096};
+    unsigned cancelled = 0, done = 0;
+    start(class, 1);
+    limit(LIMIT_IOPS, 1);
+    for (unsigned i = 0; i < ARRAY_SIZE(ones); i++) {
+        ones[i].request = (struct block_request){.operation = BLOCK_READ,
+                                                 .length = 4096,
+                                                 .vectors = &vector,
+                                                 .vector_count = 1,
+                                                 .done = one_done};
+        assert_int_equal(block_submit(flows[0], &ones[i].request), 0);
+    }
+    while (store.late_count > 1) /* what has started; the timer stays */
+        advance();
+    block_drain(flows[0]);
+    for (unsigned i = 0; i < ARRAY_SIZE(ones); i++) {
+        done += ones[i].done;
+        cancelled += ones[i].done && ones[i].request.result == -ECANCELED;
+    }
+    assert_int_equal(done, ARRAY_SIZE(ones));
+    assert_true(cancelled >= ARRAY_SIZE(ones) - 2);
+}
+
+/* Looked at, requests are counted though nothing orders them; some seconds later no more. */
+static void test_watch(void **state) {
+    (void)state;
+    enum qos_class class[] = {QOS_MEDIUM, QOS_MEDIUM};
+    struct qos_report report;
+    double requests, bytes;
+    start(class, 2);
+    qos_watch(qos);
+    hammer(flows[0], BLOCK_WRITE, 1 << 20, &requests, &bytes);
+    qos_report(qos, &report, 1);
+    assert_int_equal(store.largest, 1 << 20);
+    assert_true(report.requests > 100 && report.latencies.count == report.requests);
+    assert_true((double)report.requests < requests * 6);
 }
 
 /* ---- A real file, real threads ---- */
@@ -468,7 +620,8 @@ static void test_threads(void **state) {
         assert_int_equal(ftruncate(fd, 4 << 20), 0);
         close(fd);
         assert_int_equal(block_open_raw(paths[i], false, &target, &err), 0);
-        assert_int_equal(qos_add_flow(qos, target, name, class[i], &flows[i], &err), 0);
+        struct qos_settings settings = {.class = class[i]};
+        assert_int_equal(qos_add_flow(qos, target, name, &settings, &flows[i], &err), 0);
     }
     for (unsigned i = 0; i < THREADS; i++) {
         workers[i] = (struct worker){.index = i, .flow = flows[i]};
@@ -493,6 +646,10 @@ int main(void) {
         TEST(test_shares),
         TEST(test_bytes),
         TEST(test_errors),
+        TEST(test_limits),
+        TEST(test_limits_pass),
+        TEST(test_cancel),
+        TEST(test_watch),
         TEST(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

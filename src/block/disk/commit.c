@@ -203,8 +203,7 @@ bool disk_commit_due(const struct disk *disk) {
 
 static void complain(struct disk *disk, int result) {
     if (atomic_fetch_add(&disk->complained, 1) < LOG_LIMIT_BURST)
-        log_warning("disk %s: cannot commit: %s; the guest gets an I/O error",
-                    disk->block.info.name, strerror(-result));
+        log_warning("disk %s: cannot commit: %s", disk->block.info.name, strerror(-result));
 }
 
 /* Commits and completes the flushes that were there before; the lock is held on entry and exit. */

@@ -57,9 +57,9 @@ static void scan_elsewhere(struct disk *disk, unsigned ended);
 static void complain(struct disk *disk, const struct block_request *request) {
     static const char *const names[] = {"read", "write", "flush", "discard", "write zeroes"};
     if (atomic_fetch_add(&disk->complained, 1) < LOG_LIMIT_BURST)
-        log_warning("disk %s: %s at byte %llu failed: %s; the guest gets an I/O error",
-                    disk->block.info.name, names[request->operation],
-                    (unsigned long long)request->offset, strerror(-request->result));
+        log_warning("disk %s: %s at byte %llu failed: %s", disk->block.info.name,
+                    names[request->operation], (unsigned long long)request->offset,
+                    strerror(-request->result));
 }
 
 static void finish(struct disk_request *r) {

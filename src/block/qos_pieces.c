@@ -1,0 +1,364 @@
+/* Cutting requests into pieces, which is next, completing. See qos.h. */
+#include <stdlib.h>
+
+#include "base/bytes.h"
+#include "base/clock.h"
+#include "base/loop.h"
+#include "block/qos_private.h"
+
+enum {
+    URGENT_PIECES_MAX = 64,
+    WINDOW_IDLE = 1 << 20, /* bytes below urgent in flight, without urgent traffic and with it */
+    WINDOW_URGENT = 256 << 10,
+    VIRTUAL_SCALE = 64,
+    COST = 1024,              /* bytes that a piece counts for beyond its own */
+    CLEARED_PIECE = 16 << 20, /* discards and zeroes move no data */
+    WHOLE = 1 << 30,          /* more than any request that moves data has */
+};
+#define URGENT_MEMORY_NS UINT64_C(100000000) /* urgent traffic is expected to go on for so long */
+#define NEVER            UINT64_MAX
+
+/* How requests of a class are cut: bytes of a piece, pieces of a request in flight, share. */
+static const struct {
+    uint32_t piece;
+    unsigned depth, weight;
+} classes[QOS_CLASSES] = {
+    [QOS_URGENT] = {WHOLE, 1, 0},
+    [QOS_HIGH] = {256 << 10, 8, QOS_WEIGHT_HIGH},
+    [QOS_MEDIUM] = {128 << 10, 4, QOS_WEIGHT_MEDIUM},
+    [QOS_LOW] = {64 << 10, 2, QOS_WEIGHT_LOW},
+};
+
+struct piece {
+    struct block_request block;
+    struct waiting *of;
+    uint64_t bytes; /* of data that it moves */
+    bool urgent;
+    struct iovec vectors[];
+};
+
+static bool moves_data(const struct block_request *request) {
+    return request->operation == BLOCK_READ || request->operation == BLOCK_WRITE;
+}
+
+static bool writes(const struct waiting *waiting) {
+    return waiting->request->operation != BLOCK_READ;
+}
+
+/* ---- Cutting; the lock is held ---- */
+
+static uint64_t piece_length(const struct waiting *waiting) {
+    uint64_t most = waiting->flow->qos->differ ? classes[waiting->flow->class].piece : WHOLE;
+    if (!moves_data(waiting->request) && most < CLEARED_PIECE)
+        most = CLEARED_PIECE;
+    return waiting->left < most ? waiting->left : most;
+}
+
+/* Vectors that hold the next `length` bytes. */
+static unsigned vectors_for(const struct waiting *waiting, uint64_t length) {
+    const struct iovec *vector = waiting->vector;
+    size_t used = waiting->vector_used;
+    unsigned n = 0;
+    for (; length > 0; n++, vector++, used = 0) {
+        size_t there = vector->iov_len - used;
+        length -= length < there ? length : there;
+    }
+    return n;
+}
+
+static void move_vectors(struct waiting *waiting, struct piece *piece, uint64_t length) {
+    for (unsigned n = 0; length > 0; n++) {
+        struct iovec *vector = waiting->vector;
+        size_t there = vector->iov_len - waiting->vector_used;
+        size_t part = length < there ? (size_t)length : there;
+        piece->vectors[n] =
+            (struct iovec){(uint8_t *)vector->iov_base + waiting->vector_used, part};
+        waiting->vector_used += part;
+        length -= part;
+        if (waiting->vector_used == vector->iov_len) {
+            waiting->vector++;
+            waiting->vector_used = 0;
+        }
+    }
+}
+
+static void forget(struct waiting *waiting) {
+    struct flow *flow = waiting->flow;
+    struct waiting **link = &flow->first;
+    while (*link != waiting)
+        link = &(*link)->next;
+    *link = waiting->next;
+    if (flow->last == &waiting->next)
+        flow->last = link;
+    flow->waiting--;
+}
+
+static void piece_done(struct block_request *block);
+
+static void account(struct piece *piece) {
+    struct waiting *waiting = piece->of;
+    struct flow *flow = waiting->flow;
+    struct qos *qos = flow->qos;
+    if (flow->limited && !waiting->charged)
+        block_meter_charge(&flow->meter, writes(waiting),
+                           moves_data(waiting->request) ? waiting->request->length : 0,
+                           qos->time.now_ns());
+    waiting->charged = true;
+    waiting->in_flight++;
+    flow->in_flight++;
+    piece->urgent = flow->class == QOS_URGENT;
+    if (piece->urgent) {
+        qos->urgent_pieces++;
+        return;
+    }
+    qos->window_bytes += piece->bytes;
+    qos->virtual_time = flow->virtual_time;
+    flow->virtual_time += (piece->bytes + COST) * VIRTUAL_SCALE / classes[flow->class].weight;
+}
+
+/* Takes the next piece off a request; NULL without memory: the request ends then. */
+static struct piece *cut(struct waiting *waiting) {
+    const struct block_request *request = waiting->request;
+    uint64_t length = piece_length(waiting);
+    unsigned vectors = moves_data(request) ? vectors_for(waiting, length) : 0;
+    struct piece *piece = malloc(sizeof *piece + vectors * sizeof piece->vectors[0]);
+    if (piece == NULL) {
+        waiting->result = -ENOMEM;
+        waiting->left = 0;
+        forget(waiting);
+        return NULL;
+    }
+    piece->block = (struct block_request){
+        .operation = request->operation,
+        .may_unmap = request->may_unmap,
+        .durable = request->durable,
+        .offset = waiting->offset,
+        .length = length,
+        .vectors = piece->vectors,
+        .vector_count = vectors,
+        .done = piece_done,
+    };
+    piece->of = waiting;
+    piece->bytes = moves_data(request) ? length : 0;
+    if (vectors > 0)
+        move_vectors(waiting, piece, length);
+    waiting->offset += length;
+    waiting->left -= length;
+    if (waiting->left == 0)
+        forget(waiting);
+    account(piece);
+    return piece;
+}
+
+/* ---- Choosing; the lock is held ---- */
+
+/* True when the flow's limits let the request start; otherwise notes when they will. */
+static bool within_limits(struct qos *qos, const struct waiting *waiting, uint64_t now) {
+    if (!waiting->flow->limited || waiting->charged)
+        return true;
+    uint64_t when = block_meter_when(&waiting->flow->meter, writes(waiting));
+    if (when > now && when < qos->wake_ns)
+        qos->wake_ns = when;
+    return when <= now;
+}
+
+/* The flow's request that is next: the first that may start and has not got its share of pieces in
+ * flight. */
+static struct waiting *next_of(struct qos *qos, const struct flow *flow, uint64_t now) {
+    unsigned depth = !qos->differ ? UINT32_MAX : classes[flow->class].depth;
+    struct waiting *waiting = flow->first;
+    if (qos->differ && flow->class == QOS_URGENT) {
+        if (qos->urgent_pieces >= URGENT_PIECES_MAX)
+            return NULL;
+        depth = UINT32_MAX;
+    }
+    while (waiting != NULL && (waiting->in_flight >= depth || !within_limits(qos, waiting, now)))
+        waiting = waiting->next;
+    return waiting;
+}
+
+static bool fits_window(const struct qos *qos, const struct waiting *waiting) {
+    if (!qos->differ)
+        return true;
+    bool urgent = qos->urgent_ns != 0 && qos->time.now_ns() - qos->urgent_ns < URGENT_MEMORY_NS;
+    uint64_t window = urgent ? WINDOW_URGENT : WINDOW_IDLE;
+    uint64_t length = moves_data(waiting->request) ? piece_length(waiting) : 0;
+    return qos->window_bytes == 0 || qos->window_bytes + length <= window;
+}
+
+/* Whose piece starts next. One that does not fit is waited for: smaller ones would take its room
+ * for ever. */
+static struct waiting *choose(struct qos *qos) {
+    struct waiting *best = NULL;
+    uint64_t now = qos->time.now_ns();
+    qos->wake_ns = NEVER;
+    for (const struct flow *flow = qos->flows; flow != NULL; flow = flow->next) {
+        struct waiting *waiting = next_of(qos, flow, now);
+        if (waiting == NULL)
+            continue;
+        if (flow->class == QOS_URGENT)
+            return waiting;
+        if (best == NULL || flow->virtual_time < best->flow->virtual_time)
+            best = waiting;
+    }
+    return best != NULL && fits_window(qos, best) ? best : NULL;
+}
+
+/* Nothing may start now; the timer goes on when limits let something. */
+static void arm(struct qos *qos) {
+    if (qos->wake_ns == NEVER || (qos->armed_ns != 0 && qos->armed_ns <= qos->wake_ns))
+        return;
+    qos->armed_ns = qos->wake_ns;
+    qos->time.wake_at(qos, qos->wake_ns);
+}
+
+/* ---- Completing ---- */
+
+/* A piece is through. True: so is its request, and nobody else will answer it. */
+static bool settle(struct piece *piece) {
+    struct waiting *waiting = piece->of;
+    struct flow *flow = waiting->flow;
+    struct qos *qos = flow->qos;
+    lock_take(&qos->lock);
+    waiting->in_flight--;
+    flow->in_flight--;
+    flow->pieces++;
+    flow->bytes += piece->bytes;
+    if (piece->urgent)
+        qos->urgent_pieces--;
+    else
+        qos->window_bytes -= piece->bytes;
+    if (piece->block.result != 0 && waiting->result == 0)
+        waiting->result = piece->block.result;
+    if (waiting->result != 0 && waiting->left > 0) { /* the rest need not be tried */
+        waiting->left = 0;
+        forget(waiting);
+    }
+    bool ended = waiting->in_flight == 0 && waiting->left == 0 && !waiting->submitting;
+    lock_release(&qos->lock);
+    free(piece);
+    return ended;
+}
+
+/* The request's answer is known: frees what we had of it. */
+static void conclude(struct waiting *waiting) {
+    struct flow *flow = waiting->flow;
+    struct qos *qos = flow->qos;
+    waiting->request->result = waiting->result;
+    lock_take(&qos->lock);
+    flow->requests++;
+    histogram_add(&flow->latencies, qos->time.now_ns() - waiting->began_ns);
+    lock_release(&qos->lock);
+}
+
+static void release(struct waiting *waiting) {
+    struct flow *flow = waiting->flow;
+    lock_take(&flow->qos->lock);
+    if (--flow->outstanding == 0)
+        pthread_cond_broadcast(&flow->qos->idle);
+    lock_release(&flow->qos->lock);
+    free(waiting);
+}
+
+static void answer(struct waiting *waiting) {
+    conclude(waiting);
+    waiting->request->done(waiting->request);
+    release(waiting);
+}
+
+void qos_dispatch(struct qos *qos) {
+    while (true) {
+        lock_take(&qos->lock);
+        struct waiting *waiting = choose(qos);
+        struct piece *piece = waiting != NULL ? cut(waiting) : NULL;
+        bool failed =
+            waiting != NULL && piece == NULL && waiting->in_flight == 0 && !waiting->submitting;
+        if (waiting == NULL)
+            arm(qos);
+        lock_release(&qos->lock);
+        if (waiting == NULL)
+            return;
+        if (failed)
+            answer(waiting);
+        else if (piece != NULL && block_submit(waiting->flow->target, &piece->block) == 1 &&
+                 settle(piece))
+            answer(waiting);
+    }
+}
+
+static void piece_done(struct block_request *block) {
+    struct piece *piece = container_of(block, struct piece, block);
+    struct waiting *waiting = piece->of;
+    struct qos *qos = waiting->flow->qos;
+    if (settle(piece))
+        answer(waiting);
+    qos_dispatch(qos);
+}
+
+static void dispatch_on_loop(void *context) {
+    struct qos *qos = context;
+    lock_take(&qos->lock);
+    qos->posted = false;
+    lock_release(&qos->lock);
+    qos_dispatch(qos);
+}
+
+/* ---- Starting ---- */
+
+bool qos_start(struct waiting *waiting) {
+    struct qos *qos = waiting->flow->qos;
+    struct piece *piece;
+    do {
+        piece = NULL;
+        lock_take(&qos->lock);
+        if (choose(qos) == waiting)
+            piece = cut(waiting);
+        lock_release(&qos->lock);
+        if (piece != NULL && block_submit(waiting->flow->target, &piece->block) == 1)
+            settle(piece);
+    } while (piece != NULL);
+    lock_take(&qos->lock);
+    waiting->submitting = false;
+    bool ended = waiting->in_flight == 0 && waiting->left == 0;
+    if (choose(qos) == NULL)
+        arm(qos);
+    else if (!qos->posted)
+        qos->posted = loop_post(qos->loop, dispatch_on_loop, qos) == 0;
+    lock_release(&qos->lock);
+    if (ended) {
+        conclude(waiting);
+        release(waiting);
+    }
+    return ended;
+}
+
+/* ---- Giving up ---- */
+
+void qos_give_up(struct flow *flow) {
+    struct qos *qos = flow->qos;
+    while (flow->first != NULL) {
+        struct waiting *waiting = flow->first;
+        waiting->left = 0;
+        if (waiting->result == 0)
+            waiting->result = -ECANCELED;
+        forget(waiting);
+        if (waiting->in_flight == 0 && !waiting->submitting) {
+            waiting->next = qos->cancelled;
+            qos->cancelled = waiting;
+        }
+    }
+}
+
+void qos_answer_cancelled(void *context) {
+    struct qos *qos = context;
+    lock_take(&qos->lock);
+    struct waiting *waiting = qos->cancelled;
+    qos->cancelled = NULL;
+    qos->cancel_posted = false;
+    lock_release(&qos->lock);
+    while (waiting != NULL) {
+        struct waiting *next = waiting->next;
+        answer(waiting);
+        waiting = next;
+    }
+}

@@ -1,0 +1,80 @@
+/* What the files of quality of service share: qos.c (flows as back ends, settings, reports) and
+ * qos_pieces.c (cutting requests, which is next, completing). */
+#ifndef LODGE_BLOCK_QOS_PRIVATE_H
+#define LODGE_BLOCK_QOS_PRIVATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/lock.h"
+#include "block/qos.h"
+
+enum { QOS_NAME_MAX = 32 };
+
+struct flow {
+    struct block block; /* what the device sees */
+    struct qos *qos;
+    struct block *target;
+    struct flow *next;
+    char name[QOS_NAME_MAX];
+    enum qos_class class;
+    atomic_bool managed; /* requests are ordered and counted; otherwise they pass as they are */
+    bool limited;
+    struct block_meter meter;
+    struct waiting *first, **last; /* requests with pieces that have not started */
+    uint64_t virtual_time;
+    unsigned waiting, in_flight, outstanding; /* requests, pieces, requests not answered */
+    uint64_t requests, pieces, bytes;
+    struct histogram latencies;
+};
+
+struct qos {
+    struct lock lock;
+    pthread_cond_t idle; /* a flow's last request was answered */
+    struct loop *loop;
+    struct loop_timer *timer;
+    struct qos_time time;
+    struct flow *flows;
+    bool differ;           /* classes do */
+    uint64_t watched_ns;   /* somebody looks on until then */
+    uint64_t wake_ns;      /* when the first of those that a limit holds may start */
+    uint64_t armed_ns;     /* when the timer is due */
+    uint64_t window_bytes; /* in flight below urgent */
+    unsigned urgent_pieces;
+    uint64_t urgent_ns;    /* when an urgent request last came */
+    uint64_t virtual_time; /* of the piece started last */
+    bool posted, cancel_posted;
+    struct waiting *cancelled; /* to be answered */
+};
+
+/* A device's request until it is answered. */
+struct waiting {
+    struct waiting *next;
+    struct flow *flow;
+    struct block_request *request;
+    uint64_t offset, left, began_ns; /* what has not started */
+    struct iovec *vector;            /* of what has not started */
+    size_t vector_used;
+    unsigned in_flight;
+    bool submitting; /* its submitter looks whether it is complete */
+    bool charged;    /* its flow's limits have let it start */
+    int result;
+};
+
+/* ---- qos_pieces.c ---- */
+
+/* Starts what may start. No lock of anybody's is held: requests are answered here. */
+void qos_dispatch(struct qos *qos);
+/*
+ * Starts pieces of a request that has just been put in its flow's list: no others, for the
+ * device's lock is held, which answering others would want; what else may start is the loop's.
+ * True: it is complete, its result is set, and `waiting` is gone.
+ */
+bool qos_start(struct waiting *waiting);
+/* Nothing more of the flow's requests is started; those without pieces in flight are for
+ * qos_answer_cancelled. The lock is held. */
+void qos_give_up(struct flow *flow);
+/* context: the qos. No lock is held. */
+void qos_answer_cancelled(void *context);
+
+#endif
