@@ -143,7 +143,7 @@ expect_exit 0 "qos set" sh -c "for i in \$(seq 100); do # until it runs
 expect_exit 0 "qos show" "$LODGE" qos show classes
 expect_same "$(awk 'NR > 1 { print $1, $2 }' "$work/out" | tr '\n' ' ')" "disk0 low disk1 urgent " "classes as set"
 expect_exit 0 "limits are set" "$LODGE" qos set classes disk0 iops=5000 write-bps=20M burst=0.5
-expect_exit 0 "qos show" "$LODGE" qos show classes -o json
+expect_exit 0 "qos show" "$LODGE" qos show -o json classes
 expect_text "$work/out" '"write-bps": 20971520' "limits as set"
 expect_exit 1 "a limit that is none" "$LODGE" qos set classes disk0 ips=5
 expect_one_line_error "no such limit"
