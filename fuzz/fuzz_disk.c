@@ -17,7 +17,7 @@ enum { BLOCKS = 64, CHANGE = 5 };
 #define DISK_SIZE MIB(1100)
 
 static struct memory_file file, good;
-static const struct disk_config writable = {.inline_commits = true,
+static const struct disk_options writable = {.inline_commits = true,
                                             .file_limit = MEMORY_FILE_LIMIT},
                                 readonly = {.inline_commits = true, .readonly = true};
 

@@ -135,9 +135,11 @@ static int open_backing(const char *image, const char *path, const char *format,
 
 static int open_lodge(const char *path, const struct block_options *options, unsigned depth,
                       struct block **block, struct error *err) {
-    struct raw_config raw = {
-        .readonly = options->readonly, .direct = options->direct, .growable = true};
-    struct disk_config config = {.readonly = options->readonly, .snapshot = options->snapshot};
+    struct raw_config raw = {.readonly = options->readonly,
+                             .direct = options->direct,
+                             .reader = options->snapshot != NULL,
+                             .growable = true};
+    struct disk_options config = {.readonly = options->readonly, .snapshot = options->snapshot};
     struct disk_superblock superblock;
     struct block *file = NULL, *backing = NULL;
     int result = block_open_file(path, &raw, &file, err);

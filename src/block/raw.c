@@ -14,6 +14,8 @@
 #include "block/raw.h"
 #include "block/uring.h"
 
+#define READERS_BYTE (INT64_C(1) << 62)
+
 /* How many system calls may block at a time, and the piece in which zeroes are written. */
 enum { RAW_THREADS = 4, ZERO_PIECE = 64 << 10 };
 
@@ -30,6 +32,8 @@ struct raw {
     atomic_int lost; /* a flush failed with this: what the host lost of the writes, nobody knows */
     atomic_uint complained; /* errors logged so far */
 };
+
+static const struct block_class raw_class;
 
 static struct raw *raw_of(struct block *block) {
     return container_of(block, struct raw, block);
@@ -282,15 +286,35 @@ static void raw_close(struct block *block) {
 
 /* ---- Opening ---- */
 
-static int lock_image(struct raw *raw, bool readonly, struct error *err) {
-    struct flock whole = {.l_type = readonly ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET};
-    if (fcntl(raw->fd, F_OFD_SETLK, &whole) == 0)
+/* The file's bytes are the disk; one far behind them stands for its readers. */
+static int lock_bytes(struct raw *raw, short type, bool readers) {
+    struct flock bytes = {.l_type = type,
+                          .l_whence = SEEK_SET,
+                          .l_start = readers ? READERS_BYTE : 0,
+                          .l_len = readers ? 1 : READERS_BYTE};
+    return fcntl(raw->fd, F_OFD_SETLK, &bytes) == 0 ? 0 : errno == EACCES ? -EAGAIN : -errno;
+}
+
+int block_exclude_readers(struct block *file, bool exclude) {
+    if (file->class != &raw_class)
         return 0;
-    if (errno == EAGAIN || errno == EACCES)
+    int result = lock_bytes(raw_of(file), exclude ? F_WRLCK : F_UNLCK, true);
+    return result == -EAGAIN ? -EBUSY : 0; /* a file system without locks has said so before */
+}
+
+static int lock_image(struct raw *raw, const struct raw_config *config, struct error *err) {
+    int result =
+        lock_bytes(raw, config->readonly || config->reader ? F_RDLCK : F_WRLCK, config->reader);
+    if (result == 0)
+        return 0;
+    if (result == -EAGAIN && config->reader)
+        return error_set(err, -EBUSY, "disk %s is removing a snapshot; try again soon", raw->path);
+    if (result == -EAGAIN)
         return error_set(err, -EBUSY,
                          "disk %s is in use by another VM; stop it, or attach the disk "
                          "readonly to both",
                          raw->path);
+    errno = -result;
     if (errno == EINVAL || errno == ENOLCK || errno == EOPNOTSUPP) {
         log_warning("disk %s: its file system has no locks; it is not protected against double use",
                     raw->path);
@@ -389,7 +413,7 @@ static int open_image(struct raw *raw, const struct raw_config *config, struct e
                                readonly ? "" : " for writing");
     int rc = measure(raw, config, err);
     if (rc == 0)
-        rc = lock_image(raw, readonly, err);
+        rc = lock_image(raw, config, err);
     if (rc == 0 && config->direct)
         rc = open_direct(raw, readonly, err);
     return rc != 0 ? rc : pool_create(RAW_THREADS, raw_work, raw, &raw->pool, err);

@@ -49,8 +49,8 @@ static const struct tool {
     {"convert", "FROM TO", "copy a disk into another format", disk_tool_convert},
     {"resize", "FILE|VM DISK [+]SIZE", "make a disk larger, also of a running VM",
      disk_tool_resize},
-    {"snapshot", "create|apply|rm FILE NAME | ls FILE", "keep a lodge disk's state, go back to it",
-     disk_tool_snapshot},
+    {"snapshot", "create|apply|rm|ls FILE|VM DISK [NAME]",
+     "keep a lodge disk's state, go back to it", disk_tool_snapshot},
     {"diff", "A B", "list where two disks or snapshots differ", disk_tool_diff},
     {"bench", "FILE", "measure a disk", disk_tool_bench},
     {NULL, NULL, NULL, NULL},
@@ -59,7 +59,7 @@ static const struct tool {
 static int help(void) {
     puts("usage: lodge disk COMMAND [OPTIONS] ARGUMENTS\n");
     for (const struct tool *tool = tools; tool->name != NULL; tool++)
-        printf("  lodge disk %-8s %-36s %s\n", tool->name, tool->arguments, tool->summary);
+        printf("  lodge disk %-8s %-38s %s\n", tool->name, tool->arguments, tool->summary);
     puts("\nA disk is FILE[,format=raw|lodge|qcow2|nbd][,snapshot=NAME][,cache=writeback|none].\n"
          "lodge-disk(1) explains. Options:");
     option_help(disk_options);

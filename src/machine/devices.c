@@ -20,6 +20,7 @@
 #include "device/watchdog.h"
 #include "machine/layout.h"
 #include "machine/private.h"
+#include "machine/vm_disk.h"
 #include "nvme/nvme.h"
 #include "virtio/blk.h"
 #include "virtio/net.h"
@@ -180,6 +181,7 @@ static int open_disk(struct machine *machine, unsigned index, struct error *err)
     if (result < 0)
         return result;
     result = qos_add_flow(machine->qos, block, name, &disk->qos, &flow, err);
+    machine->images[index] = result == 0 ? block : NULL;
     if (result == 0)
         block = flow;
     if (result == 0)
@@ -292,6 +294,7 @@ void devices_destroy(struct machine *machine) {
         device_destroy(device);
     }
     net_close(machine->net);
+    vm_disk_end(machine);
     for (unsigned i = 0; i < MACHINE_DISKS_MAX; i++)
         block_close(machine->blocks[i]);
     qos_destroy(machine->qos);

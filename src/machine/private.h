@@ -53,6 +53,8 @@ struct machine {
     struct device *cpu_slots;                /* NULL: no processors can be plugged in */
     struct qos *qos;                         /* all disks compete by it */
     struct block *blocks[MACHINE_DISKS_MAX]; /* disk n: made by hold_add, a flow below it */
+    struct block *images[MACHINE_DISKS_MAX]; /* what block_open made of disk n, below those */
+    struct disk_jobs *disk_jobs;             /* of the control socket; NULL: none yet */
     struct block *disc;                      /* in the CD-ROM drive */
     struct net *net;
     struct machine_vcpu vcpus[MACHINE_VCPUS_MAX];

@@ -220,6 +220,18 @@ static void resize_disk(void *context, struct control_call *call, const json_t *
     vm_disk_resize(((struct vm_control *)context)->machine, call, arguments);
 }
 
+static void snapshot_disk(void *context, struct control_call *call, const json_t *arguments) {
+    vm_disk_snapshot(((struct vm_control *)context)->machine, call, arguments);
+}
+
+static void remove_snapshot(void *context, struct control_call *call, const json_t *arguments) {
+    vm_disk_remove_snapshot(((struct vm_control *)context)->machine, call, arguments);
+}
+
+static void query_snapshots(void *context, struct control_call *call, const json_t *arguments) {
+    vm_disk_query_snapshots(((struct vm_control *)context)->machine, call, arguments);
+}
+
 static void query_qos(void *context, struct control_call *call, const json_t *arguments) {
     vm_qos_query(((struct vm_control *)context)->machine, call);
 }
@@ -450,6 +462,9 @@ static const struct control_command commands[] = {
     {.name = "exec-signal", .run = signal_program, .arguments = {"session:i", "signal:i"}},
     {.name = "console-attach", .run = attach_console, .arguments = {"write:b", "history:i"}},
     {.name = "resize-disk", .run = resize_disk, .arguments = {"disk:s", "size:i", "more:b"}},
+    {.name = "snapshot-disk", .run = snapshot_disk, .arguments = {"disk:s", "name:s"}},
+    {.name = "remove-snapshot", .run = remove_snapshot, .arguments = {"disk:s", "name:s"}},
+    {.name = "query-snapshots", .run = query_snapshots, .arguments = {"disk:s"}},
     {.name = "query-qos", .run = query_qos},
     {.name = "set-qos",
      .run = set_qos,

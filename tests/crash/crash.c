@@ -106,7 +106,7 @@ static uint64_t stamp_of(const uint8_t *bytes, unsigned sector) {
 /* ---- Work ---- */
 
 static struct block *open_disk(struct run *run, struct simulated *device, const char *snapshot) {
-    struct disk_config config = {.inline_commits = true, .snapshot = snapshot};
+    struct disk_options config = {.inline_commits = true, .snapshot = snapshot};
     struct block *disk = NULL;
     struct error err = {0};
     struct block *backing = run->backing != NULL ? simulated_block(run->backing) : NULL;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# lodge disk, and disks in lodge's format, qcow2 and over NBD under a guest: overlays, snapshots, kill -9, full host.
+# lodge disk, and disks in lodge's format, qcow2 and over NBD under a guest: overlays, snapshots (of running guests, too), kill -9.
 . "$(dirname "$0")/lib.sh"
 
 "$LODGE" image path >"$work/out" # is there when the first line counts
@@ -96,6 +96,66 @@ expect_same "$word" flushed "the guest flushed"
 expect_exit 0 "consistent after kill -9" disk check a.lodge
 expect_exit 0 "readable" disk convert a.lodge g.raw
 expect_same "$(dd if=g.raw bs=12k skip=7 2>/dev/null | head -c 8000000 | sum)" "$flushed" "what was flushed is there"
+
+# ---- Snapshots of a running VM's disks, under fio with verify and a writer of pairs ----
+# The writer has each number on stable storage at 0 before it goes to 32768: no snapshot may have them otherwise.
+image=$("$SOURCE/tests/linux/storage-image") || { fail "image with fio"; finish; }
+export XDG_RUNTIME_DIR="$work/run"
+mkdir -m 700 run
+disk create k.lodge 128M
+disk create l.lodge --backing b.qcow2
+mkfifo until
+lodge_run --name keeps --cpus 2 --disk "$image,readonly" --disk k.lodge,device=nvme --disk l.lodge -- sh -c '
+    mkdir -p /t && mount -t ext4 -o ro /dev/vda /t && mount -t proc p /t/proc && mount -t sysfs s /t/sys &&
+    mount -t devtmpfs d /t/dev && mount -t tmpfs t /t/tmp || exit 3
+    for d in nvme0n1 vdb; do
+        chroot /t /usr/bin/fio --name=$d --filename=/dev/$d --offset=1M --size=24M --rw=randwrite --bsrange=512-64k \
+            --ioengine=libaio --iodepth=16 --direct=1 --verify=crc32c --verify_fatal=1 --fsync=64 --loops=2 --thread \
+            --randseed=3 >/t/tmp/$d.log 2>&1 &
+    done
+    n=100000
+    while [ ! -e /tmp/end ]; do
+        n=$((n + 1))
+        for at in 0 8; do printf %-4096s $n | dd of=/dev/nvme0n1 bs=4k seek=$at conv=fsync,notrunc 2>/dev/null; done
+        [ $n != 100003 ] || echo loaded
+    done &
+    cat >/dev/null
+    >/tmp/end
+    wait
+    for d in nvme0n1 vdb; do grep -q "err= 0" /t/tmp/$d.log || { cat /t/tmp/$d.log; exit 4; }; done' <until >guest 2>&1 &
+guest=$!
+children="$children $guest"
+exec 5>until
+until grep -q loaded guest || ! kill -0 $guest 2>/dev/null; do sleep 0.1; done
+for n in 1 2 3 4; do
+    expect_exit 0 "snapshot $n" disk snapshot create keeps disk1 s$n
+    expect_exit 0 "of both" disk snapshot create keeps disk2 s$n
+    expect_exit 0 "exported while the guest writes" disk convert -q k.lodge,snapshot=s$n s$n.raw
+done
+expect_exit 1 "not twice" disk snapshot create keeps disk1 s1
+expect_one_line_error "a snapshot that exists"
+expect_exit 1 "of a lodge disk only" disk snapshot create keeps disk0 s1
+expect_one_line_error "a raw disk"
+expect_exit 1 "no way back under a running guest" disk snapshot apply keeps disk1 s1
+expect_one_line_error "going back"
+expect_exit 1 "two snapshots differ, and are read while the guest writes" disk diff k.lodge,snapshot=s1 k.lodge,snapshot=s4
+expect_exit 0 "one goes" disk snapshot rm keeps disk1 s2
+expect_exit 1 "once" disk snapshot rm keeps disk1 s2
+expect_exit 0 "list" disk snapshot ls keeps disk1
+expect_same "$(awk 'NR > 1 { print $1 }' out | tr '\n' ' ')" "s1 s3 s4 " "the others are there"
+exec 5>&-
+wait $guest || { fail "fio with verify under snapshots"; cat guest; }
+for d in k l; do expect_exit 0 "in order" disk check $d.lodge; done
+for n in 1 3 4; do
+    expect_exit 0 "what was exported is what it has" disk diff k.lodge,snapshot=s$n s$n.raw
+    first=$(dd if=s$n.raw bs=6 count=1 2>/dev/null) second=$(dd if=s$n.raw bs=6 count=1 iflag=skip_bytes skip=32768 2>/dev/null)
+    expect_same "$((first - second == 0 || first - second == 1))" 1 "the order of writes: $first, $second"
+done
+expect_exit 0 "back to one" disk snapshot apply k.lodge s3
+expect_exit 0 "which it is" disk diff k.lodge s3.raw
+for n in 1 3 4; do expect_exit 0 "all go" disk snapshot rm k.lodge s$n; done
+expect_exit 0 "in order" disk check k.lodge
+expect_exit 0 "the disk is as before" disk diff k.lodge s3.raw
 
 # ---- NBD ----
 nbdkit -U "$work/socket" -f --filter=delay memory 64M delay-write=1ms &

@@ -142,10 +142,63 @@ static void many_at_once(void **state) {
     block_close(open_it("half"));
 }
 
+struct snapshots {
+    struct block *disk;
+    unsigned taken, wrong;
+};
+
+/* Beside the writer: takes, reads and removes snapshots, each whole in itself. */
+static void *take_snapshots(void *argument) {
+    struct snapshots *s = argument;
+    static uint8_t once[SIZE], twice[SIZE];
+    for (; s->taken < 20; s->taken++) {
+        char name[16];
+        struct error err;
+        snprintf(name, sizeof name, "s%u", s->taken);
+        s->wrong += disk_snapshot_create(s->disk, name, &err) != 0;
+        struct block *reader = open_it(name);
+        s->wrong += block_read(reader, 0, once, sizeof once) != 0;
+        s->wrong += disk_snapshot_remove(s->disk, name, &err) != -EBUSY;
+        s->wrong += block_read(reader, 0, twice, sizeof twice) != 0;
+        s->wrong += memcmp(once, twice, sizeof once) != 0;
+        block_close(reader);
+        if (s->taken % 2 == 0)
+            s->wrong += disk_snapshot_remove(s->disk, name, &err) != 0;
+    }
+    return NULL;
+}
+
+static void beside_a_writer(void **state) {
+    struct client client = {.mutex = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
+    struct snapshots snapshots = {.disk = open_it(NULL)};
+    struct disk_check check = {0};
+    struct raw_config raw = {.readonly = true};
+    struct block *file;
+    struct error err;
+    pthread_t thread;
+    uint64_t sector = 0;
+    assert_int_equal(pthread_create(&thread, NULL, take_snapshots, &snapshots), 0);
+    for (unsigned i = 0; i < 10 * REQUESTS; i++) {
+        pthread_mutex_lock(&client.mutex);
+        submit_one(&client, snapshots.disk, sector, (uint8_t)(i % 255 + 1));
+        pthread_mutex_unlock(&client.mutex);
+        sector = (sector + 3 * 71) % (SIZE / PART - 3);
+    }
+    pthread_join(thread, NULL);
+    block_drain(snapshots.disk);
+    assert_int_equal(snapshots.wrong, 0);
+    assert_int_equal(client.result, 0);
+    block_close(snapshots.disk);
+    assert_int_equal(block_open_file(path, &raw, &file, &err), 0);
+    assert_int_equal(disk_check(file, &check, &err), 0);
+    assert_int_equal(check.errors, 0);
+    block_close(file);
+}
+
 /* The file cannot take any more: the guest's write fails, nothing else does, and it goes on. */
 static void full_host(void **state) {
     static uint8_t bytes[1 << 20];
-    struct disk_config config = {.file_limit = MIB(2)};
+    struct disk_options config = {.file_limit = MIB(2)};
     struct raw_config raw = {.growable = true};
     struct block *file, *disk;
     struct error err;
@@ -181,6 +234,7 @@ static void odd_zeroes(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(many_at_once, make, take_away),
+        cmocka_unit_test_setup_teardown(beside_a_writer, make, take_away),
         cmocka_unit_test_setup_teardown(full_host, make, take_away),
         cmocka_unit_test_setup_teardown(odd_zeroes, make, take_away),
     };

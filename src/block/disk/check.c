@@ -167,7 +167,7 @@ static void check_all(struct checker *c) {
 
 /* The journal is replayed in memory: its changes must fit the trees. */
 static void check_journal(struct checker *c) {
-    struct disk_config config = {.readonly = true};
+    struct disk_options config = {.readonly = true};
     struct block *block;
     struct error err;
     if (disk_open(c->file, NULL, &config, &block, &err) != 0) {

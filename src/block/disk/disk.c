@@ -156,10 +156,37 @@ static int recover(struct disk *disk, struct error *err) {
     return replayed ? disk_find_space(disk, err) : 0;
 }
 
-static int load_all(struct disk *disk, struct error *err) {
+/* The superblock and the table of snapshots that belongs to it. */
+static int load_head(struct disk *disk, struct error *err) {
     int result = disk_read_superblock(disk->file, &disk->superblock, err);
-    if (result == 0)
-        result = disk_load_snapshots(disk->file, &disk->superblock, &disk->snapshots, err);
+    return result == 0 ? disk_load_snapshots(disk->file, &disk->superblock, &disk->snapshots, err)
+                       : result;
+}
+
+/*
+ * While another program writes, its table of snapshots may give way to something else as we read
+ * it: not as long as the superblock is the same.
+ */
+static int load_head_beside_writer(struct disk *disk, struct error *err) {
+    enum { TRIES = 100 };
+    int result = -EAGAIN;
+    for (unsigned i = 0; i < TRIES; i++) {
+        struct disk_superblock now;
+        result = load_head(disk, err);
+        int again = disk_read_superblock(disk->file, &now, err);
+        if (again == 0 && now.sequence == disk->superblock.sequence)
+            break;
+        free(disk->snapshots);
+        disk->snapshots = NULL;
+        result =
+            error_set(err, -EAGAIN, "%s is changing too fast to be read", disk->file->info.name);
+    }
+    return result;
+}
+
+static int load_all(struct disk *disk, struct error *err) {
+    int result =
+        disk->config.snapshot != NULL ? load_head_beside_writer(disk, err) : load_head(disk, err);
     if (result == 0 && disk->config.snapshot != NULL)
         result = choose_snapshot(disk, err);
     if (result != 0)
@@ -177,7 +204,7 @@ static int load_all(struct disk *disk, struct error *err) {
     return result == 0 ? disk_start_committer(disk, err) : result;
 }
 
-int disk_open(struct block *file, struct block *backing, const struct disk_config *config,
+int disk_open(struct block *file, struct block *backing, const struct disk_options *config,
               struct block **block, struct error *err) {
     struct disk *disk = calloc(1, sizeof *disk);
     if (disk == NULL)

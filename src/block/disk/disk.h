@@ -14,11 +14,13 @@
 #include "block/block.h"
 #include "block/disk/format.h"
 
-struct disk_config {
-    bool readonly;        /* nothing is written, not even recovery: that is kept in memory */
-    const char *snapshot; /* open this one instead of the disk itself; readonly */
-    bool inline_commits;  /* all work is done by the thread that submits: for tests and tools */
-    uint64_t file_limit;  /* bytes that the file below may grow to; 0: no limit */
+struct disk_options {
+    bool readonly; /* nothing is written, not even recovery: that is kept in memory */
+    /* Open this one instead of the disk itself; readonly, but the disk may be in use: what a
+     * snapshot has nobody changes. The file is open for a reader then (block/raw.h). */
+    const char *snapshot;
+    bool inline_commits; /* all work is done by the thread that submits: for tests and tools */
+    uint64_t file_limit; /* bytes that the file below may grow to; 0: no limit */
 };
 
 /*
@@ -26,7 +28,7 @@ struct disk_config {
  * closed with it; on failure they stay the caller's. -EINVAL: no such disk, damaged; -ENOTSUP: a
  * later version; -ENOENT: no such snapshot; or an error of the file's.
  */
-int disk_open(struct block *file, struct block *backing, const struct disk_config *config,
+int disk_open(struct block *file, struct block *backing, const struct disk_options *config,
               struct block **block, struct error *err);
 
 /* The newer of the valid superblocks. As disk_open. */
@@ -63,11 +65,14 @@ void disk_get_counts(struct block *block, struct disk_counts *counts);
 void disk_get_usage(struct block *block, struct disk_usage *usage);
 bool disk_is(const struct block *block);
 
-/* ---- Snapshots: while no request is under way but the caller's own wait ---- */
+/* ---- Snapshots: any thread; the disk's requests wait meanwhile, one's own `done` excluded ---- */
 
 /* Visible ones are filled into `all` (room for DISK_SNAPSHOTS_MAX); returns how many. */
 unsigned disk_snapshots(struct block *block, struct disk_snapshot *all);
-/* -EEXIST, -E2BIG, -EINVAL (the name), or the file's error. The disk is unchanged then. */
+/*
+ * -EEXIST, -E2BIG, -EINVAL (the name), or the file's error. The disk is unchanged then. Removing
+ * one: -EBUSY while somebody has a snapshot of the disk open (see config.snapshot).
+ */
 int disk_snapshot_create(struct block *block, const char *name, struct error *err);
 int disk_snapshot_apply(struct block *block, const char *name, struct error *err);
 int disk_snapshot_remove(struct block *block, const char *name, struct error *err);

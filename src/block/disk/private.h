@@ -29,7 +29,7 @@ struct disk_batch {
 struct disk {
     struct block block;
     struct block *file, *backing;
-    struct disk_config config;
+    struct disk_options config;
     bool keep_file;
 
     /* Guards all below; never held while a request goes to another node. */
@@ -47,7 +47,8 @@ struct disk {
     struct disk_request *first, *last; /* in order of arrival */
     unsigned active;                   /* claimed their range, still under way */
     unsigned busy;                     /* not through, flushes and the callers of `done` included */
-    bool frozen, scanning, rescan, scan_queued;
+    unsigned frozen;                   /* by so many */
+    bool scanning, rescan, scan_queued;
     struct pool_job scan_job; /* for a loader: start what waits */
 
     /* The committer's. */

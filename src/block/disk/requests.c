@@ -156,7 +156,10 @@ static void load(struct disk_request *r) {
     uint64_t entries[DISK_ENTRIES];
     int result = disk_read_table(disk->file, DISK_PHYSICAL_MAX, &r->missing, entries);
     lock_take(&disk->lock);
-    if (result == 0 && disk_map_add(&disk->map, &r->missing, entries) == NULL)
+    /* Somebody else may have read it too, changed it, and given its block up by now. */
+    if (disk_map_find(&disk->map, r->missing.level, r->missing.index) != NULL)
+        result = 0;
+    else if (result == 0 && disk_map_add(&disk->map, &r->missing, entries) == NULL)
         result = -ENOMEM;
     disk_map_trim(&disk->map);
     lock_release(&disk->lock);
@@ -442,7 +445,7 @@ void disk_drain_requests(struct disk *disk) {
 
 void disk_freeze(struct disk *disk) {
     lock_take(&disk->lock);
-    disk->frozen = true;
+    disk->frozen++;
     while (disk->active > 0)
         pthread_cond_wait(&disk->idle, &disk->lock.mutex);
     lock_release(&disk->lock);
@@ -450,7 +453,7 @@ void disk_freeze(struct disk *disk) {
 
 void disk_thaw(struct disk *disk) {
     lock_take(&disk->lock);
-    disk->frozen = false;
+    disk->frozen--;
     lock_release(&disk->lock);
     scan(disk, 0);
 }

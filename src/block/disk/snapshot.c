@@ -7,7 +7,9 @@
 #include <time.h>
 
 #include "base/bytes.h"
+#include "base/log.h"
 #include "block/disk/private.h"
+#include "block/raw.h"
 #include "block/sync.h"
 
 static struct disk_snapshot *find(const struct disk *disk, const char *name) {
@@ -63,10 +65,13 @@ static int settle(struct disk *disk) {
     return result == 0 && disk->map.dirty > 0 ? disk_checkpoint(disk, NULL) : result;
 }
 
+/* disk_snapshots may look on. */
 static void adopt(struct disk *disk, struct disk_snapshot *list) {
+    lock_take(&disk->lock);
     free(disk->snapshots);
     disk->snapshots = list;
     disk_set_shared(disk);
+    lock_release(&disk->lock);
 }
 
 /* ---- Taking one ---- */
@@ -199,6 +204,23 @@ static void drop(struct disk_change *change, struct disk_snapshot *list) {
     }
 }
 
+/*
+ * The blocks that only a removed snapshot had are free. Where that cannot be told they stay in use
+ * until the disk is next opened.
+ */
+static void find_space(struct disk *disk) {
+    struct disk_space before = disk->space;
+    struct error why;
+    disk->space = (struct disk_space){.blocks = before.blocks};
+    if (disk_find_space(disk, &why) == 0) {
+        disk_space_destroy(&before);
+        return;
+    }
+    disk_space_destroy(&disk->space);
+    disk->space = before;
+    log_warning("%s; the removed snapshot's space is not free yet", why.text);
+}
+
 static int remove_it(struct disk *disk, const struct disk_snapshot *snapshot, struct error *err) {
     struct disk_change change;
     struct disk_snapshot *list = NULL;
@@ -215,11 +237,20 @@ static int remove_it(struct disk *disk, const struct disk_snapshot *snapshot, st
         return error_set_errno(err, result, "cannot remove the snapshot");
     }
     adopt(disk, list);
-    return reload(disk, err);
+    find_space(disk);
+    return 0;
 }
 
 int disk_snapshot_remove(struct block *block, const char *name, struct error *err) {
-    return with_snapshot(block, name, remove_it, err);
+    struct disk *disk = disk_of(block);
+    if (block_exclude_readers(disk->file, true) != 0)
+        return error_set(err, -EBUSY,
+                         "a snapshot of %s is being read, by a VM or another program; try again "
+                         "when it is through",
+                         block->info.name);
+    int result = with_snapshot(block, name, remove_it, err);
+    block_exclude_readers(disk->file, false);
+    return result;
 }
 
 unsigned disk_snapshots(struct block *block, struct disk_snapshot *all) {

@@ -10,52 +10,107 @@
 #include "block/sync.h"
 #include "cli/disk/tools.h"
 #include "cli/exit_codes.h"
+#include "cli/vm.h"
 
-static void list_one(const struct disk_snapshot *s, json_t *json) {
+static void list_one(const char *name, json_int_t created, json_int_t bytes, json_t *json) {
     char when[32];
-    time_t created = (time_t)s->created;
+    time_t seconds = (time_t)created;
     struct tm utc;
-    strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&created, &utc));
+    strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&seconds, &utc));
     if (json != NULL)
-        json_array_append_new(json, json_pack("{s:s, s:s, s:I}", "name", s->name, "created", when,
-                                              "bytes", (json_int_t)s->tree.size));
+        json_array_append_new(
+            json, json_pack("{s:s, s:s, s:I}", "name", name, "created", when, "bytes", bytes));
     else
-        printf("%-32s %-20s  %s\n", s->name, when, disk_tool_bytes(s->tree.size));
+        printf("%-32s %-20s  %s\n", name, when, disk_tool_bytes((uint64_t)bytes));
+}
+
+static json_t *begin_list(const struct disk_arguments *a) {
+    if (a->json)
+        return json_array();
+    printf("%-32s %-20s  %s\n", "NAME", "CREATED", "SIZE");
+    return NULL;
+}
+
+static void end_list(json_t *json) {
+    if (json == NULL)
+        return;
+    json_dumpf(json, stdout, JSON_INDENT(2));
+    putchar('\n');
+    json_decref(json);
 }
 
 static int list(const struct disk_arguments *a, struct block *block, struct error *err) {
     struct disk_snapshot *all = calloc(DISK_SNAPSHOTS_MAX, sizeof *all);
-    json_t *json = a->json ? json_array() : NULL;
     if (all == NULL)
         return error_set(err, -ENOMEM, "no memory");
+    json_t *json = begin_list(a);
     unsigned count = disk_snapshots(block, all);
-    if (json == NULL)
-        printf("%-32s %-20s  %s\n", "NAME", "CREATED", "SIZE");
     for (unsigned i = 0; i < count; i++)
-        list_one(&all[i], json);
+        list_one(all[i].name, (json_int_t)all[i].created, (json_int_t)all[i].tree.size, json);
     free(all);
-    if (json != NULL) {
-        json_dumpf(json, stdout, JSON_INDENT(2));
-        putchar('\n');
-        json_decref(json);
-    }
+    end_list(json);
     return EXIT_OK;
+}
+
+/* ---- Of a running VM's disk ---- */
+
+static void list_running(const struct disk_arguments *a, const json_t *reply) {
+    json_t *json = begin_list(a), *snapshot;
+    size_t i;
+    json_array_foreach(json_object_get(reply, "snapshots"), i, snapshot) {
+        list_one(json_string_value(json_object_get(snapshot, "name")),
+                 json_integer_value(json_object_get(snapshot, "created")),
+                 json_integer_value(json_object_get(snapshot, "bytes")), json);
+    }
+    end_list(json);
+}
+
+/* `name`: NULL lists them. */
+static int tell_running(const struct disk_arguments *a, const char *command, const char *name,
+                        struct error *err) {
+    struct client *client;
+    json_t *reply = NULL, *arguments = json_pack("{s:s}", "disk", a->operands[2]);
+    int result = vm_connect(a->operands[1], &client, err);
+    if (result < 0) {
+        json_decref(arguments);
+        return result;
+    }
+    if (name != NULL)
+        json_object_set_new(arguments, "name", json_string(name));
+    result = client_call(client, command, arguments, &reply, err);
+    client_close(client);
+    if (result == 0 && name == NULL)
+        list_running(a, reply);
+    json_decref(reply);
+    return result;
 }
 
 int disk_tool_snapshot(const struct disk_arguments *a, struct error *err) {
     static int (*const actions[])(struct block *, const char *, struct error *) = {
         disk_snapshot_create, disk_snapshot_apply, disk_snapshot_remove};
     static const char *const names[] = {"create", "apply", "rm"};
+    static const char *const commands[] = {"snapshot-disk", NULL, "remove-snapshot"};
     struct block *block;
     const char *action = a->count > 0 ? a->operands[0] : "";
     unsigned which = 0;
     while (which < 3 && strcmp(action, names[which]) != 0)
         which++;
     bool listing = strcmp(action, "ls") == 0;
-    if (listing ? a->count != 2 : which == 3 || a->count != 3)
+    int whole = listing ? 2 : 3; /* with a FILE; VM DISK are one more */
+    if ((!listing && which == 3) || (a->count != whole && a->count != whole + 1))
         return error_set(err, -EINVAL,
-                         "usage: lodge disk snapshot create|apply|rm FILE NAME, "
-                         "or lodge disk snapshot ls FILE");
+                         "usage: lodge disk snapshot create|apply|rm FILE|VM DISK NAME, "
+                         "or lodge disk snapshot ls FILE|VM DISK");
+    if (a->count == whole + 1 && listing)
+        return tell_running(a, "query-snapshots", NULL, err);
+    if (a->count == whole + 1 && commands[which] == NULL)
+        return error_set(
+            err, -EBUSY,
+            "a running VM's disk cannot go back to a snapshot: stop %s, then lodge disk "
+            "snapshot apply FILE %s",
+            a->operands[1], a->operands[3]);
+    if (a->count == whole + 1)
+        return tell_running(a, commands[which], a->operands[3], err);
     int result = disk_tool_open_lodge(a->operands[1], listing, &block, err);
     if (result != 0)
         return result;
