@@ -23,6 +23,9 @@ void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 void setup_mounts(void);
 void setup_network(void);
+/* Memory that is plugged in becomes usable by itself, unless somebody has said what is to happen.
+ */
+void setup_memory(void);
 
 /* modules.c: loads what /etc/modules.lodge names and the machine has devices for. */
 void setup_modules(void);

@@ -239,8 +239,11 @@ int main(void) {
     bool is_init = getpid() == 1;
     if (is_init) {
         setup_mounts();
+        setup_memory();
         setup_modules();
         setup_network();
+    } else {
+        setup_memory();
     }
     agent.signals = open_signals();
     agent.button = is_init ? power_button_open() : -1; /* elsewhere it is the init's */

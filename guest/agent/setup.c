@@ -1,10 +1,12 @@
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
 #include <net/route.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
@@ -48,6 +50,50 @@ void setup_mounts(void) {
     for (size_t i = 0; i < sizeof links / sizeof links[0]; i++)
         if (symlink(links[i][0], links[i][1]) < 0 && errno != EEXIST)
             say("%s: %s", links[i][1], strerror(errno));
+}
+
+/* ---- Memory ---- */
+
+static bool write_file(const char *path, const char *text) {
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    bool done = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+    if (fd >= 0)
+        close(fd);
+    return done;
+}
+
+static bool file_says(const char *path, const char *text) {
+    char bytes[64] = "";
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd >= 0 ? read(fd, bytes, sizeof bytes - 1) : -1;
+    if (fd >= 0)
+        close(fd);
+    return length > 0 && strncmp(bytes, text, strlen(text)) == 0;
+}
+
+/* Blocks that came before anybody said what is to become of them. */
+static void online_blocks(void) {
+    DIR *list = opendir("/sys/devices/system/memory");
+    struct dirent *entry;
+    while (list != NULL && (entry = readdir(list)) != NULL) {
+        char path[300];
+        snprintf(path, sizeof path, "/sys/devices/system/memory/%s/state", entry->d_name);
+        if (strncmp(entry->d_name, "memory", 6) == 0 && file_says(path, "offline"))
+            write_file(path, "online");
+    }
+    if (list != NULL)
+        closedir(list);
+}
+
+/* Most of it for what can be moved, so that it can be unplugged again: as much as the kernel's own
+ * structures elsewhere can serve. */
+void setup_memory(void) {
+    static const char automatic[] = "/sys/devices/system/memory/auto_online_blocks";
+    if (!file_says(automatic, "offline"))
+        return;
+    write_file("/sys/module/memory_hotplug/parameters/online_policy", "auto-movable");
+    write_file(automatic, "online");
+    online_blocks();
 }
 
 /* ---- Network ---- */

@@ -15,6 +15,7 @@
 enum {
     OPT_ENGINE,
     OPT_MEMORY,
+    OPT_HUGE_PAGES,
     OPT_CPUS,
     OPT_KERNEL,
     OPT_INITRD,
@@ -43,7 +44,10 @@ enum {
 
 const struct option_spec run_options[] = {
     [OPT_ENGINE] = {"engine", 0, "auto|soft|kvm", "what runs the guest's code (auto: the faster)"},
-    [OPT_MEMORY] = {"memory", 'm', "SIZE", "the guest's memory (512M)"},
+    [OPT_MEMORY] = {"memory", 'm', "SIZE[,max=SIZE]",
+                    "the guest's memory (512M), and how much there may be (lodge memory)"},
+    [OPT_HUGE_PAGES] = {"hugepages", 0, NULL,
+                        "memory from the host's pool of huge pages, all reserved"},
     [OPT_CPUS] = {"cpus", 'c', "N[,max=M]",
                   "the guest's processors (1), and how many there may be (lodge cpus)"},
     [OPT_KERNEL] = {"kernel", 'k', "FILE", "a bzImage or ELF kernel instead of the default guest's",
@@ -209,13 +213,32 @@ static int parse_offset(int64_t *offset, const char *text, struct error *err) {
     return 0;
 }
 
-static int parse_memory(struct machine_config *machine, const char *value, struct error *err) {
-    int result = parse_size(value, &machine->memory, err);
+/* Whole MiB, where it is one. */
+static int parse_amount(const char *text, uint64_t *size, struct error *err) {
+    int result = parse_size(text, size, err);
     if (result < 0)
         return error_prefix(err, "--memory");
-    machine->memory = round_down(machine->memory, MIB(1)) != 0 ? round_down(machine->memory, MIB(1))
-                                                               : machine->memory;
-    return machine_check_memory(machine->memory, err);
+    if (*size >= MIB(1))
+        *size = round_down(*size, MIB(1));
+    return machine_check_memory(*size, err);
+}
+
+/* SIZE, or SIZE,max=SIZE. */
+static int parse_memory(struct machine_config *machine, const char *value, struct error *err) {
+    char size[32];
+    const char *comma = strchr(value, ',');
+    machine->memory_max = 0;
+    if (comma == NULL)
+        return parse_amount(value, &machine->memory, err);
+    if (strncmp(comma, ",max=", 5) != 0 || comma - value >= (ptrdiff_t)sizeof size)
+        return error_set(err, -EINVAL, "--memory '%.40s': a size, or two like 1G,max=4G", value);
+    snprintf(size, sizeof size, "%.*s", (int)(comma - value), value);
+    int result = parse_amount(size, &machine->memory, err);
+    if (result == 0)
+        result = parse_amount(comma + 5, &machine->memory_max, err);
+    if (result == 0 && machine->memory_max < machine->memory)
+        return error_set(err, -EINVAL, "--memory '%.40s': at most less than at first", value);
+    return result;
 }
 
 /* A word of the list, or else a file. */
@@ -259,6 +282,7 @@ int run_take_option(struct run_config *config, int option, char *value, struct e
     switch (option) {
     case OPT_ENGINE: CHOOSE(machine->engine, "engine", engines); break;
     case OPT_MEMORY: return parse_memory(machine, value, err);
+    case OPT_HUGE_PAGES: machine->huge_pages = true; break;
     case OPT_CPUS: return parse_cpus(machine, value, err);
     case OPT_KERNEL: machine->kernel = value; break;
     case OPT_INITRD: machine->initrd = value; break;

@@ -22,6 +22,8 @@ const struct verb verbs[] = {
     {"reset", "press VMs' reset button", cmd_reset, pause_options},
     {"qos", "show or set how a running VM's disks share", cmd_qos, qos_options},
     {"cpus", "show or raise the number of a running VM's processors", cmd_cpus, cpus_options},
+    {"memory", "show a running VM's memory, take some away or give more", cmd_memory,
+     memory_options},
     {"profile", "say where a running VM's time goes", cmd_profile, profile_options},
     {"disk", "make, check, convert and measure disks", cmd_disk, disk_options},
     {"image", "show or refresh the default guest", cmd_image, image_options},

@@ -11,7 +11,7 @@
 #include "image/guest.h"
 #include "image/image.h"
 
-enum { FORMAT = 3 }; /* raise it when the same parts are put together differently */
+enum { FORMAT = 4 }; /* raise it when the same parts are put together differently */
 
 struct assembly {
     char cache[PATH_MAX], debs[PATH_MAX], root[PATH_MAX], agent[PATH_MAX];

@@ -13,14 +13,14 @@ static const char *const boot_modules[] = {
     "virtio_pci", "virtio_blk",   "virtio_scsi",
     "sr_mod",     "virtio_net",   "virtio_console",
     "virtio_rng", "pvpanic_mmio", "vmw_vsock_virtio_transport",
-    "button",     "evdev",
+    "button",     "evdev",        "virtio_balloon",
+    "virtio_mem",
 };
 
 /* There for modprobe and for the kernel's own requests. */
 static const char *const other_modules[] = {
-    "overlay", "fuse",      "virtiofs",  "loop",           "isofs",     "squashfs",
-    "vfat",    "nls_ascii", "nls_cp437", "efivarfs",       "tun",       "veth",
-    "bridge",  "nvme",      "wdat_wdt",  "virtio_balloon", "af_packet",
+    "overlay",   "fuse",     "virtiofs", "loop", "isofs",  "squashfs", "vfat",     "nls_ascii",
+    "nls_cp437", "efivarfs", "tun",      "veth", "bridge", "nvme",     "wdat_wdt", "af_packet",
 };
 
 enum { MODULES_MAX = 128, NAME_MAX_SIZE = 64, INDEX_MAX = 8192 };

@@ -284,6 +284,46 @@ static size_t build_wdat(struct tables *tables) {
     return start;
 }
 
+enum { SRAT_LAPIC, SRAT_MEMORY, SRAT_ENABLED = 1, SRAT_HOT_PLUGGABLE = 2 };
+
+static void srat_processor(struct aml *out, uint8_t id) {
+    aml_byte(out, SRAT_LAPIC);
+    aml_byte(out, 16);
+    aml_byte(out, 0); /* proximity domain, its first byte */
+    aml_byte(out, id);
+    aml_dword(out, SRAT_ENABLED);
+    aml_qword(out, 0); /* SAPIC, the rest of the domain, clock domain */
+}
+
+static void srat_memory(struct aml *out, uint64_t base, uint64_t size, uint32_t flags) {
+    if (size == 0)
+        return;
+    aml_byte(out, SRAT_MEMORY);
+    aml_byte(out, 40);
+    aml_dword(out, 0); /* proximity domain */
+    aml_word(out, 0);
+    aml_qword(out, base);
+    aml_qword(out, size);
+    aml_dword(out, 0);
+    aml_dword(out, SRAT_ENABLED | flags);
+    aml_qword(out, 0);
+}
+
+/* Up to where there may be memory one day: kernels lay their own structures out by it. */
+static size_t build_srat(struct tables *tables, const struct acpi_config *config) {
+    struct aml *out = &tables->out;
+    size_t start = open_table(tables, "SRAT", 3);
+    aml_dword(out, 1);
+    aml_qword(out, 0);
+    for (unsigned id = 0; id < config->vcpus || id < config->vcpus_max; id++)
+        srat_processor(out, (uint8_t)id);
+    srat_memory(out, 0, config->ram_below_4g, 0);
+    srat_memory(out, LAYOUT_HIGH_RAM_BASE, config->ram_above_4g, 0);
+    srat_memory(out, config->plug_base, config->plug_size, SRAT_HOT_PLUGGABLE);
+    close_table(tables, start);
+    return start;
+}
+
 static size_t build_xsdt(struct tables *tables, const size_t *entries, size_t count) {
     size_t start = open_table(tables, "XSDT", 1);
     for (size_t i = 0; i < count; i++)
@@ -306,9 +346,14 @@ static size_t build(struct tables *tables, const struct acpi_config *config) {
     pad(&tables->out, RSDP_SIZE);
     size_t facs = build_facs(tables);
     size_t dsdt = build_dsdt(tables, config);
-    size_t entries[] = {build_fadt(tables, facs, dsdt), build_madt(tables, config),
-                        build_mcfg(tables), build_hpet(tables), build_wdat(tables)};
-    size_t xsdt = build_xsdt(tables, entries, ARRAY_SIZE(entries));
+    bool plugs = config->plug_size > 0;
+    size_t entries[] = {build_fadt(tables, facs, dsdt),
+                        build_madt(tables, config),
+                        build_mcfg(tables),
+                        build_hpet(tables),
+                        build_wdat(tables),
+                        plugs ? build_srat(tables, config) : 0};
+    size_t xsdt = build_xsdt(tables, entries, ARRAY_SIZE(entries) - !plugs);
     return tables->out.overflow ? 0 : xsdt;
 }
 

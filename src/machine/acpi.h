@@ -1,8 +1,8 @@
 /*
  * ACPI tables of a machine: RSDP, XSDT, FADT (revision 6), FACS, DSDT, MADT,
- * MCFG, HPET, WDAT. Addresses come from layout.h; the DSDT's bytecode is emitted by
- * aml.h. Sources: ACPI 6.4; PCI Firmware Specification 3.0 for MCFG; IA-PC
- * HPET specification 1.0a.
+ * MCFG, HPET, WDAT, and SRAT where memory may be plugged in. Addresses come from layout.h; the
+ * DSDT's bytecode is emitted by aml.h. Sources: ACPI 6.4; PCI Firmware Specification 3.0 for MCFG;
+ * IA-PC HPET specification 1.0a.
  */
 #ifndef LODGE_MACHINE_ACPI_H
 #define LODGE_MACHINE_ACPI_H
@@ -12,10 +12,12 @@
 #include <stdint.h>
 
 struct acpi_config {
-    unsigned vcpus;     /* local APIC ids 0 to vcpus - 1; 1 to 255 */
-    unsigned vcpus_max; /* with those that may come later (device/cpu_slots.h); 0: none may */
-    bool firmware;      /* firmware places the BARs, */
-    uint64_t ram_end;   /* above this if it does so above 4 GiB */
+    unsigned vcpus;      /* local APIC ids 0 to vcpus - 1; 1 to 255 */
+    unsigned vcpus_max;  /* with those that may come later (device/cpu_slots.h); 0: none may */
+    bool firmware;       /* firmware places the BARs, */
+    uint64_t memory_end; /* above this if it does so above 4 GiB */
+    uint64_t ram_below_4g, ram_above_4g;
+    uint64_t plug_base, plug_size; /* where memory may be plugged in; size 0: nowhere */
 };
 
 /*

@@ -101,8 +101,8 @@ static void window_above_4g(struct aml *aml, const struct acpi_config *config) {
         aml_window_memory64(aml, LAYOUT_MMIO64_BASE, LAYOUT_MMIO64_BASE + LAYOUT_MMIO64_SIZE - 1);
         return;
     }
-    if (first < config->ram_end)
-        first = round_up(config->ram_end, GIB(1));
+    if (first < config->memory_end)
+        first = round_up(config->memory_end, GIB(1));
     aml_window_memory64(aml, first, (UINT64_C(1) << LAYOUT_FIRMWARE_ADDRESS_BITS) - 1);
 }
 

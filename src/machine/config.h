@@ -67,12 +67,14 @@ enum watchdog_policy {
 
 struct machine_config {
     enum engine_kind engine;
-    uint64_t memory;    /* bytes */
-    unsigned vcpus;     /* from the start */
-    unsigned vcpus_max; /* with those that may be plugged in later; 0: none */
-    bool verify;        /* the soft engine's interpreter and translator in lock-step */
-    const char *kernel; /* this and the next three: without firmware */
-    const char *initrd; /* NULL: none */
+    uint64_t memory;     /* bytes, from the start */
+    uint64_t memory_max; /* with what may be plugged in later; 0: none */
+    bool huge_pages;     /* of the host's pool, all reserved */
+    unsigned vcpus;      /* from the start */
+    unsigned vcpus_max;  /* with those that may be plugged in later; 0: none */
+    bool verify;         /* the soft engine's interpreter and translator in lock-step */
+    const char *kernel;  /* this and the next three: without firmware */
+    const char *initrd;  /* NULL: none */
     const char *cmdline;
     enum boot_protocol boot;
     enum firmware_kind firmware;

@@ -22,7 +22,9 @@
 #include "machine/private.h"
 #include "machine/vm_disk.h"
 #include "nvme/nvme.h"
+#include "virtio/balloon.h"
 #include "virtio/blk.h"
+#include "virtio/mem.h"
 #include "virtio/net.h"
 #include "virtio/rng.h"
 #include "virtio/scsi.h"
@@ -36,11 +38,16 @@ static uint64_t low_ram(const struct machine *machine) {
 static int create_memory(struct machine *machine, struct error *err) {
     struct platform *platform = &machine->platform;
     uint64_t low = low_ram(machine), high = machine->config.memory - low;
+    struct machine_range plug = machine_plug_range(&machine->config);
     int result = memory_create(&platform->memory, err);
+    if (result == 0 && machine->config.huge_pages)
+        memory_use_huge_pages(platform->memory);
     if (result == 0)
         result = memory_add_ram(platform->memory, "ram", 0, low, err);
     if (result == 0 && high > 0)
         result = memory_add_ram(platform->memory, "ram-high", LAYOUT_HIGH_RAM_BASE, high, err);
+    if (result == 0 && plug.size > 0)
+        result = memory_add_pluggable(platform->memory, "ram-plug", plug.gpa, plug.size, err);
     return result;
 }
 
@@ -227,6 +234,19 @@ static int add_network(struct machine *machine, struct error *err) {
     return add(machine, &virtio_net_class, "net0", &config, NULL, err);
 }
 
+/* After everything that is booted from: slots keep their numbers. */
+static int add_memory_devices(struct machine *machine, struct error *err) {
+    struct machine_range plug = machine_plug_range(&machine->config);
+    struct virtio_balloon_config balloon = {.options = virtio_options(machine),
+                                            .no_reports = machine->config.huge_pages};
+    struct virtio_mem_config mem = {
+        .options = virtio_options(machine), .gpa = plug.gpa, .size = plug.size};
+    int result = add(machine, &virtio_balloon_class, "balloon0", &balloon, &machine->balloon, err);
+    if (result == 0 && plug.size > 0)
+        result = add(machine, &virtio_mem_class, "mem0", &mem, &machine->mem, err);
+    return result;
+}
+
 static int create_virtio(struct machine *machine, struct error *err) {
     struct virtio_rng_config rng = {.options = virtio_options(machine)};
     struct virtio_vsock_config vsock = {.options = virtio_options(machine)};
@@ -239,12 +259,13 @@ static int create_virtio(struct machine *machine, struct error *err) {
         result = add_cdrom(machine, err);
     if (result == 0 && machine->config.net == NET_USER)
         result = add_network(machine, err);
-    return result;
+    return result == 0 ? add_memory_devices(machine, err) : result;
 }
 
 /* ---- Firmware ---- */
 
 static int create_firmware(struct machine *machine, struct error *err) {
+    struct machine_range plug = machine_plug_range(&machine->config);
     struct device *flash, *fw_cfg = NULL;
     if (machine->firmware == NULL)
         return 0;
@@ -259,6 +280,8 @@ static int create_firmware(struct machine *machine, struct error *err) {
         .fw_cfg = fw_cfg,
         .ram_below_4g = low_ram(machine),
         .ram_above_4g = machine->config.memory - low_ram(machine),
+        .plug_base = plug.gpa,
+        .plug_size = plug.size,
         .vcpus = machine->config.vcpus,
         .boot_order = firmware_is_uefi(machine->firmware) ? NULL : machine->boot_order};
     return result == 0 ? firmware_configure(&told, err) : result;

@@ -24,6 +24,7 @@ struct firmware;
 struct firmware_machine {
     struct device *fw_cfg;
     uint64_t ram_below_4g, ram_above_4g;
+    uint64_t plug_base, plug_size; /* where memory may be plugged in; size 0: nowhere */
     unsigned vcpus;
     /* Open Firmware paths, a line each. NULL: the firmware has an order of its own, in variables;
      * OVMF would forget what is not in ours, entries that a guest has made among them. */

@@ -73,10 +73,20 @@ struct acpi_files {
     uint8_t tables[LAYOUT_ACPI_SIZE];
 };
 
+/* What lies above is the firmware's to give to BARs. */
+static uint64_t memory_end(const struct firmware_machine *machine) {
+    return machine->plug_size > 0 ? machine->plug_base + machine->plug_size
+                                  : LAYOUT_HIGH_RAM_BASE + machine->ram_above_4g;
+}
+
 static int add_acpi(const struct firmware_machine *machine, struct error *err) {
     struct acpi_config config = {.vcpus = machine->vcpus,
                                  .firmware = true,
-                                 .ram_end = LAYOUT_HIGH_RAM_BASE + machine->ram_above_4g};
+                                 .ram_below_4g = machine->ram_below_4g,
+                                 .ram_above_4g = machine->ram_above_4g,
+                                 .plug_base = machine->plug_base,
+                                 .plug_size = machine->plug_size,
+                                 .memory_end = memory_end(machine)};
     struct acpi_files *files = calloc(1, sizeof *files);
     struct acpi_links links;
     if (files == NULL)
@@ -125,9 +135,14 @@ static int add_memory(const struct firmware_machine *machine, struct error *err)
     int result =
         fw_cfg_add_integer(machine->fw_cfg, FW_CFG_RAM_SIZE,
                            machine->ram_below_4g + machine->ram_above_4g, sizeof(uint64_t), err);
-    return result == 0 ? fw_cfg_add_file(machine->fw_cfg, "etc/e820", map,
-                                         machine->ram_above_4g ? sizeof map : E820_SIZE, err)
-                       : result;
+    if (result == 0)
+        result = fw_cfg_add_file(machine->fw_cfg, "etc/e820", map,
+                                 machine->ram_above_4g ? sizeof map : E820_SIZE, err);
+    uint8_t end[8];
+    store_le64(end, memory_end(machine));
+    return result == 0 && machine->plug_size > 0
+               ? fw_cfg_add_file(machine->fw_cfg, "etc/reserved-memory-end", end, sizeof end, err)
+               : result;
 }
 
 /*

@@ -11,7 +11,7 @@
  *     b0000000h          ECAM, where firmware for a Q35 puts it
  *     c0000000h          PCI memory window below 4 GiB
  *     fec00000h          I/O APIC, HPET, local APIC
- *     100000000h         the rest of the RAM
+ *     100000000h         the rest of the RAM, then from the next GiB what may be plugged in
  *     4000000000h        PCI memory window above 4 GiB
  */
 #ifndef LODGE_MACHINE_LAYOUT_H
@@ -59,8 +59,10 @@
  * tables. Its PCI window above 4 GiB is the upper part of what is there. */
 #define LAYOUT_FIRMWARE_ADDRESS_BITS 40
 #define LAYOUT_FIRMWARE_MMIO64_BASE  UINT64_C(0x800000000)
-#define LAYOUT_CHIPS_BASE            UINT64_C(0xfec00000) /* up to 4 GiB: nothing else */
-#define LAYOUT_HPET_BASE             UINT64_C(0xfed00000)
+/* Memory that may come later leaves the upper half of that to the firmware's PCI window. */
+#define LAYOUT_FIRMWARE_MEMORY_END UINT64_C(0x8000000000)
+#define LAYOUT_CHIPS_BASE          UINT64_C(0xfec00000) /* up to 4 GiB: nothing else */
+#define LAYOUT_HPET_BASE           UINT64_C(0xfed00000)
 
 enum {
     LAYOUT_PCI_IO_BASE = 0xc000,

@@ -244,8 +244,15 @@ static int set_up_time(struct machine *machine, struct error *err) {
 /* ---- Starting and restarting the guest ---- */
 
 static int write_acpi(struct machine *machine, uint64_t *rsdp, struct error *err) {
-    struct acpi_config config = {.vcpus = machine->config.vcpus,
-                                 .vcpus_max = machine->config.vcpus_max};
+    const struct machine_config *made = &machine->config;
+    struct machine_range plug = machine_plug_range(made);
+    uint64_t low = made->memory < LAYOUT_LOW_RAM_END ? made->memory : LAYOUT_LOW_RAM_END;
+    struct acpi_config config = {.vcpus = made->vcpus,
+                                 .vcpus_max = made->vcpus_max,
+                                 .ram_below_4g = low,
+                                 .ram_above_4g = made->memory - low,
+                                 .plug_base = plug.gpa,
+                                 .plug_size = plug.size};
     uint8_t *tables = calloc(1, LAYOUT_ACPI_SIZE);
     if (tables == NULL)
         return error_set(err, -ENOMEM, "out of memory");
@@ -491,13 +498,26 @@ int machine_check_memory(uint64_t bytes, struct error *err) {
     return 0;
 }
 
+static int check_plugging(const struct machine_config *config, struct error *err) {
+    struct machine_range plug = machine_plug_range(config);
+    uint64_t limit =
+        config->firmware != FIRMWARE_NONE ? LAYOUT_FIRMWARE_MEMORY_END : LAYOUT_MMIO64_BASE;
+    if (plug.size == 0)
+        return 0;
+    if (plug.gpa + plug.size > limit)
+        return error_set(err, -EINVAL, "memory of %llu MiB at most is more than there is room for",
+                         (unsigned long long)(config->memory_max >> 20));
+    return machine_check_memory(config->memory_max, err);
+}
+
 static int check(const struct machine_config *config, struct error *err) {
     if (config->vcpus == 0 || config->vcpus > MACHINE_VCPUS_MAX)
         return error_set(err, -EINVAL, "a machine has 1 to %d vCPUs", MACHINE_VCPUS_MAX);
     if (config->vcpus_max < config->vcpus || config->vcpus_max > MACHINE_VCPUS_MAX)
         return error_set(err, -EINVAL, "room for %u vCPUs, of %u to %d", config->vcpus_max,
                          config->vcpus, MACHINE_VCPUS_MAX);
-    return machine_check_memory(config->memory, err);
+    int result = machine_check_memory(config->memory, err);
+    return result == 0 ? check_plugging(config, err) : result;
 }
 
 static int create_vcpus(struct machine *machine, struct error *err) {

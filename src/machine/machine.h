@@ -69,6 +69,20 @@ void machine_stop(struct machine *machine);
 /* Control thread: plugs processors in, up to config.vcpus_max, and tells the guest. -EINVAL:
  * less than there are, or more than there is room for; the guest keeps what it got. */
 int machine_set_vcpus(struct machine *machine, unsigned count, struct error *err);
+/*
+ * Control thread: how much memory the guest is to have, from now on. Below config.memory it is
+ * asked to give the rest up, above to take more, up to config.memory_max; *bytes is what that comes
+ * to (rounded down to a page or a block). -EINVAL: too much or too little, -ENODEV: the guest has
+ * no driver for it. The guest follows as it can: machine_get_memory.
+ */
+int machine_set_memory(struct machine *machine, uint64_t *bytes, struct error *err);
+struct machine_memory {
+    uint64_t target, size; /* what the guest is to have, and has */
+    uint64_t plugged, ballooned;
+    bool balloon_driver, mem_driver;
+};
+/* Any thread. */
+void machine_get_memory(const struct machine *machine, struct machine_memory *memory);
 /* Any thread: asks the guest to shut down, by ACPI. */
 void machine_power_button(struct machine *machine);
 /* Any thread: the reset button. */

@@ -50,7 +50,9 @@ struct machine {
     char boot_order[BOOT_ORDER_MAX];
     struct device *devices; /* the newest first */
     struct device *acpi_pm, *q35, *vsock;
-    struct device *cpu_slots;                /* NULL: no processors can be plugged in */
+    struct device *cpu_slots; /* NULL: no processors can be plugged in */
+    struct device *balloon;
+    struct device *mem;                      /* NULL: no memory can be plugged in */
     struct qos *qos;                         /* all disks compete by it */
     struct block *blocks[MACHINE_DISKS_MAX]; /* disk n: made by hold_add, a flow below it */
     struct block *images[MACHINE_DISKS_MAX]; /* what block_open made of disk n, below those */
@@ -85,6 +87,12 @@ void devices_destroy(struct machine *machine);
 void devices_each_counter(struct machine *machine,
                           void (*each)(void *context, const char *name, uint64_t value),
                           void *context);
+
+/* Where memory may be plugged in: behind the RAM, whole GiB. size 0: nowhere. */
+struct machine_range {
+    uint64_t gpa, size;
+};
+struct machine_range machine_plug_range(const struct machine_config *config);
 
 /* Calls while no vCPU runs, whatever they did before, and lets them go on. Control thread. */
 void machine_with_vcpus_parked(struct machine *machine, void (*call)(void *context), void *context);

@@ -14,6 +14,7 @@
 #include "machine/profile.h"
 #include "machine/vm_disk.h"
 #include "machine/vm_exec.h"
+#include "machine/vm_memory.h"
 #include "machine/vm_qos.h"
 
 enum { INTERVAL_US = 1000, TOP = 20, TOP_MAX = 1000 };
@@ -23,6 +24,7 @@ struct vm_control {
     struct agent *agent; /* NULL: none has answered */
     struct control *socket;
     struct vm_exec *exec;
+    struct vm_memory *memory;
     struct console_hub *console; /* NULL: none to attach to */
     uint64_t started_ns;
     bool panicked;
@@ -240,6 +242,16 @@ static void set_qos(void *context, struct control_call *call, const json_t *argu
     vm_qos_set(((struct vm_control *)context)->machine, call, arguments);
 }
 
+/* ---- Memory ---- */
+
+static void query_memory(void *context, struct control_call *call, const json_t *arguments) {
+    vm_memory_query(((struct vm_control *)context)->memory, call);
+}
+
+static void set_memory(void *context, struct control_call *call, const json_t *arguments) {
+    vm_memory_set(((struct vm_control *)context)->memory, call, arguments);
+}
+
 /* ---- Profiles ---- */
 
 static void start_now(struct vm_control *control, struct guest_symbols *symbols,
@@ -451,6 +463,8 @@ static const struct control_command commands[] = {
     {.name = "system_powerdown", .run = power_down, .arguments = {"way:s"}},
     {.name = "system_reset", .run = reset_guest},
     {.name = "set-cpus", .run = set_cpus, .arguments = {"count:i"}},
+    {.name = "query-memory", .run = query_memory},
+    {.name = "set-memory", .run = set_memory, .arguments = {"size:i"}},
     {.name = "quit", .run = quit},
     {.name = "exec",
      .run = start_program,
@@ -493,6 +507,14 @@ static int listen_for(struct vm_control *control, const char *name, struct error
     return control_create(&config, &control->socket, err);
 }
 
+static void free_parts(struct vm_control *control) {
+    vm_memory_destroy(control->memory);
+    vm_exec_destroy(control->exec);
+    control_destroy(control->socket);
+    perf_map_stop(control->perf_map);
+    free(control);
+}
+
 int vm_control_create(struct machine *machine, const char *name, struct vm_control **control,
                       struct error *err) {
     struct error why = {0};
@@ -505,14 +527,15 @@ int vm_control_create(struct machine *machine, const char *name, struct vm_contr
     made->machine = machine;
     made->started_ns = host_clock_ns();
     result = vm_exec_create(tell, made, &made->exec, err);
+    if (result == 0)
+        result = vm_memory_create(machine, tell, made, &made->memory, err);
     if (result < 0) {
-        free(made);
+        free_parts(made);
         return result;
     }
     result = listen_for(made, name, &why);
     if (result < 0 && name != NULL) {
-        vm_exec_destroy(made->exec);
-        free(made);
+        free_parts(made);
         return error_set(err, result, "%s", why.text);
     }
     if (result < 0)
@@ -528,8 +551,5 @@ void vm_control_destroy(struct vm_control *control) {
     if (control->profile != NULL)
         profile_stop(control->profile, 0, NULL);
     control->profile = NULL;
-    vm_exec_destroy(control->exec);
-    control_destroy(control->socket);
-    perf_map_stop(control->perf_map);
-    free(control);
+    free_parts(control);
 }

@@ -88,3 +88,17 @@ void dma_unmap(const struct dma_context *dma, uint64_t iova, size_t written) {
     else
         for_pieces(dma, iova, NULL, written, true, mark_piece);
 }
+
+uint64_t dma_discard(const struct dma_context *dma, uint64_t iova, uint64_t length) {
+    uint64_t done = 0;
+    while (length > 0) {
+        uint64_t gpa = iova;
+        size_t n = length;
+        if (dma->translate != NULL && translate(dma, iova, true, &gpa, &n) < 0)
+            break;
+        done += memory_discard(dma->memory, gpa, n);
+        iova += n;
+        length -= n;
+    }
+    return done;
+}

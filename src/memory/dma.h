@@ -30,4 +30,7 @@ int dma_write(const struct dma_context *dma, uint64_t iova, const void *from, si
 void *dma_map(const struct dma_context *dma, uint64_t iova, size_t *length, bool write);
 void dma_unmap(const struct dma_context *dma, uint64_t iova, size_t written);
 
+/* As memory_discard, up to the first address that does not translate. Bytes given back. */
+uint64_t dma_discard(const struct dma_context *dma, uint64_t iova, uint64_t length);
+
 #endif

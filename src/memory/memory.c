@@ -12,8 +12,6 @@
 #include "base/bytes.h"
 #include "memory/private.h"
 
-enum { HUGE_PAGE = 2 << 20 };
-
 /* ---- Making and unmaking ---- */
 
 int memory_create(struct memory **memory, struct error *err) {
@@ -32,7 +30,7 @@ int memory_create(struct memory **memory, struct error *err) {
 static void free_ram(struct ram_region *region) {
     free((void *)region->flags);
     free((void *)region->watchers);
-    munmap(region->mapping, region->mapping_size);
+    memory_unmap_region(region);
 }
 
 void memory_destroy(struct memory *memory) {
@@ -56,32 +54,6 @@ void memory_destroy(struct memory *memory) {
 
 static bool overlaps(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size) {
     return a < b ? b - a < a_size : a - b < b_size;
-}
-
-/*
- * Reserves address space with a guard page at either end. The host address is
- * congruent to the guest's modulo 2 MiB, so that huge pages serve both.
- */
-static int map_region(struct ram_region *region) {
-    size_t length = region->size + 2 * (size_t)PAGE_SIZE + HUGE_PAGE;
-    uint8_t *mapping =
-        mmap(NULL, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (mapping == MAP_FAILED)
-        return -errno;
-    uintptr_t first = (uintptr_t)mapping + PAGE_SIZE;
-    size_t shift = (size_t)((region->gpa - first) & (HUGE_PAGE - 1));
-    region->mapping = mapping;
-    region->mapping_size = length;
-    region->host = mapping + PAGE_SIZE + shift;
-    if (mprotect(region->host, region->size, PROT_READ | PROT_WRITE) < 0) {
-        int rc = -errno;
-        munmap(mapping, length);
-        return rc;
-    }
-    /* Advice: a host without huge pages, or one that keeps no dump of them, runs as well. */
-    madvise(region->host, region->size, MADV_HUGEPAGE);
-    madvise(region->host, region->size, MADV_DONTDUMP);
-    return 0;
 }
 
 static int check_region(const struct memory *memory, const char *name, uint64_t gpa, uint64_t size,
@@ -118,13 +90,17 @@ static int add_region(struct memory *memory, struct ram_region *region, const vo
         return rc;
     region->flags = calloc(region->size >> PAGE_SHIFT, sizeof *region->flags);
     region->watchers = calloc(region->size >> PAGE_SHIFT, sizeof *region->watchers);
-    rc = region->flags != NULL && region->watchers != NULL ? map_region(region) : -ENOMEM;
+    if (region->flags == NULL || region->watchers == NULL)
+        rc = error_set(err, -ENOMEM, "memory %s: out of memory", region->name);
+    else
+        rc = memory_map_region(region, err);
     if (rc < 0) {
         free((void *)region->flags);
         free((void *)region->watchers);
-        return error_set_errno(err, rc, "memory %s: cannot reserve %ju MiB", region->name,
-                               (uintmax_t)(region->size >> 20));
+        return rc;
     }
+    if (region->pluggable)
+        memset((void *)region->flags, MEM_PAGE_ABSENT, region->size >> PAGE_SHIFT);
     if (length > 0)
         memcpy(region->host, contents, length);
     if (region->rom)
@@ -138,7 +114,8 @@ static int add_region(struct memory *memory, struct ram_region *region, const vo
     for (size_t i = 0; i < memory->listener_count; i++) {
         const struct memory_listener *l = &memory->listeners[i];
         if (l->ram_added != NULL)
-            l->ram_added(l->context, placed.gpa, placed.size, placed.host, placed.rom);
+            l->ram_added(l->context, placed.gpa, placed.size, placed.pluggable ? NULL : placed.host,
+                         placed.rom);
     }
     pthread_rwlock_unlock(&memory->listeners_lock);
     memory_tell_changed(memory, NULL, placed.gpa, placed.size);
@@ -147,7 +124,15 @@ static int add_region(struct memory *memory, struct ram_region *region, const vo
 
 int memory_add_ram(struct memory *memory, const char *name, uint64_t gpa, uint64_t size,
                    struct error *err) {
-    struct ram_region region = {.gpa = gpa, .size = size};
+    struct ram_region region = {.gpa = gpa, .size = size, .huge_pages = memory->huge_pages};
+    snprintf(region.name, sizeof region.name, "%s", name);
+    return add_region(memory, &region, NULL, 0, err);
+}
+
+int memory_add_pluggable(struct memory *memory, const char *name, uint64_t gpa, uint64_t size,
+                         struct error *err) {
+    struct ram_region region = {
+        .gpa = gpa, .size = size, .huge_pages = memory->huge_pages, .pluggable = true};
     snprintf(region.name, sizeof region.name, "%s", name);
     return add_region(memory, &region, NULL, 0, err);
 }
@@ -164,19 +149,16 @@ int memory_add_rom(struct memory *memory, const char *name, uint64_t gpa, uint64
 uint64_t memory_ram_size(const struct memory *memory) {
     uint64_t total = 0;
     for (unsigned i = 0; i < memory->ram_count; i++)
-        total += memory->ram[i].rom ? 0 : memory->ram[i].size;
+        total += memory->ram[i].rom || memory->ram[i].pluggable ? 0 : memory->ram[i].size;
     return total;
 }
 
 /* ---- The gate ---- */
 
-static _Atomic(uint8_t) *page_flags(const struct ram_region *region, uint64_t gpa) {
-    return &region->flags[(gpa - region->gpa) >> PAGE_SHIFT];
-}
-
 /*
  * What is contiguous and reachable from gpa, at most length bytes. 0: nothing.
- * Hidden pages end it: there an I/O region answers, which is no RAM; read-only ones end writes.
+ * Hidden and absent pages end it: there an I/O region answers, or nobody; read-only ones end
+ * writes.
  */
 static size_t reach(const struct memory *memory, uint64_t gpa, size_t length, bool write,
                     const struct ram_region **region) {
@@ -189,8 +171,8 @@ static size_t reach(const struct memory *memory, uint64_t gpa, size_t length, bo
     size_t done = 0;
     while (done < length) {
         uint64_t at = gpa + done;
-        uint8_t refused = MEM_PAGE_HIDDEN | (write ? MEM_PAGE_READONLY : 0);
-        if (atomic_load_explicit(page_flags(r, at), memory_order_relaxed) & refused)
+        uint8_t refused = MEM_PAGE_HIDDEN | MEM_PAGE_ABSENT | (write ? MEM_PAGE_READONLY : 0);
+        if (atomic_load_explicit(memory_page_flags(r, at), memory_order_relaxed) & refused)
             break;
         done += PAGE_SIZE - (at & (PAGE_SIZE - 1));
     }
@@ -278,18 +260,13 @@ void memory_code_written(struct memory *memory, uint64_t gpa, size_t length) {
     pthread_rwlock_unlock(&memory->listeners_lock);
 }
 
-/*
- * After bytes changed. The read-modify-write is a full barrier: an engine that
- * sets MEM_PAGE_CODE and then reads the bytes either sees the new ones or is
- * seen here.
- */
-static void mark_written(struct memory *memory, const struct ram_region *region, uint64_t gpa,
-                         size_t length) {
+void memory_mark_written(struct memory *memory, const struct ram_region *region, uint64_t gpa,
+                         uint64_t length) {
     while (length > 0) {
-        size_t n = PAGE_SIZE - (gpa & (PAGE_SIZE - 1));
+        uint64_t n = PAGE_SIZE - (gpa & (PAGE_SIZE - 1));
         if (n > length)
             n = length;
-        uint8_t old = atomic_fetch_or(page_flags(region, gpa), MEM_PAGE_DIRTY);
+        uint8_t old = atomic_fetch_or(memory_page_flags(region, gpa), MEM_PAGE_DIRTY);
         if (old & MEM_PAGE_CODE)
             memory_code_written(memory, gpa, n);
         gpa += n;
@@ -307,7 +284,7 @@ static int write_all(struct memory *memory, uint64_t gpa, const void *from, size
         if (n == 0)
             return -EFAULT;
         copy_out(host_at(region, gpa), in, n);
-        mark_written(memory, region, gpa, n);
+        memory_mark_written(memory, region, gpa, n);
         in += n;
         gpa += n;
         length -= n;
@@ -325,7 +302,7 @@ uint8_t memory_watch(struct memory *memory, uint64_t gpa, unsigned watcher) {
     const struct ram_region *region = memory_region(memory, gpa);
     if (region == NULL)
         return 0;
-    _Atomic(uint8_t) *flags = page_flags(region, gpa);
+    _Atomic(uint8_t) *flags = memory_page_flags(region, gpa);
     uint8_t before = atomic_load(flags);
     lock_take(&memory->lock);
     atomic_fetch_or(page_watchers(region, gpa), UINT64_C(1) << watcher);
@@ -343,7 +320,7 @@ void memory_unwatch(struct memory *memory, uint64_t gpa, unsigned watcher) {
         return;
     lock_take(&memory->lock);
     if (atomic_fetch_and(page_watchers(region, gpa), ~bit) == bit)
-        atomic_fetch_and(page_flags(region, gpa), (uint8_t)~MEM_PAGE_CODE);
+        atomic_fetch_and(memory_page_flags(region, gpa), (uint8_t)~MEM_PAGE_CODE);
     lock_release(&memory->lock);
 }
 
@@ -418,7 +395,7 @@ void *memory_map(struct memory *memory, uint64_t gpa, size_t *length, bool write
 void memory_unmap(struct memory *memory, uint64_t gpa, size_t written) {
     const struct ram_region *region = memory_region(memory, gpa);
     if (region != NULL && range_within(gpa - region->gpa, written, region->size))
-        mark_written(memory, region, gpa, written);
+        memory_mark_written(memory, region, gpa, written);
 }
 
 int memory_load(struct memory *memory, uint64_t gpa, const void *from, size_t length) {
@@ -434,7 +411,7 @@ int memory_load(struct memory *memory, uint64_t gpa, const void *from, size_t le
         memcpy(host_at(region, gpa), in, n);
         if (region->rom)
             mprotect(region->host, region->size, PROT_READ);
-        mark_written(memory, region, gpa, n);
+        memory_mark_written(memory, region, gpa, n);
         in += n;
         gpa += n;
         length -= n;
@@ -448,9 +425,9 @@ void memory_set_readonly(struct memory *memory, uint64_t gpa, uint64_t size, boo
         if (region == NULL || region->rom)
             continue;
         if (readonly)
-            atomic_fetch_or(page_flags(region, gpa + at), MEM_PAGE_READONLY);
+            atomic_fetch_or(memory_page_flags(region, gpa + at), MEM_PAGE_READONLY);
         else
-            atomic_fetch_and(page_flags(region, gpa + at), (uint8_t)~MEM_PAGE_READONLY);
+            atomic_fetch_and(memory_page_flags(region, gpa + at), (uint8_t)~MEM_PAGE_READONLY);
     }
     memory_tell_changed(memory, NULL, gpa, size);
 }
@@ -478,9 +455,9 @@ static void update_hidden(struct memory *memory, uint64_t gpa, uint64_t size) {
         uint64_t last = io_last < ram_last ? io_last : ram_last;
         for (uint64_t page = first; page <= last; page += PAGE_SIZE) {
             if (page_covered(memory, page))
-                atomic_fetch_or(page_flags(region, page), MEM_PAGE_HIDDEN);
+                atomic_fetch_or(memory_page_flags(region, page), MEM_PAGE_HIDDEN);
             else
-                atomic_fetch_and(page_flags(region, page), (uint8_t)~MEM_PAGE_HIDDEN);
+                atomic_fetch_and(memory_page_flags(region, page), (uint8_t)~MEM_PAGE_HIDDEN);
         }
     }
 }
@@ -613,8 +590,8 @@ int memory_add_listener(struct memory *memory, const struct memory_listener *lis
         return -ENOMEM;
     for (unsigned i = 0; listener->ram_added != NULL && i < memory->ram_count; i++) {
         const struct ram_region *region = &memory->ram[i];
-        listener->ram_added(listener->context, region->gpa, region->size, region->host,
-                            region->rom);
+        listener->ram_added(listener->context, region->gpa, region->size,
+                            region->pluggable ? NULL : region->host, region->rom);
     }
     return 0;
 }
@@ -710,7 +687,7 @@ int64_t memory_fetch_dirty(struct memory *memory, uint64_t gpa, uint64_t size, u
     memset(bitmap, 0, (pages + 63) / 64 * 8);
     for (uint64_t n = 0; n < pages; n++, gpa += PAGE_SIZE) {
         const struct ram_region *region = memory_region(memory, gpa);
-        _Atomic(uint8_t) *flags = page_flags(region, gpa);
+        _Atomic(uint8_t) *flags = memory_page_flags(region, gpa);
         if (!(atomic_load_explicit(flags, memory_order_relaxed) & MEM_PAGE_DIRTY))
             continue;
         atomic_fetch_and(flags, (uint8_t)~MEM_PAGE_DIRTY);

@@ -59,7 +59,36 @@ int memory_load(struct memory *memory, uint64_t gpa, const void *from, size_t le
  * Guest writes are ignored as ROM's. Engines are told. Pages that are not RAM are left out. */
 void memory_set_readonly(struct memory *memory, uint64_t gpa, uint64_t size, bool readonly);
 
-/* Total RAM in bytes. */
+/*
+ * RAM that comes and goes (virtio-mem): at first nothing is there, as at an
+ * address that nobody has. Assembly only; errors as memory_add_ram.
+ */
+int memory_add_pluggable(struct memory *memory, const char *name, uint64_t gpa, uint64_t size,
+                         struct error *err);
+
+/*
+ * Makes pages of a pluggable region come, zeroed, or go; engines are told, and host memory that
+ * was behind them is given back. -EFAULT: not all of it in one such region, -ENOMEM: the host's
+ * pool of huge pages is empty. Then nothing has changed.
+ */
+int memory_plug(struct memory *memory, uint64_t gpa, uint64_t size, bool plugged);
+
+/* RAM added from now on takes 2 MiB pages of the host's pool, all reserved at once (-ENOMEM there
+ * when it has too few). Without it the host is asked to use such pages where it has some. */
+void memory_use_huge_pages(struct memory *memory);
+
+/*
+ * The guest needs these bytes no longer: pages of RAM that lie wholly in [gpa, gpa+size) read as
+ * zero until they are written again, and take no host memory meanwhile. Counts as a write to them.
+ * Left alone: what is no RAM, is read-only, or came from the host's pool of huge pages, which are
+ * the VM's for good. Returns the bytes given back.
+ */
+uint64_t memory_discard(struct memory *memory, uint64_t gpa, uint64_t size);
+
+/* Bytes of host memory behind RAM at the moment, as far as the host tells. Slow: a walk. */
+uint64_t memory_resident(const struct memory *memory);
+
+/* Total RAM in bytes, without pluggable regions. */
 uint64_t memory_ram_size(const struct memory *memory);
 
 /*
@@ -186,7 +215,8 @@ void memory_code_written(struct memory *memory, uint64_t gpa, size_t length);
  * memory lock not held.
  */
 struct memory_listener {
-    /* RAM was added (also called for what is there when the listener is added). */
+    /* RAM was added (also called for what is there when the listener is added). host NULL: a
+     * pluggable region, none of which is there yet. */
     void (*ram_added)(void *context, uint64_t gpa, uint64_t size, void *host, bool readonly);
     /* What view_page answers for this range changed: forget cached translations. */
     void (*changed)(void *context, const struct view *view, uint64_t gpa, uint64_t size);

@@ -38,7 +38,7 @@ void view_page(const struct view *view, uint64_t gpa, struct mem_page *page) {
     uint64_t offset = target - region->gpa;
     _Atomic(uint8_t) *flags = &region->flags[offset >> PAGE_SHIFT];
     uint8_t bits = atomic_load_explicit(flags, memory_order_relaxed);
-    if ((bits & MEM_PAGE_HIDDEN) && !(entry & ENTRY_REMAP))
+    if ((bits & MEM_PAGE_ABSENT) || ((bits & MEM_PAGE_HIDDEN) && !(entry & ENTRY_REMAP)))
         return;
     page->host = region->host + offset;
     page->flags = flags;

@@ -21,6 +21,7 @@ enum { MEMORY_RAM_REGIONS = 32, REGION_NAME = 32 };
 
 /* Further bits of a page's flag byte. */
 enum {
+    MEM_PAGE_ABSENT = 0x20,   /* of a pluggable region, and not plugged */
     MEM_PAGE_READONLY = 0x40, /* memory_set_readonly */
     MEM_PAGE_HIDDEN = 0x80,   /* an enabled I/O region covers this whole page of RAM */
 };
@@ -32,7 +33,9 @@ struct ram_region {
     _Atomic(uint8_t) *flags;     /* one byte a page */
     _Atomic(uint64_t) *watchers; /* who holds code of a page: a bit for each vCPU */
     bool rom;
-    void *mapping; /* with its guard pages */
+    bool pluggable;  /* memory_add_pluggable */
+    bool huge_pages; /* of the host's pool */
+    void *mapping;   /* with its guard pages */
     size_t mapping_size;
 };
 
@@ -77,6 +80,7 @@ struct view {
 struct memory {
     struct ram_region ram[MEMORY_RAM_REGIONS]; /* by address */
     unsigned ram_count;
+    bool huge_pages; /* regions to come take the host's pool */
     struct lock lock;
     struct io_region *io;
     struct view default_view;
@@ -90,6 +94,22 @@ struct memory {
 
 /* The region that holds gpa, or NULL. */
 const struct ram_region *memory_region(const struct memory *memory, uint64_t gpa);
+
+static inline _Atomic(uint8_t) *memory_page_flags(const struct ram_region *region, uint64_t gpa) {
+    return &region->flags[(gpa - region->gpa) >> PAGE_SHIFT];
+}
+
+/* Gives a region its host memory (backing.c), and takes it away. */
+int memory_map_region(struct ram_region *region, struct error *err);
+void memory_unmap_region(struct ram_region *region);
+
+/*
+ * After bytes changed. The read-modify-write is a full barrier: an engine that
+ * sets MEM_PAGE_CODE and then reads the bytes either sees the new ones or is
+ * seen here.
+ */
+void memory_mark_written(struct memory *memory, const struct ram_region *region, uint64_t gpa,
+                         uint64_t length);
 
 /* Tells all listeners; view NULL: for every view. No lock held. */
 void memory_tell_changed(struct memory *memory, const struct view *view, uint64_t gpa,

@@ -33,8 +33,10 @@ enum {
     VIRTIO_ID_BLOCK = 2,
     VIRTIO_ID_CONSOLE = 3,
     VIRTIO_ID_ENTROPY = 4,
+    VIRTIO_ID_BALLOON = 5,
     VIRTIO_ID_SCSI = 8,
     VIRTIO_ID_VSOCK = 19,
+    VIRTIO_ID_MEM = 24,
 };
 
 /* Device status: section 2.1. */

@@ -26,6 +26,31 @@ int kvm_slot_tell(struct kvm_engine *engine, unsigned number) {
     return kvm_ioctl(engine->vm_fd, KVM_SET_USER_MEMORY_REGION, &region);
 }
 
+static void remove_slot(struct kvm_engine *engine, unsigned number) {
+    kvm_dirty_collect(engine, number);
+    engine->slot[number].size = 0;
+    kvm_slot_tell(engine, number);
+}
+
+/* Takes out the slots that `wanted` continues or that continue it; it covers them then. */
+static void absorb(struct kvm_engine *engine, struct kvm_slot *wanted) {
+    for (unsigned i = 0; i < KVM_SLOTS_MAX; i++) {
+        struct kvm_slot other = engine->slot[i];
+        bool before =
+            other.gpa + other.size == wanted->gpa && other.host + other.size == wanted->host;
+        bool after =
+            wanted->gpa + wanted->size == other.gpa && wanted->host + wanted->size == other.host;
+        if (other.size == 0 || other.readonly != wanted->readonly || !(before || after))
+            continue;
+        remove_slot(engine, i);
+        if (before) {
+            wanted->gpa = other.gpa;
+            wanted->host = other.host;
+        }
+        wanted->size += other.size;
+    }
+}
+
 static void add_slot(struct kvm_engine *engine, struct kvm_slot wanted) {
     for (unsigned i = 0; i < KVM_SLOTS_MAX; i++) {
         if (engine->slot[i].size != 0)
@@ -44,12 +69,6 @@ static void add_slot(struct kvm_engine *engine, struct kvm_slot wanted) {
     /* A guest can get here by scattering BARs over its RAM: what is left out answers like a hole.
      */
     log_guest("KVM memory slots used up: %#lx bytes at %#lx are left out", wanted.size, wanted.gpa);
-}
-
-static void remove_slot(struct kvm_engine *engine, unsigned number) {
-    kvm_dirty_collect(engine, number);
-    engine->slot[number].size = 0;
-    kvm_slot_tell(engine, number);
 }
 
 /* Takes [gpa, gpa+size) out of all slots; what they have before and after it stays. */
@@ -86,6 +105,14 @@ static struct kvm_slot page_slot(const struct view *view, uint64_t gpa) {
     return slot;
 }
 
+/* Memory that is plugged in piece by piece would use the slots up one by one. */
+static void add_run(struct kvm_engine *engine, struct kvm_slot run) {
+    if (run.size == 0)
+        return;
+    absorb(engine, &run);
+    add_slot(engine, run);
+}
+
 static void rebuild(struct kvm_engine *engine, uint64_t gpa, uint64_t size) {
     const struct view *view = memory_default_view(engine->engine.config.memory);
     struct kvm_slot run = {0};
@@ -96,18 +123,17 @@ static void rebuild(struct kvm_engine *engine, uint64_t gpa, uint64_t size) {
             run.size += PAGE_SIZE;
             continue;
         }
-        if (run.size != 0)
-            add_slot(engine, run);
+        add_run(engine, run);
         run = next;
     }
-    if (run.size != 0)
-        add_slot(engine, run);
+    add_run(engine, run);
 }
 
 static void ram_added(void *context, uint64_t gpa, uint64_t size, void *host, bool readonly) {
     struct kvm_engine *engine = context;
     lock_take(&engine->slot_lock);
-    add_slot(engine, (struct kvm_slot){gpa, size, host, readonly});
+    if (host != NULL)
+        add_slot(engine, (struct kvm_slot){gpa, size, host, readonly});
     if (gpa + size > engine->ram_end)
         engine->ram_end = gpa + size;
     lock_release(&engine->slot_lock);
