@@ -33,9 +33,12 @@ static uint8_t sum(const uint8_t *bytes, size_t n) {
     return total;
 }
 
+static const struct acpi_config made = {
+    .vcpus = 3, .vcpus_max = 5, .ram_below_4g = MIB(512), .plug_base = GIB(4), .plug_size = GIB(2)};
+
 static int setup(void **state) {
     (void)state;
-    struct acpi_config config = {.vcpus = 3, .vcpus_max = 5};
+    struct acpi_config config = made;
     uint64_t rsdp;
     length = acpi_build(&config, tables, sizeof tables, GPA, &rsdp);
     assert_int_equal(rsdp, GPA);
@@ -64,7 +67,8 @@ static unsigned list(struct table found[TABLES]) {
 
 static void tables_are_linked_and_sum_up(void **state) {
     (void)state;
-    static const char *const names[] = {"XSDT", "FACP", "APIC", "MCFG", "HPET", "WDAT", "DSDT"};
+    static const char *const names[] = {"XSDT", "FACP", "APIC", "MCFG",
+                                        "HPET", "WDAT", "SRAT", "DSDT"};
     struct table found[TABLES];
     assert_memory_equal(tables, "RSD PTR ", 8);
     assert_int_equal(sum(tables, 20), 0);
@@ -82,7 +86,7 @@ static void tables_are_linked_and_sum_up(void **state) {
 static void links_make_the_same_tables(void **state) {
     (void)state;
     static uint8_t linked[SIZE];
-    struct acpi_config config = {.vcpus = 3, .vcpus_max = 5};
+    struct acpi_config config = made;
     struct acpi_links links;
     uint8_t rsdp[ACPI_RSDP_SIZE] = {0};
     assert_int_equal(acpi_build_linked(&config, linked, sizeof linked, rsdp, &links), length);
@@ -113,6 +117,25 @@ static void processors_are_listed(void **state) {
     }
     assert_int_equal(enabled, 3);
     assert_int_equal(may_come, 2);
+}
+
+/* 5.2.16: the RAM, and where there may be more. */
+static void pluggable_memory_is_told(void **state) {
+    (void)state;
+    struct table found[TABLES];
+    unsigned processors = 0, ram = 0, pluggable = 0;
+    list(found);
+    for (uint32_t at = 48; at < found[6].length; at += found[6].bytes[at + 1]) {
+        const uint8_t *entry = found[6].bytes + at;
+        processors += entry[0] == 0 && load_le32(entry + 4) == 1;
+        ram += entry[0] == 1 && load_le64(entry + 8) == 0 && load_le64(entry + 16) == MIB(512) &&
+               load_le32(entry + 28) == 1;
+        pluggable += entry[0] == 1 && load_le64(entry + 8) == GIB(4) &&
+                     load_le64(entry + 16) == GIB(2) && load_le32(entry + 28) == 3;
+    }
+    assert_int_equal(processors, 5);
+    assert_int_equal(ram, 1);
+    assert_int_equal(pluggable, 1);
 }
 
 static void what_does_not_fit_is_refused(void **state) {
@@ -168,6 +191,7 @@ int main(void) {
         cmocka_unit_test_setup(links_make_the_same_tables, setup),
         cmocka_unit_test_setup(processors_are_listed, setup),
         cmocka_unit_test_setup(what_does_not_fit_is_refused, setup),
+        cmocka_unit_test_setup(pluggable_memory_is_told, setup),
         cmocka_unit_test_setup(iasl_agrees, setup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -438,6 +438,133 @@ static void dma(void **state) {
     assert_int_equal(bitmap[0], 1 << 3);
 }
 
+/* ---- What stands behind RAM ---- */
+
+static bool is_zero(struct fixture *f, uint64_t gpa) {
+    uint8_t byte = 1;
+    assert_int_equal(memory_read(f->memory, gpa, &byte, 1), 0);
+    return byte == 0;
+}
+
+static void fill(struct fixture *f, uint64_t gpa, uint64_t size) {
+    static uint8_t ones[PAGE_SIZE];
+    memset(ones, 1, sizeof ones);
+    for (uint64_t at = 0; at < size; at += PAGE_SIZE)
+        assert_int_equal(memory_write(f->memory, gpa + at, ones, PAGE_SIZE), 0);
+}
+
+static void discarded_pages_are_zero(void **state) {
+    struct fixture *f = *state;
+    uint64_t resident = memory_resident(f->memory), bitmap[8];
+    fill(f, 0, 2 * RAM_SIZE);
+    assert_true(memory_resident(f->memory) >= resident + 2 * RAM_SIZE);
+    memory_fetch_dirty(f->memory, 0, 0x200000, bitmap);
+    /* Whole pages within, across two regions; what an end cuts stays. */
+    assert_true(memory_discard(f->memory, RAM_SIZE - 0x1800, 0x4000) == 0x3000);
+    assert_false(is_zero(f, RAM_SIZE - 0x1001));
+    assert_true(is_zero(f, RAM_SIZE - 0x1000) && is_zero(f, RAM_SIZE) &&
+                is_zero(f, RAM_SIZE + 0x1fff));
+    assert_false(is_zero(f, RAM_SIZE + 0x2000));
+    assert_int_equal(memory_fetch_dirty(f->memory, 0, 0x200000, bitmap), 3);
+    assert_true(memory_discard(f->memory, 0, UINT64_C(1) << 52) == 3 * RAM_SIZE);
+    assert_true(memory_resident(f->memory) < RAM_SIZE);
+    fill(f, 0, PAGE_SIZE);
+    assert_false(is_zero(f, 0));
+}
+
+static void what_is_no_plain_ram_is_not_discarded(void **state) {
+    struct fixture *f = *state;
+    struct io_region *region;
+    assert_int_equal(memory_add_rom(f->memory, "rom", MIB(8), PAGE_SIZE, "hello", 6, NULL), 0);
+    fill(f, 0, 0x4000);
+    memory_set_readonly(f->memory, 0x1000, 0x1000, true);
+    assert_int_equal(memory_add_io(f->memory, "bar", 0x2000, 0x1000, &io, f, &region, NULL), 0);
+    assert_true(memory_discard(f->memory, MIB(8), PAGE_SIZE) == 0);
+    assert_true(memory_discard(f->memory, 0, 0x4000) == 0x2000);
+    memory_remove_io(region);
+    assert_true(is_zero(f, 0) && is_zero(f, 0x3000));
+    assert_false(is_zero(f, 0x1000) || is_zero(f, 0x2000) || is_zero(f, MIB(8)));
+    assert_true(memory_discard(f->memory, MIB(4), MIB(1)) == 0);
+    assert_true(memory_discard(f->memory, UINT64_MAX - 1, PAGE_SIZE) == 0);
+    assert_true(memory_discard(f->memory, 0x1000, UINT64_MAX) == 0);
+    assert_true(memory_discard(f->memory, 0, 0) == 0);
+}
+
+static void discarded_code_is_told(void **state) {
+    struct fixture *f = *state;
+    const struct memory_listener listener = {.code_written = on_code, .context = f};
+    fill(f, 0, 0x3000);
+    assert_int_equal(memory_add_listener(f->memory, &listener), 0);
+    memory_watch(f->memory, 0x1000, 0);
+    memory_discard(f->memory, 0, 0x3000);
+    assert_int_equal(f->code_written, 1);
+    assert_int_equal(f->gpa, 0x1000);
+    memory_unwatch(f->memory, 0x1000, 0);
+    memory_remove_listener(f->memory, &listener);
+}
+
+static void pluggable_memory_comes_and_goes(void **state) {
+    struct fixture *f = *state;
+    const struct memory_listener listener = {NULL, on_changed, on_code, NULL, NULL, f};
+    struct mem_page page;
+    size_t length = 8;
+    uint64_t base = GIB(8), word = 1, ram = memory_ram_size(f->memory);
+    assert_int_equal(memory_add_pluggable(f->memory, "plug", base, MIB(8), NULL), 0);
+    assert_true(memory_ram_size(f->memory) == ram);
+    assert_int_equal(memory_add_listener(f->memory, &listener), 0);
+    assert_int_equal(memory_write(f->memory, base, &word, 8), -EFAULT);
+    assert_null(memory_map(f->memory, base, &length, false));
+    assert_true(memory_io_read(f->memory, base, 8) == UINT64_MAX);
+    view_page(memory_default_view(f->memory), base, &page);
+    assert_null(page.host);
+
+    assert_int_equal(memory_plug(f->memory, base, MIB(2), true), 0);
+    assert_int_equal(f->changed, 1);
+    assert_true(f->gpa == base && f->size == MIB(2));
+    assert_true(is_zero(f, base));
+    fill(f, base, MIB(2));
+    assert_int_equal(memory_write(f->memory, base + MIB(2) - 4, &word, 8), -EFAULT);
+    view_page(memory_default_view(f->memory), base, &page);
+    page.host[0] = 5; /* an engine that kept the address */
+    memory_watch(f->memory, base, 0);
+    assert_int_equal(memory_plug(f->memory, base, MIB(2), false), 0);
+    assert_int_equal(f->changed, 2);
+    assert_int_equal(f->code_written, 1);
+    assert_int_equal(memory_read(f->memory, base, &word, 1), -EFAULT);
+    page.host[0] = 5; /* and writes late */
+    assert_int_equal(memory_plug(f->memory, base, MIB(2), true), 0);
+    assert_true(is_zero(f, base) && is_zero(f, base + MIB(2) - 1));
+
+    assert_int_equal(memory_plug(f->memory, base + MIB(6), MIB(4), true), -EFAULT);
+    assert_int_equal(memory_plug(f->memory, base + 1, PAGE_SIZE, true), -EFAULT);
+    assert_int_equal(memory_plug(f->memory, 0, PAGE_SIZE, false), -EFAULT);
+    assert_int_equal(memory_plug(f->memory, base, UINT64_MAX & ~UINT64_C(0xfff), false), -EFAULT);
+    memory_remove_listener(f->memory, &listener);
+}
+
+/* In which most hosts that run tests have no page: then the error says so. */
+static void huge_pages(void **state) {
+    struct memory *memory;
+    struct error err = {0};
+    uint64_t word = 7;
+    (void)state;
+    assert_int_equal(memory_create(&memory, NULL), 0);
+    memory_use_huge_pages(memory);
+    assert_int_equal(memory_add_ram(memory, "odd", 0, MIB(3), &err), -EINVAL);
+    int result = memory_add_ram(memory, "ram", 0, MIB(4), &err);
+    if (result == 0) {
+        assert_int_equal(memory_write(memory, 8, &word, 8), 0);
+        assert_true(memory_discard(memory, 0, MIB(4)) == 0);
+        word = 0;
+        assert_int_equal(memory_read(memory, 8, &word, 8), 0);
+        assert_int_equal(word, 7);
+    } else {
+        assert_int_equal(result, -ENOMEM);
+        assert_non_null(strstr(err.text, "huge pages"));
+    }
+    memory_destroy(memory);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void) {
@@ -455,6 +582,11 @@ int main(void) {
         TEST(listeners_hear),
         TEST(views),
         TEST(dma),
+        TEST(discarded_pages_are_zero),
+        TEST(what_is_no_plain_ram_is_not_discarded),
+        TEST(discarded_code_is_told),
+        TEST(pluggable_memory_comes_and_goes),
+        TEST(huge_pages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
