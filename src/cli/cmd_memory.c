@@ -73,7 +73,7 @@ static void print_memory(const json_t *memory) {
 }
 
 static int show(struct client *client, const struct memory_verb *verb, struct error *err) {
-    json_t *memory;
+    json_t *memory = NULL;
     int result = client_call(client, "query-memory", NULL, &memory, err);
     if (result < 0)
         return result;
@@ -115,7 +115,7 @@ static int gave_up(uint64_t size, uint64_t target, struct error *err) {
 
 static int wait_for(struct client *client, const struct memory_verb *verb, uint64_t target,
                     struct error *err) {
-    json_t *memory;
+    json_t *memory = NULL;
     int result = client_call(client, "query-memory", NULL, &memory, err);
     if (result < 0)
         return result;
@@ -143,7 +143,7 @@ static int wait_for(struct client *client, const struct memory_verb *verb, uint6
 static int set(struct client *client, const struct memory_verb *verb, const char *text,
                struct error *err) {
     uint64_t size, target;
-    json_t *answer;
+    json_t *answer = NULL;
     int result = parse_size(text, &size, err);
     if (result == 0 && size > INT64_MAX)
         result = error_set(err, -EINVAL, "'%.40s' is too large a size", text);
