@@ -21,6 +21,9 @@ enum {
     END_PORT = 0xf4,
     IN_PORT = 0x5000,
     MOVE_PORT = 0x5010,
+    PLUG_PORT = 0x5020,
+    PLUGGED = 0x10000000,
+    PLUGGED_SIZE = 0x200000,
     DEVICE = 0xd0000000u,
     SKIPPED = 77,
 };
@@ -58,6 +61,13 @@ static void move_write(void *context, uint64_t offset, uint64_t value, unsigned 
     memory_move_io(rig->device, value, value != 0);
 }
 
+/* Memory comes, or goes. On the vCPU's own thread. */
+static void plug_write(void *context, uint64_t offset, uint64_t value, unsigned size) {
+    struct rig *rig = context;
+    assert_int_equal(memory_plug(rig->on.memory, PLUGGED, PLUGGED_SIZE, value != 0), 0);
+}
+
+static const struct io_ops plug_ops = {value_read, plug_write};
 static const struct io_ops end_ops = {value_read, end_write};
 static const struct io_ops value_ops = {value_read, nothing_write};
 static const struct io_ops move_ops = {value_read, move_write};
@@ -531,6 +541,49 @@ static void device_over_memory(void **context) {
     assert_int_equal(rig->written, 0);
 }
 
+static void memory_comes_and_goes(void **context) {
+    struct rig *rig = *context;
+    struct x86_state state;
+    struct port_range *range;
+    assert_int_equal(memory_add_pluggable(rig->on.memory, "plug", PLUGGED, 2 * PLUGGED_SIZE, NULL),
+                     0);
+    assert_int_equal(ports_add(rig->on.ports, "plug", PLUG_PORT, 4, &plug_ops, rig, &range, NULL),
+                     0);
+    LOAD(rig, 0xba, BYTES4(PLUG_PORT), 0x8b, 0x2d, BYTES4(PLUGGED), /* mov PLUGGED, %ebp */
+         0xb8, BYTES4(1), 0xef,                                     /* plug */
+         0xa3, BYTES4(PLUGGED), 0x8b, 0x1d, BYTES4(PLUGGED),        /* write, %ebx */
+         0x31, 0xc0, 0xef, 0x8b, 0x0d, BYTES4(PLUGGED),             /* unplug, %ecx */
+         0xa3, BYTES4(PLUGGED), 0xb8, BYTES4(1), 0xef,              /* write; plug */
+         0x8b, 0x35, BYTES4(PLUGGED), 0x8b, 0x3d, BYTES4(PLUGGED + PLUGGED_SIZE), OUT_END, SPIN);
+    run(rig, VCPU_KICKED);
+    vcpu_get_state(rig->on.vcpu, &state);
+    assert_int_equal(state.gpr[RBP], UINT32_MAX);
+    assert_int_equal(state.gpr[RBX], 1);
+    assert_int_equal(state.gpr[RCX], UINT32_MAX);
+    assert_int_equal(state.gpr[RSI], 0);
+    assert_int_equal(state.gpr[RDI], UINT32_MAX);
+}
+
+/* A page full of `inc %ebx`, and after it has been given back, of `add %al, (%eax)`. */
+static void discarded_code(void **context) {
+    static const uint8_t end[] = {OUT_END, SPIN};
+    struct rig *rig = *context;
+    struct x86_state state;
+    uint8_t page[PAGE_SIZE];
+    memset(page, 0x43, sizeof page);
+    rig_poke(&rig->on, DATA, page, sizeof page);
+    rig_poke(&rig->on, DATA + PAGE_SIZE, end, sizeof end);
+    for (unsigned turn = 0; turn < 4; turn++) {
+        if (turn == 2)
+            assert_true(memory_discard(rig->on.memory, DATA, PAGE_SIZE) == PAGE_SIZE);
+        LOAD(rig, 0x31, 0xdb, 0xb8, BYTES4(DATA + 2 * PAGE_SIZE), /* jmp DATA */
+             0xe9, BYTES4(DATA - (CODE + 12)));
+        run(rig, VCPU_KICKED);
+        vcpu_get_state(rig->on.vcpu, &state);
+        assert_int_equal(state.gpr[RBX], turn < 2 ? PAGE_SIZE : 0);
+    }
+}
+
 /* ---- The rest ---- */
 
 /* The guest's TSC keeps its distance to the VM's clock over a pause (KVM: within 10 ms). */
@@ -720,6 +773,8 @@ int main(int argc, char **argv) {
         TEST(inject_nmi),
         TEST(dirty_log),
         TEST(device_over_memory),
+        TEST(memory_comes_and_goes),
+        TEST(discarded_code),
         TEST(pause_and_tsc),
         TEST(profiles),
         TEST(counters_by_name),
