@@ -81,7 +81,8 @@ int memory_map_region(struct ram_region *region, struct error *err) {
     region->mapping_size = length;
     region->host = mapping + PAGE_SIZE + shift;
     if (result == 0)
-        result = region->huge_pages && !region->pluggable
+        result = region->shared ? shared_map(region)
+                 : region->huge_pages && !region->pluggable
                      ? take_huge_pages(region->host, region->size)
                      : take_pages(region->host, region->size);
     if (result == 0)
@@ -123,9 +124,14 @@ static bool is_kept(const struct ram_region *region, uint64_t page) {
            (MEM_PAGE_HIDDEN | MEM_PAGE_READONLY | MEM_PAGE_ABSENT);
 }
 
+/* Whole pages; they read as zeros after. */
+static int give_back(const struct ram_region *region, uint64_t gpa, uint64_t size) {
+    return madvise(host_at(region, gpa), size, region->shared ? MADV_REMOVE : MADV_DONTNEED);
+}
+
 static uint64_t discard_run(struct memory *memory, const struct ram_region *region, uint64_t gpa,
                             uint64_t end) {
-    if (gpa == end || madvise(host_at(region, gpa), end - gpa, MADV_DONTNEED) < 0)
+    if (gpa == end || give_back(region, gpa, end - gpa) < 0)
         return 0;
     memory_mark_written(memory, region, gpa, end - gpa);
     return end - gpa;
@@ -185,7 +191,7 @@ static void clear(const struct ram_region *region, uint64_t gpa, uint64_t size) 
     if (region->huge_pages)
         take_pages(host_at(region, gpa), size);
     else
-        madvise(host_at(region, gpa), size, MADV_DONTNEED);
+        give_back(region, gpa, size);
 }
 
 int memory_plug(struct memory *memory, uint64_t gpa, uint64_t size, bool plugged) {

@@ -1,6 +1,8 @@
 /* DMA through a requester's context: translated piece by piece, or the identity. See dma.h. */
 #include "memory/dma.h"
 
+#include "memory/private.h"
+
 /* One piece of an access: its guest-physical address, and *length lowered to what holds together.
  */
 static int translate(const struct dma_context *dma, uint64_t iova, bool write, uint64_t *gpa,
@@ -12,7 +14,43 @@ static int translate(const struct dma_context *dma, uint64_t iova, bool write, u
     return *length == 0 || *length > asked ? -EFAULT : 0;
 }
 
-typedef int dma_piece(struct memory *memory, uint64_t gpa, uint8_t *bytes, size_t length);
+/* ---- Either memory ---- */
+
+static void *map_piece(const struct dma_context *dma, uint64_t gpa, size_t *length, bool write) {
+    return dma->far != NULL ? dma->far->map(dma->far->context, gpa, length, write)
+                            : memory_map(dma->memory, gpa, length, write);
+}
+
+static void piece_written(const struct dma_context *dma, uint64_t gpa, size_t length) {
+    if (dma->far != NULL)
+        dma->far->written(dma->far->context, gpa, length);
+    else
+        memory_unmap(dma->memory, gpa, length);
+}
+
+/* Copies to or from what was lent, pointer by pointer. */
+static int copy_far(const struct dma_context *dma, uint64_t gpa, void *bytes, size_t length,
+                    bool write) {
+    uint8_t *at = bytes;
+    while (length > 0) {
+        size_t n = length;
+        uint8_t *shared = map_piece(dma, gpa, &n, write);
+        if (shared == NULL)
+            return -EFAULT;
+        if (write) {
+            memory_copy_out(shared, at, n);
+            piece_written(dma, gpa, n);
+        } else {
+            memory_copy_in(at, shared, n);
+        }
+        at += n;
+        gpa += n;
+        length -= n;
+    }
+    return 0;
+}
+
+typedef int dma_piece(const struct dma_context *dma, uint64_t gpa, uint8_t *bytes, size_t length);
 
 static int for_pieces(const struct dma_context *dma, uint64_t iova, uint8_t *bytes, size_t length,
                       bool write, dma_piece *piece) {
@@ -21,7 +59,7 @@ static int for_pieces(const struct dma_context *dma, uint64_t iova, uint8_t *byt
         size_t n = length;
         int rc = translate(dma, iova, write, &gpa, &n);
         if (rc == 0)
-            rc = piece(dma->memory, gpa, bytes, n);
+            rc = piece(dma, gpa, bytes, n);
         if (rc < 0)
             return rc;
         iova += n;
@@ -31,19 +69,22 @@ static int for_pieces(const struct dma_context *dma, uint64_t iova, uint8_t *byt
     return 0;
 }
 
-static int read_piece(struct memory *memory, uint64_t gpa, uint8_t *bytes, size_t length) {
-    return memory_read(memory, gpa, bytes, length);
+static int read_piece(const struct dma_context *dma, uint64_t gpa, uint8_t *bytes, size_t length) {
+    return dma->far != NULL ? copy_far(dma, gpa, bytes, length, false)
+                            : memory_read(dma->memory, gpa, bytes, length);
 }
 
-static int write_piece(struct memory *memory, uint64_t gpa, uint8_t *bytes, size_t length) {
-    return memory_write(memory, gpa, bytes, length);
+static int write_piece(const struct dma_context *dma, uint64_t gpa, uint8_t *bytes, size_t length) {
+    return dma->far != NULL ? copy_far(dma, gpa, bytes, length, true)
+                            : memory_write(dma->memory, gpa, bytes, length);
 }
 
-static int check_writable(struct memory *memory, uint64_t gpa, uint8_t *bytes, size_t length) {
+static int check_writable(const struct dma_context *dma, uint64_t gpa, uint8_t *bytes,
+                          size_t length) {
     (void)bytes;
     while (length > 0) {
         size_t n = length;
-        if (memory_map(memory, gpa, &n, true) == NULL)
+        if (map_piece(dma, gpa, &n, true) == NULL)
             return -EFAULT;
         gpa += n;
         length -= n;
@@ -51,21 +92,21 @@ static int check_writable(struct memory *memory, uint64_t gpa, uint8_t *bytes, s
     return 0;
 }
 
-static int mark_piece(struct memory *memory, uint64_t gpa, uint8_t *bytes, size_t length) {
+static int mark_piece(const struct dma_context *dma, uint64_t gpa, uint8_t *bytes, size_t length) {
     (void)bytes;
-    memory_unmap(memory, gpa, length);
+    piece_written(dma, gpa, length);
     return 0;
 }
 
 int dma_read(const struct dma_context *dma, uint64_t iova, void *to, size_t length) {
     if (dma->translate == NULL)
-        return memory_read(dma->memory, iova, to, length);
+        return read_piece(dma, iova, to, length);
     return for_pieces(dma, iova, to, length, false, read_piece);
 }
 
 int dma_write(const struct dma_context *dma, uint64_t iova, const void *from, size_t length) {
     if (dma->translate == NULL)
-        return memory_write(dma->memory, iova, from, length);
+        return write_piece(dma, iova, (uint8_t *)from, length);
     /* All or nothing: every piece is checked before the first is written. */
     int rc = for_pieces(dma, iova, NULL, length, true, check_writable);
     if (rc < 0)
@@ -79,12 +120,12 @@ void *dma_map(const struct dma_context *dma, uint64_t iova, size_t *length, bool
         return NULL;
     if (dma->translate != NULL && translate(dma, iova, write, &gpa, length) < 0)
         return NULL;
-    return memory_map(dma->memory, gpa, length, write);
+    return map_piece(dma, gpa, length, write);
 }
 
 void dma_unmap(const struct dma_context *dma, uint64_t iova, size_t written) {
     if (dma->translate == NULL)
-        memory_unmap(dma->memory, iova, written);
+        piece_written(dma, iova, written);
     else
         for_pieces(dma, iova, NULL, written, true, mark_piece);
 }

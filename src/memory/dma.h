@@ -11,9 +11,19 @@
 
 #include "memory/memory.h"
 
+/* Memory that another process lends (vfio_user/lent.h). */
+struct dma_far {
+    /* As memory_map. The lender may take it back only when nobody uses the pointer any more. */
+    void *(*map)(void *context, uint64_t address, size_t *length, bool write);
+    /* Bytes have been written through the pointer. */
+    void (*written)(void *context, uint64_t address, size_t length);
+    void *context;
+};
+
 struct dma_context {
     struct memory *memory;
-    uint16_t requester; /* PCI bus/device/function, 0 for platform devices */
+    const struct dma_far *far; /* NULL: `memory` is what the device reaches */
+    uint16_t requester;        /* PCI bus/device/function, 0 for platform devices */
     /*
      * NULL: identity. Else translates iova for an access; lowers *length to
      * what one translation covers. 0, or -EFAULT after having recorded the fault.

@@ -27,8 +27,15 @@ int memory_create(struct memory **memory, struct error *err) {
     return 0;
 }
 
+static void free_flags(struct ram_region *region) {
+    if (region->shared)
+        shared_close(region);
+    else
+        free((void *)region->flags);
+}
+
 static void free_ram(struct ram_region *region) {
-    free((void *)region->flags);
+    free_flags(region);
     free((void *)region->watchers);
     memory_unmap_region(region);
 }
@@ -88,14 +95,19 @@ static int add_region(struct memory *memory, struct ram_region *region, const vo
     int rc = check_region(memory, region->name, region->gpa, region->size, err);
     if (rc < 0)
         return rc;
-    region->flags = calloc(region->size >> PAGE_SHIFT, sizeof *region->flags);
+    region->shared = memory->share && !region->rom;
+    region->fd = region->flags_fd = -1;
+    if (region->shared)
+        rc = shared_map_flags(region);
+    else
+        region->flags = calloc(region->size >> PAGE_SHIFT, sizeof *region->flags);
     region->watchers = calloc(region->size >> PAGE_SHIFT, sizeof *region->watchers);
-    if (region->flags == NULL || region->watchers == NULL)
-        rc = error_set(err, -ENOMEM, "memory %s: out of memory", region->name);
+    if (rc < 0 || region->flags == NULL || region->watchers == NULL)
+        rc = error_set(err, rc < 0 ? rc : -ENOMEM, "memory %s: out of memory", region->name);
     else
         rc = memory_map_region(region, err);
     if (rc < 0) {
-        free((void *)region->flags);
+        free_flags(region);
         free((void *)region->watchers);
         return rc;
     }
@@ -144,6 +156,21 @@ int memory_add_rom(struct memory *memory, const char *name, uint64_t gpa, uint64
     if (length > size)
         return error_set(err, -EINVAL, "memory %s: contents are larger than the region", name);
     return add_region(memory, &region, contents, length, err);
+}
+
+void memory_share(struct memory *memory) {
+    memory->share = true;
+}
+
+bool memory_shared_region(const struct memory *memory, unsigned n, struct memory_shared *region) {
+    for (unsigned i = 0; i < memory->ram_count; i++) {
+        const struct ram_region *r = &memory->ram[i];
+        if (!r->shared || n-- > 0)
+            continue;
+        *region = (struct memory_shared){r->gpa, r->size, r->fd, r->flags_fd};
+        return true;
+    }
+    return false;
 }
 
 uint64_t memory_ram_size(const struct memory *memory) {
@@ -196,43 +223,6 @@ static uint8_t *host_at(const struct ram_region *region, uint64_t gpa) {
     return region->host + (gpa - region->gpa);
 }
 
-/*
- * Naturally aligned words move by one load or store: the two sides share ring
- * indices and flags with each other through the gate.
- */
-static bool is_word(const void *shared, size_t length) {
-    return length <= 8 && is_power_of_two(length) && ((uintptr_t)shared & (length - 1)) == 0;
-}
-
-static void copy_in(void *to, const uint8_t *shared, size_t length) {
-    uint64_t word;
-    if (!is_word(shared, length)) {
-        memcpy(to, shared, length);
-        return;
-    }
-    switch (length) {
-    case 1: word = __atomic_load_n(shared, __ATOMIC_ACQUIRE); break;
-    case 2: word = __atomic_load_n((const uint16_t *)shared, __ATOMIC_ACQUIRE); break;
-    case 4: word = __atomic_load_n((const uint32_t *)shared, __ATOMIC_ACQUIRE); break;
-    default: word = __atomic_load_n((const uint64_t *)shared, __ATOMIC_ACQUIRE); break;
-    }
-    store_le(to, word, (unsigned)length);
-}
-
-static void copy_out(uint8_t *shared, const void *from, size_t length) {
-    if (!is_word(shared, length)) {
-        memcpy(shared, from, length);
-        return;
-    }
-    uint64_t word = load_le(from, (unsigned)length);
-    switch (length) {
-    case 1: __atomic_store_n(shared, (uint8_t)word, __ATOMIC_RELEASE); break;
-    case 2: __atomic_store_n((uint16_t *)shared, (uint16_t)word, __ATOMIC_RELEASE); break;
-    case 4: __atomic_store_n((uint32_t *)shared, (uint32_t)word, __ATOMIC_RELEASE); break;
-    default: __atomic_store_n((uint64_t *)shared, word, __ATOMIC_RELEASE); break;
-    }
-}
-
 static int read_all(struct memory *memory, uint64_t gpa, void *to, size_t length) {
     if (!reach_all(memory, gpa, length, false))
         return -EFAULT;
@@ -242,7 +232,7 @@ static int read_all(struct memory *memory, uint64_t gpa, void *to, size_t length
         size_t n = reach(memory, gpa, length, false, &region);
         if (n == 0)
             return -EFAULT; /* a BAR moved here in between */
-        copy_in(out, host_at(region, gpa), n);
+        memory_copy_in(out, host_at(region, gpa), n);
         out += n;
         gpa += n;
         length -= n;
@@ -283,7 +273,7 @@ static int write_all(struct memory *memory, uint64_t gpa, const void *from, size
         size_t n = reach(memory, gpa, length, true, &region);
         if (n == 0)
             return -EFAULT;
-        copy_out(host_at(region, gpa), in, n);
+        memory_copy_out(host_at(region, gpa), in, n);
         memory_mark_written(memory, region, gpa, n);
         in += n;
         gpa += n;

@@ -44,6 +44,21 @@ void memory_destroy(struct memory *memory); /* no vCPU or device uses it any mor
 int memory_add_ram(struct memory *memory, const char *name, uint64_t gpa, uint64_t size,
                    struct error *err);
 
+/*
+ * RAM that is added from now on can be mapped by other processes too: device
+ * servers (vfio_user/client.h). Assembly only.
+ */
+void memory_share(struct memory *memory);
+
+/* A region of such RAM: its bytes from the beginning of `fd`, which cannot shrink; its pages' flag
+ * bytes (MEM_PAGE_*) from the beginning of `flags_fd`. */
+struct memory_shared {
+    uint64_t gpa, size;
+    int fd, flags_fd; /* the memory's */
+};
+/* The nth such region; false: there are no more. */
+bool memory_shared_region(const struct memory *memory, unsigned n, struct memory_shared *region);
+
 /* Adds read-only memory with the given contents (copied, zero-padded to size). Guest writes go to
  * the I/O region there that memory_io_writes_only has made (flash), or nowhere. Assembly only. */
 int memory_add_rom(struct memory *memory, const char *name, uint64_t gpa, uint64_t size,

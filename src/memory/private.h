@@ -10,7 +10,9 @@
 #define LODGE_MEMORY_PRIVATE_H
 
 #include <pthread.h>
+#include <string.h>
 
+#include "base/bytes.h"
 #include "base/lock.h"
 #include "memory/memory.h"
 
@@ -35,7 +37,9 @@ struct ram_region {
     bool rom;
     bool pluggable;  /* memory_add_pluggable */
     bool huge_pages; /* of the host's pool */
-    void *mapping;   /* with its guard pages */
+    bool shared;     /* these two memfds hold the bytes and the flags */
+    int fd, flags_fd;
+    void *mapping; /* with its guard pages */
     size_t mapping_size;
 };
 
@@ -89,8 +93,17 @@ struct memory {
     struct memory_listener *listeners;
     atomic_int holders;          /* accesses of devices under way, once somebody freezes */
     atomic_bool frozen, freezes; /* now; at all */
+    bool share;                  /* RAM is made shared */
     size_t listener_count;
 };
+
+/*
+ * shared.c. Puts a memfd under the region's reserved address space. Then the flags, zeroed. Closing
+ * leaves the bytes' mapping alone.
+ */
+int shared_map(struct ram_region *region);
+int shared_map_flags(struct ram_region *region);
+void shared_close(struct ram_region *region);
 
 /* The region that holds gpa, or NULL. */
 const struct ram_region *memory_region(const struct memory *memory, uint64_t gpa);
@@ -114,5 +127,42 @@ void memory_mark_written(struct memory *memory, const struct ram_region *region,
 /* Tells all listeners; view NULL: for every view. No lock held. */
 void memory_tell_changed(struct memory *memory, const struct view *view, uint64_t gpa,
                          uint64_t size);
+
+/*
+ * Naturally aligned words move by one load or store: the two sides share ring
+ * indices and flags with each other through the gate.
+ */
+static inline bool memory_is_word(const void *shared, size_t length) {
+    return length <= 8 && is_power_of_two(length) && ((uintptr_t)shared & (length - 1)) == 0;
+}
+
+static inline void memory_copy_in(void *to, const uint8_t *shared, size_t length) {
+    uint64_t word;
+    if (!memory_is_word(shared, length)) {
+        memcpy(to, shared, length);
+        return;
+    }
+    switch (length) {
+    case 1: word = __atomic_load_n(shared, __ATOMIC_ACQUIRE); break;
+    case 2: word = __atomic_load_n((const uint16_t *)shared, __ATOMIC_ACQUIRE); break;
+    case 4: word = __atomic_load_n((const uint32_t *)shared, __ATOMIC_ACQUIRE); break;
+    default: word = __atomic_load_n((const uint64_t *)shared, __ATOMIC_ACQUIRE); break;
+    }
+    store_le(to, word, (unsigned)length);
+}
+
+static inline void memory_copy_out(uint8_t *shared, const void *from, size_t length) {
+    if (!memory_is_word(shared, length)) {
+        memcpy(shared, from, length);
+        return;
+    }
+    uint64_t word = load_le(from, (unsigned)length);
+    switch (length) {
+    case 1: __atomic_store_n(shared, (uint8_t)word, __ATOMIC_RELEASE); break;
+    case 2: __atomic_store_n((uint16_t *)shared, (uint16_t)word, __ATOMIC_RELEASE); break;
+    case 4: __atomic_store_n((uint32_t *)shared, (uint32_t)word, __ATOMIC_RELEASE); break;
+    default: __atomic_store_n((uint64_t *)shared, word, __ATOMIC_RELEASE); break;
+    }
+}
 
 #endif

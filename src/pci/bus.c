@@ -30,13 +30,13 @@ static struct pci_function *selected(struct pci_bus *bus, unsigned *offset) {
 
 static uint32_t data_read(struct pci_bus *bus, unsigned offset, unsigned size) {
     struct pci_function *function = selected(bus, &offset);
-    return function ? function_read(function, offset, size) : (uint32_t)bytes_mask(size);
+    return function ? pci_config_read(function, offset, size) : (uint32_t)bytes_mask(size);
 }
 
 static void data_write(struct pci_bus *bus, unsigned offset, uint32_t value, unsigned size) {
     struct pci_function *function = selected(bus, &offset);
     if (function)
-        function_write(function, offset, value, size);
+        pci_config_write(function, offset, value, size);
 }
 
 /* The reset control register shares its port with the second byte of CF8h, which takes only whole
@@ -94,9 +94,9 @@ static uint64_t ecam_read(void *context, uint64_t offset, unsigned size) {
     if (!function)
         return bytes_mask(size);
     if (size <= 4)
-        return function_read(function, at, size);
-    uint64_t low = function_read(function, at, 4);
-    return low | (uint64_t)function_read(function, at + 4, 4) << 32;
+        return pci_config_read(function, at, size);
+    uint64_t low = pci_config_read(function, at, 4);
+    return low | (uint64_t)pci_config_read(function, at + 4, 4) << 32;
 }
 
 static void ecam_write(void *context, uint64_t offset, uint64_t value, unsigned size) {
@@ -104,9 +104,9 @@ static void ecam_write(void *context, uint64_t offset, uint64_t value, unsigned 
     unsigned at = offset % PCI_CONFIG_SIZE;
     if (!function)
         return;
-    function_write(function, at, (uint32_t)value, size <= 4 ? size : 4);
+    pci_config_write(function, at, (uint32_t)value, size <= 4 ? size : 4);
     if (size > 4)
-        function_write(function, at + 4, (uint32_t)(value >> 32), 4);
+        pci_config_write(function, at + 4, (uint32_t)(value >> 32), 4);
 }
 
 static const struct io_ops ecam_ops = {ecam_read, ecam_write};

@@ -80,7 +80,7 @@ static bool overlaps(unsigned offset, unsigned size, unsigned start, unsigned en
     return offset < end && offset + size > start;
 }
 
-uint32_t function_read(struct pci_function *function, unsigned offset, unsigned size) {
+uint32_t pci_config_read(struct pci_function *function, unsigned offset, unsigned size) {
     if (offset >= CONFIG_HEADER_END && function->config.config_reading)
         function->config.config_reading(function->config.context, (uint16_t)offset, size);
     lock_take(&function->bus->lock);
@@ -105,13 +105,16 @@ static void tell_all_vectors(const struct pci_function *function) {
             function->config.msix_changed(function->config.context, (uint16_t)vector);
 }
 
-void function_write(struct pci_function *function, unsigned offset, uint32_t value, unsigned size) {
+void pci_config_write(struct pci_function *function, unsigned offset, uint32_t value,
+                      unsigned size) {
     lock_take(&function->bus->lock);
     uint16_t control = msix_control(function);
     write_space(function, offset, value, size);
     if (overlaps(offset, size, CONFIG_COMMAND, CONFIG_COMMAND + 2) ||
         overlaps(offset, size, CONFIG_BARS, CONFIG_BARS_END))
         function_update(function);
+    bool commanded = overlaps(offset, size, CONFIG_COMMAND, CONFIG_COMMAND + 2);
+    uint16_t command = function_command(function);
     bool msix_changed = msix_control(function) != control;
     if (msix_changed)
         msix_deliver_pending(function);
@@ -119,6 +122,8 @@ void function_write(struct pci_function *function, unsigned offset, uint32_t val
 
     if (msix_changed)
         tell_all_vectors(function);
+    if (commanded && function->config.command_written)
+        function->config.command_written(function->config.context, command);
     if (offset >= CONFIG_HEADER_END && function->config.config_written)
         function->config.config_written(function->config.context, (uint16_t)offset, size);
 }
@@ -173,6 +178,40 @@ const struct dma_context *pci_dma(const struct pci_function *function) {
     return &function->dma;
 }
 
+/* ---- Serving ---- */
+
+void pci_serve(struct pci_function *function, const struct pci_served *served) {
+    function->served = served;
+    function->dma.far = served->far;
+}
+
+static void *bar_context(struct pci_function *function, unsigned index) {
+    return function->config.bars[index].ops == &msix_ops ? function : function->config.context;
+}
+
+const struct pci_bar *pci_function_bar(const struct pci_function *function, unsigned index) {
+    return &function->config.bars[index];
+}
+
+uint64_t pci_bar_read(struct pci_function *function, unsigned index, uint64_t offset,
+                      unsigned size) {
+    return function->config.bars[index].ops->read(bar_context(function, index), offset, size) &
+           bytes_mask(size);
+}
+
+void pci_bar_write(struct pci_function *function, unsigned index, uint64_t offset, uint64_t value,
+                   unsigned size) {
+    function->config.bars[index].ops->write(bar_context(function, index), offset, value, size);
+}
+
+bool pci_is_master(const struct pci_function *function) {
+    return atomic_load(&function->master);
+}
+
+unsigned pci_msix_vectors(const struct pci_function *function) {
+    return function->config.msix_vectors;
+}
+
 /* ---- Life ---- */
 
 static int check_bar(const struct pci_function_config *config, unsigned index, struct error *err) {
@@ -195,7 +234,7 @@ static int add_window(struct pci_function *function, unsigned index, struct erro
     const struct pci_bar *bar = &function->config.bars[index];
     struct pci_window *window = &function->windows[index];
     struct platform *platform = function->bus->platform;
-    void *context = bar->ops == &msix_ops ? function : function->config.context;
+    void *context = bar_context(function, index);
     uint8_t *at = function->space + CONFIG_BARS + 4 * index;
     uint8_t *mask = function->writable + CONFIG_BARS + 4 * index;
     int rc;

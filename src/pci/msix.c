@@ -77,6 +77,9 @@ void msix_deliver_pending(struct pci_function *function) {
 }
 
 bool pci_msix_enabled(const struct pci_function *function) {
+    const struct pci_served *served = function->served;
+    if (served)
+        return served->enabled(served->context);
     struct lock *lock = &function->bus->lock;
     lock_take(lock);
     bool enabled = msix_control(function) & MSIX_ENABLE;
@@ -85,6 +88,11 @@ bool pci_msix_enabled(const struct pci_function *function) {
 }
 
 bool pci_msix_notify(struct pci_function *function, uint16_t vector) {
+    const struct pci_served *served = function->served;
+    if (served) {
+        served->notify(served->context, vector);
+        return served->enabled(served->context);
+    }
     struct lock *lock = &function->bus->lock;
     lock_take(lock);
     bool enabled = msix_control(function) & MSIX_ENABLE;

@@ -69,11 +69,13 @@ struct pci_function_config {
     int slot;              /* -1: the next free one */
     void *context;         /* for the BARs' ops and the calls below */
     /* Optional: bytes of config space above the header that were written. Called on the vCPU's
-     * thread with no lock held, as are the two below. */
+     * thread with no lock held, as are the three below. */
     void (*config_written)(void *context, uint16_t offset, unsigned size);
     /* Optional: bytes above the header that are about to be read; may refresh them through
      * pci_config_bytes (virtio's window to its BAR, virtio 1.2 section 4.1.4.9). */
     void (*config_reading)(void *context, uint16_t offset, unsigned size);
+    /* Optional: the command register was written. */
+    void (*command_written)(void *context, uint16_t command);
     /* Optional: all of config space has changed, by a reset or a loaded state. No vCPU runs. */
     void (*config_replaced)(void *context);
     /* Optional: MSI-X vector masked or unmasked (routes of irqfds). */
@@ -114,6 +116,33 @@ bool pci_msix_message(const struct pci_function *function, uint16_t vector,
                       struct msi_message *message);
 
 void pci_intx_set(struct pci_function *function, bool level);
+
+/*
+ * Serving a function to another process's VM (vfio_user/server.h): its bus has no vCPUs, and these
+ * take the place of what they would do. Any thread.
+ */
+struct pci_served {
+    const struct dma_far *far; /* the guest's memory */
+    /* In place of pci_msix_enabled and pci_msix_notify. There is no INTx. */
+    bool (*enabled)(void *context);
+    void (*notify)(void *context, uint16_t vector);
+    void *context;
+};
+/* Before the function is used; `served` outlives it. */
+void pci_serve(struct pci_function *function, const struct pci_served *served);
+/* Accesses to configuration space: within it, of 1, 2 or 4 bytes. */
+uint32_t pci_config_read(struct pci_function *function, unsigned offset, unsigned size);
+void pci_config_write(struct pci_function *function, unsigned offset, uint32_t value,
+                      unsigned size);
+/* BAR 0 to PCI_BARS - 1 (size 0: none), and accesses as struct io_ops says, within it. */
+const struct pci_bar *pci_function_bar(const struct pci_function *function, unsigned index);
+uint64_t pci_bar_read(struct pci_function *function, unsigned index, uint64_t offset,
+                      unsigned size);
+void pci_bar_write(struct pci_function *function, unsigned index, uint64_t offset, uint64_t value,
+                   unsigned size);
+/* It may reach memory. */
+bool pci_is_master(const struct pci_function *function);
+unsigned pci_msix_vectors(const struct pci_function *function);
 
 /* INTA# of slot s is wired to this PIRQ, and that to global system interrupt 16 + PIRQ: for the
  * ACPI _PRT. Firmware's idea of a Q35 agrees, modulo 4. */

@@ -61,6 +61,7 @@ struct pci_function {
     bool intx;
     struct dma_context dma;
     _Atomic(bool) master;
+    const struct pci_served *served; /* NULL: to this machine's own guest */
 };
 
 struct pci_bus {
@@ -76,10 +77,7 @@ struct pci_bus {
     struct io_region *ecam;
 };
 
-/* function.c. Offsets lie in the configuration space, size is 1, 2 or 4. Lock not held. */
-uint32_t function_read(struct pci_function *function, unsigned offset, unsigned size);
-void function_write(struct pci_function *function, unsigned offset, uint32_t value, unsigned size);
-/* Moves windows, bus mastering and INTx to what configuration space says. Lock held. */
+/* function.c. Moves windows, bus mastering and INTx to what configuration space says. Lock held. */
 void function_update(struct pci_function *function);
 
 /* bus.c. Drives INTA# of a slot. Lock held. */
