@@ -92,7 +92,7 @@ static const struct state_table nvme_state =
 
 bool nvme_running(const struct nvme *nvme) {
     return (nvme->csts & (NVME_CSTS_RDY | NVME_CSTS_CFS | NVME_CSTS_SHST)) == NVME_CSTS_RDY &&
-           !nvme->resetting;
+           !nvme->resetting && !nvme->paused;
 }
 
 void nvme_fatal(struct nvme *nvme, const char *why) {
@@ -136,8 +136,11 @@ static void finish_reset(struct nvme *nvme) {
     nvme->burst = 0;
     nvme->intx = false;
     pci_intx_set(nvme->function, false);
+    memset(nvme->busy, 0, sizeof nvme->busy);
+    nvme->posted.there = false;
     if (nvme->cc & NVME_CC_EN)
         enable(nvme);
+    nvme_journal_commit(nvme);
 }
 
 static void begin_reset(struct nvme *nvme) {
@@ -153,6 +156,7 @@ static void shutdown_ended(struct nvme_command *command) {
     nvme->in_flight--;
     nvme->shutting_down = false;
     nvme->csts = (nvme->csts & ~(uint32_t)NVME_CSTS_SHST) | NVME_CSTS_SHST_COMPLETE;
+    nvme_journal_commit(nvme);
     nvme_drained(nvme);
 }
 
@@ -283,6 +287,7 @@ static void bar_write(void *context, uint64_t offset, uint64_t value, unsigned s
         if (size == 8)
             write_register(nvme, (unsigned)offset + 4, (uint32_t)(value >> 32));
     }
+    nvme_journal_commit(nvme);
     lock_release(&nvme->device.lock);
 }
 
@@ -348,6 +353,8 @@ static int create_function(struct nvme *nvme, const struct nvme_config *config, 
     return pci_function_create(nvme->device.platform->pci, &function, &nvme->function, err);
 }
 
+static void nvme_destroy(struct device *device);
+
 static int nvme_init(struct device *device, const void *data, struct error *err) {
     const struct nvme_config *config = data;
     struct nvme *nvme = container_of(device, struct nvme, device);
@@ -365,8 +372,22 @@ static int nvme_init(struct device *device, const void *data, struct error *err)
     memcpy(nvme->serial, serial, strnlen(serial, sizeof nvme->serial));
     for (unsigned i = 0; i < config->count; i++)
         add_namespace(nvme, config->blocks[i]);
+    nvme->late = config->late;
+    nvme->write_through = config->write_through;
+    nvme_journal_open(nvme, config->journal);
+    if (nvme->inherited)
+        result = after_load(nvme, err);
+    if (result < 0) {
+        nvme_destroy(device);
+        return result;
+    }
     make_uuid(nvme->uuid, serial, config->count > 0 ? config->blocks[0]->info.name : "");
     return 0;
+}
+
+static void drain(struct nvme *nvme) {
+    for (unsigned i = 0; i < nvme->namespace_count; i++)
+        block_drain(nvme->namespaces[i].block);
 }
 
 /* Ends what is in flight: nothing more is started, what the back ends have is waited for. */
@@ -375,8 +396,25 @@ static void quiesce(struct nvme *nvme) {
     nvme->cc = 0;
     nvme->resetting = true;
     lock_release(&nvme->device.lock);
-    for (unsigned i = 0; i < nvme->namespace_count; i++)
-        block_drain(nvme->namespaces[i].block);
+    drain(nvme);
+}
+
+void nvme_pause(struct device *device) {
+    struct nvme *nvme = container_of(device, struct nvme, device);
+    lock_take(&device->lock);
+    nvme_journal_commit(nvme);
+    nvme->paused = true;
+    lock_release(&device->lock);
+    drain(nvme);
+}
+
+void nvme_resume(struct device *device) {
+    struct nvme *nvme = container_of(device, struct nvme, device);
+    lock_take(&device->lock);
+    nvme->paused = false;
+    nvme_journal_resume(nvme);
+    nvme_serve(nvme);
+    lock_release(&device->lock);
 }
 
 static void nvme_reset(struct device *device) {
@@ -393,6 +431,10 @@ static void nvme_destroy(struct device *device) {
     struct nvme *nvme = container_of(device, struct nvme, device);
     for (unsigned i = 0; i < nvme->namespace_count; i++)
         block_on_resize(nvme->namespaces[i].block, NULL, NULL);
+    /* What is in flight stays so in the journal: the successor's. */
+    lock_take(&device->lock);
+    nvme->journal = NULL;
+    lock_release(&device->lock);
     quiesce(nvme);
     nvme_free_commands(nvme);
     nvme_doorbells_destroy(nvme);

@@ -283,13 +283,16 @@ void nvme_doorbell(struct nvme *nvme, unsigned n, uint32_t value) {
         bad_doorbell(nvme, n, NVME_ERROR_DOORBELL_REGISTER);
         return;
     }
-    if (!take_over(nvme, n, value)) {
+    bool late = nvme->late && shared(nvme, queue);
+    if (late)
+        look(nvme);
+    else if (!take_over(nvme, n, value)) {
         bad_doorbell(nvme, n, NVME_ERROR_DOORBELL_VALUE);
         return;
     }
     /* The driver is in the middle of this write: its entry in the buffer is ours to set, in case
      * that it rings without having written there. */
-    if (shared(nvme, queue))
+    if (!late && shared(nvme, queue))
         write_buffer(nvme, nvme->live.shadow, n, (uint16_t)value);
     if (completion) {
         nvme_update_intx(nvme);

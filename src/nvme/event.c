@@ -5,21 +5,20 @@
  * requests outstanding. */
 void nvme_deliver_events(struct nvme *nvme) {
     struct nvme_live *live = &nvme->live;
-    for (unsigned i = 0; i < live->event_count && live->event_command_count > 0;) {
+    for (unsigned i = 0;
+         i < live->event_count && live->event_command_count > 0 && nvme_room(&live->cqs[0]) > 0;) {
         uint32_t event = live->events[i];
         unsigned type = event & 7;
         if (live->events_masked & 1u << type) {
             i++;
             continue;
         }
-        if (!nvme_post(nvme, 0, live->event_commands[live->event_command_count - 1], NVME_OK,
-                       event))
-            return;
-        live->event_command_count--;
+        uint16_t id = live->event_commands[--live->event_command_count];
         live->events_masked |= (uint8_t)(1u << type);
         live->event_count--;
         memmove(&live->events[i], &live->events[i + 1],
                 (live->event_count - i) * sizeof live->events[0]);
+        nvme_post(nvme, 0, id, NVME_OK, event);
     }
 }
 
@@ -45,6 +44,7 @@ int nvme_ask_events(struct nvme_command *command) {
         return NVME_EVENT_LIMIT | NVME_DO_NOT_RETRY;
     live->event_commands[live->event_command_count++] = command->id;
     nvme_withdraw(command);
+    nvme_journal_commit(nvme);
     nvme_deliver_events(nvme);
     return NVME_PENDING;
 }
@@ -52,11 +52,12 @@ int nvme_ask_events(struct nvme_command *command) {
 bool nvme_abort_event(struct nvme *nvme, uint16_t id) {
     struct nvme_live *live = &nvme->live;
     for (unsigned i = 0; i < live->event_command_count; i++) {
-        if (live->event_commands[i] != id || !nvme_post(nvme, 0, id, NVME_ABORTED, 0))
+        if (live->event_commands[i] != id || nvme_room(&live->cqs[0]) == 0)
             continue;
         live->event_command_count--;
         memmove(&live->event_commands[i], &live->event_commands[i + 1],
                 (live->event_command_count - i) * sizeof live->event_commands[0]);
+        nvme_post(nvme, 0, id, NVME_ABORTED, 0);
         return true;
     }
     return false;

@@ -101,18 +101,21 @@ static bool acceptable(unsigned feature, uint32_t value) {
     return feature != NVME_FEATURE_ERROR_RECOVERY || !(value & DEALLOCATED_ERROR);
 }
 
-static bool exists(unsigned feature) {
+static bool exists(const struct nvme *nvme, unsigned feature) {
+    if (feature == NVME_FEATURE_WRITE_CACHE && nvme->write_through)
+        return false;
     return (feature >= NVME_FEATURE_ARBITRATION && feature <= NVME_FEATURE_EVENTS &&
             feature != 3 /* LBA range type */) ||
            feature == NVME_FEATURE_TIMESTAMP;
 }
 
 int nvme_get_feature(struct nvme_command *command) {
+    const struct nvme *nvme = command->nvme;
     struct nvme_live *live = &command->nvme->live;
     unsigned feature = nvme_dword(command, 10) & 0xff, select = nvme_dword(command, 10) >> 8 & 7;
     bool current = select == SELECT_CURRENT;
     uint32_t mask, *value = simple(live, feature, &mask);
-    if (!exists(feature) || select > SELECT_SUPPORTED)
+    if (!exists(nvme, feature) || select > SELECT_SUPPORTED)
         return NVME_INVALID_FIELD | NVME_DO_NOT_RETRY;
     if (select == SELECT_SUPPORTED) {
         command->result = CHANGEABLE;
@@ -130,10 +133,11 @@ int nvme_get_feature(struct nvme_command *command) {
 }
 
 int nvme_set_feature(struct nvme_command *command) {
+    const struct nvme *nvme = command->nvme;
     struct nvme_live *live = &command->nvme->live;
     unsigned feature = nvme_dword(command, 10) & 0xff;
     uint32_t dword11 = nvme_dword(command, 11), mask, *value = simple(live, feature, &mask);
-    if (!exists(feature))
+    if (!exists(nvme, feature))
         return NVME_INVALID_FIELD | NVME_DO_NOT_RETRY;
     if (nvme_dword(command, 10) & SAVE)
         return NVME_NOT_SAVEABLE | NVME_DO_NOT_RETRY;

@@ -60,8 +60,9 @@ static void put_capabilities(const struct nvme *nvme, uint8_t *page) {
     store_le32(page + 516, nvme->namespace_count);
     store_le16(page + 520, ONCS_COMPARE | ONCS_DATASET | ONCS_WRITE_ZEROES | ONCS_SELECT |
                                ONCS_TIMESTAMP | ONCS_VERIFY);
-    page[525] = 3 << 1 | 1;    /* a volatile write cache, flushed for all namespaces at once, too */
-    store_le32(page + 536, 1); /* SGLs of any alignment */
+    /* A volatile write cache, if there is one, is flushed for all namespaces at once, too. */
+    page[525] = (uint8_t)(3 << 1 | !nvme->write_through);
+    store_le32(page + 536, 1);     /* SGLs of any alignment */
     store_le16(page + 2048, 2500); /* power state 0: centiwatts */
 }
 

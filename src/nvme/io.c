@@ -179,7 +179,9 @@ static int check_data(struct nvme_command *command, bool writes) {
 }
 
 static bool must_last(const struct nvme_command *command) {
-    return (nvme_dword(command, 12) & FORCE_UNIT_ACCESS) || !command->nvme->live.write_cache;
+    const struct nvme *nvme = command->nvme;
+    return (nvme_dword(command, 12) & FORCE_UNIT_ACCESS) || !nvme->live.write_cache ||
+           nvme->write_through;
 }
 
 /* ---- Commands ---- */

@@ -21,10 +21,26 @@ struct nvme_config {
     unsigned count;
     const char *serial; /* copied, cut at 20 bytes; NULL: the device's name */
     int slot;           /* PCI slot + 1; 0: the next free one */
+    /* Writes to registers arrive some time after the driver has made them: where it shares
+     * doorbells in memory, only those count. */
+    bool late;
+    bool write_through; /* writes are on stable storage when they complete: no write cache */
+    /* nvme_journal_size() bytes in which the controller keeps what it needs to go on in another
+     * process, whenever this one ends (journal.c); NULL: none. All zero: it begins anew. Else it
+     * begins, paused, where the predecessor was. */
+    struct nvme_journal *journal;
 };
+size_t nvme_journal_size(void);
 
 /* config is struct nvme_config. */
 extern const struct device_class nvme_class;
+
+/* Fetches nothing more, waits for what is in flight: guest memory can change hands. Not from a
+ * completion; no lock held. */
+void nvme_pause(struct device *device);
+/* Goes on; after a predecessor's end with the commands that it had in flight. The guest's memory
+ * and interrupts are there. */
+void nvme_resume(struct device *device);
 
 /* Counted since the device was made; any thread. */
 struct nvme_counters {

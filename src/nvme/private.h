@@ -5,6 +5,7 @@
  *   doorbell.c    doorbells in registers and in memory, and who serves when
  *   data.c        PRPs and SGLs: where a command's data lies in guest memory
  *   io.c          I/O commands; runs commands that need the back end, step by step
+ *   journal.c     what another process needs to go on after this one's end
  *   admin.c       admin commands; identify.c, log.c, feature.c, event.c: the larger ones
  *
  * Everything here runs under the device's lock.
@@ -125,6 +126,7 @@ struct nvme_command {
     struct nvme_command *next; /* of those that are free */
     uint8_t entry[NVME_SQE];   /* copied once */
     uint16_t sq, cq, id, status;
+    uint16_t slot; /* in the journal */
     uint32_t result;
     struct nvme_namespace *namespace;
     struct nvme_data data;
@@ -170,6 +172,16 @@ struct nvme {
     unsigned allocated, in_flight;
     struct nvme_command shutdown; /* flushes what there is before a shutdown is complete */
     bool shutting_down, resetting, subsystem_reset;
+    bool paused, inherited;                 /* inherited: from a predecessor, not yet resumed */
+    bool late, write_through;               /* nvme_config */
+    struct nvme_journal *journal;           /* NULL: none */
+    uint64_t busy[NVME_IN_FLIGHT_MAX / 64]; /* its slots with commands in flight */
+    struct nvme_posted {
+        bool there;
+        uint64_t address;
+        uint8_t entry[NVME_CQE];
+    } posted;          /* the last completion */
+    uint64_t epoch_ns; /* the host's time when the controller's clock was 0 */
     bool turn_posted;
     struct vm_timer *poll_timer;
     struct nvme_polling {
@@ -239,6 +251,24 @@ bool nvme_post(struct nvme *nvme, unsigned sq, uint16_t id, uint16_t status, uin
 void nvme_signal(struct nvme *nvme);
 void nvme_update_intx(struct nvme *nvme);
 void nvme_free_commands(struct nvme *nvme);
+
+/* Starts a command that was fetched by a predecessor. False: no memory. */
+bool nvme_repeat(struct nvme *nvme, unsigned queue, const uint8_t *entry, uint16_t slot);
+
+/* ---- journal.c ---- all do nothing without a journal */
+
+/* Takes over what the journal holds, paused. */
+void nvme_journal_open(struct nvme *nvme, struct nvme_journal *journal);
+/* Goes on from there: commands in flight begin again. */
+void nvme_journal_resume(struct nvme *nvme);
+/* What happened so far is kept. */
+void nvme_journal_commit(struct nvme *nvme);
+/* The same, before a completion is written to its queue. */
+void nvme_journal_post(struct nvme *nvme, uint64_t address, const uint8_t *entry);
+/* A command was fetched, its queue's head moved. Commits. */
+void nvme_journal_fetched(struct nvme_command *command);
+/* It is over; kept by the next commit. */
+void nvme_journal_ended(const struct nvme_command *command);
 
 /* ---- doorbell.c ---- */
 

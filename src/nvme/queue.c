@@ -76,18 +76,17 @@ bool nvme_post(struct nvme *nvme, unsigned sq, uint16_t id, uint16_t status, uin
     store_le16(entry + 10, (uint16_t)sq);
     store_le16(entry + 12, id);
     store_le16(entry + 14, (uint16_t)(status << 1 | cq->phase));
-    /* The half with the phase bit last: the driver may be looking. */
-    if (dma_write(nvme->dma, address, entry, 8) != 0 ||
-        dma_write(nvme->dma, address + 8, entry + 8, 8) != 0) {
-        nvme_fatal(nvme, "a completion queue that is not in memory");
-        return true;
-    }
     cq->tail++;
     if (cq->tail == cq->size) {
         cq->tail = 0;
         cq->phase = !cq->phase;
     }
     cq->signal = true;
+    nvme_journal_post(nvme, address, entry);
+    /* The half with the phase bit last: the driver may be looking. */
+    if (dma_write(nvme->dma, address, entry, 8) != 0 ||
+        dma_write(nvme->dma, address + 8, entry + 8, 8) != 0)
+        nvme_fatal(nvme, "a completion queue that is not in memory");
     return true;
 }
 
@@ -128,6 +127,7 @@ void nvme_withdraw(struct nvme_command *command) {
     sq->in_flight--;
     nvme->live.cqs[command->cq].promised--;
     nvme->in_flight--;
+    nvme_journal_ended(command);
     give_command(command);
 }
 
@@ -209,12 +209,8 @@ static unsigned choose(struct nvme *nvme) {
 /* ---- Fetching ---- */
 
 static void start(struct nvme_command *command, unsigned queue) {
-    const struct nvme *nvme = command->nvme;
     command->status = NVME_OK;
     command->result = 0;
-    command->sq = (uint16_t)queue;
-    command->cq = nvme->live.sqs[queue].cq;
-    command->id = load_le16(command->entry + 2);
     command->step = NULL;
     command->settled = NULL;
     command->ended = NULL;
@@ -230,6 +226,30 @@ static void start(struct nvme_command *command, unsigned queue) {
     nvme_complete(command);
 }
 
+/* A command is in flight from now on. */
+static void count_in(struct nvme_command *command, unsigned queue) {
+    struct nvme *nvme = command->nvme;
+    struct nvme_sq *sq = &nvme->live.sqs[queue];
+    command->sq = (uint16_t)queue;
+    command->cq = sq->cq;
+    command->id = load_le16(command->entry + 2);
+    sq->in_flight++;
+    nvme->live.cqs[sq->cq].promised++;
+    nvme->in_flight++;
+}
+
+bool nvme_repeat(struct nvme *nvme, unsigned queue, const uint8_t *entry, uint16_t slot) {
+    struct nvme_command *command = take_command(nvme);
+    if (command == NULL)
+        return false;
+    command->nvme = nvme;
+    command->slot = slot;
+    memcpy(command->entry, entry, NVME_SQE);
+    count_in(command, queue);
+    start(command, queue);
+    return true;
+}
+
 /* Takes one command off the queue. False: no memory for it now. */
 static bool fetch(struct nvme *nvme, unsigned queue) {
     struct nvme_sq *sq = &nvme->live.sqs[queue];
@@ -243,10 +263,9 @@ static bool fetch(struct nvme *nvme, unsigned queue) {
         return false;
     }
     sq->head = (uint16_t)(sq->head + 1 == sq->size ? 0 : sq->head + 1);
-    sq->in_flight++;
-    nvme->live.cqs[sq->cq].promised++;
-    nvme->in_flight++;
+    count_in(command, queue);
     nvme->counters.fetched++;
+    nvme_journal_fetched(command);
     start(command, queue);
     return true;
 }
