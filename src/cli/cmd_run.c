@@ -21,6 +21,7 @@ enum {
     OPT_INITRD,
     OPT_APPEND,
     OPT_DISK,
+    OPT_USER_DEVICE,
     OPT_CDROM,
     OPT_FIRMWARE,
     OPT_FIRMWARE_VARS,
@@ -57,6 +58,9 @@ const struct option_spec run_options[] = {
     [OPT_APPEND] = {"append", 'a', "TEXT", "more for the kernel's command line"},
     [OPT_DISK] = {"disk", 'd', "FILE[,WORD...]", "a disk: raw, lodge, qcow2 or NBD; repeatable",
                   .path = OPTION_PATH},
+    [OPT_USER_DEVICE] = {"user-device", 0, "SOCKET",
+                         "a device that another process serves (vfio-user); repeatable",
+                         .path = OPTION_NEW_PATH},
     [OPT_CDROM] = {"cdrom", 0, "FILE", "a CD-ROM drive with an ISO 9660 image in it",
                    .path = OPTION_PATH},
     [OPT_FIRMWARE] = {"firmware", 0, "auto|none|ovmf|seabios|FILE",
@@ -135,6 +139,13 @@ static int parse_publish(struct machine_config *machine, const char *value, stru
     if (result < 0)
         return result;
     machine->publish_count++;
+    return 0;
+}
+
+static int add_user_device(struct machine_config *machine, const char *socket, struct error *err) {
+    if (machine->user_device_count == MACHINE_USER_DEVICES_MAX)
+        return error_set(err, -EINVAL, "more than %d user devices", MACHINE_USER_DEVICES_MAX);
+    machine->user_devices[machine->user_device_count++] = socket;
     return 0;
 }
 
@@ -288,6 +299,7 @@ int run_take_option(struct run_config *config, int option, char *value, struct e
     case OPT_INITRD: machine->initrd = value; break;
     case OPT_APPEND: config->append = value; break;
     case OPT_DISK: return parse_disk(machine, value, err);
+    case OPT_USER_DEVICE: return add_user_device(machine, value, err);
     case OPT_CDROM: machine->cdrom = value; break;
     case OPT_FIRMWARE: parse_firmware(config, value); break;
     case OPT_FIRMWARE_VARS: machine->firmware_variables = value; break;
@@ -329,6 +341,14 @@ static int help(void) {
 int run_check(struct run_config *config, struct error *err) {
     struct machine_config *machine = &config->machine;
     choose_firmware(config);
+    if (machine->huge_pages && machine->user_device_count > 0)
+        return error_set(err, -EINVAL,
+                         "--hugepages are not shared with other processes; leave out "
+                         "--user-device");
+    if (machine->verify && machine->user_device_count > 0)
+        return error_set(err, -EINVAL,
+                         "--verify cannot keep another process from writing to the guest's memory; "
+                         "leave out --user-device");
     if (config->console == CONSOLE_SERIAL && config->command != NULL)
         return error_set(err, -EINVAL,
                          "--console serial has no agent that could run a command; "

@@ -134,6 +134,8 @@ static size_t on_input(void *context, uint8_t *bytes, size_t length) {
 
 /* A disk may have been written to: the guest flushes and unmounts it. */
 static bool has_disks_to_flush(const struct run *run) {
+    if (run->config->machine.user_device_count > 0)
+        return true;
     for (unsigned i = 0; i < run->config->machine.disk_count; i++)
         if (!run->config->machine.disks[i].options.readonly)
             return true;

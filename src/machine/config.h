@@ -19,6 +19,7 @@ struct chardev;
 struct loop;
 
 enum { MACHINE_VCPUS_MAX = 64, MACHINE_DISKS_MAX = 16, MACHINE_PUBLISH_MAX = 32 };
+enum { MACHINE_USER_DEVICES_MAX = 8 };
 
 /* RAM a machine may have; above what the host has is refused as well. */
 #define MACHINE_MEMORY_MIN     MIB(2)
@@ -82,6 +83,8 @@ struct machine_config {
     const char *firmware_variables; /* a file; NULL: UEFI variables are not kept */
     struct disk_config disks[MACHINE_DISKS_MAX];
     unsigned disk_count;
+    const char *user_devices[MACHINE_USER_DEVICES_MAX]; /* sockets of vfio-user servers */
+    unsigned user_device_count;
     const char *cdrom; /* an ISO 9660 image in a CD-ROM drive; NULL: no drive */
     enum net_kind net;
     struct net_publish publish[MACHINE_PUBLISH_MAX];

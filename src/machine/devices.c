@@ -22,6 +22,7 @@
 #include "machine/private.h"
 #include "machine/vm_disk.h"
 #include "nvme/nvme.h"
+#include "vfio_user/client.h"
 #include "virtio/balloon.h"
 #include "virtio/blk.h"
 #include "virtio/mem.h"
@@ -42,6 +43,8 @@ static int create_memory(struct machine *machine, struct error *err) {
     int result = memory_create(&platform->memory, err);
     if (result == 0 && machine->config.huge_pages)
         memory_use_huge_pages(platform->memory);
+    if (result == 0 && machine->config.user_device_count > 0)
+        memory_share(platform->memory);
     if (result == 0)
         result = memory_add_ram(platform->memory, "ram", 0, low, err);
     if (result == 0 && high > 0)
@@ -213,6 +216,21 @@ static int create_disks(struct machine *machine, struct error *err) {
     return result;
 }
 
+/* Devices that other processes serve; NVMe controllers can be booted. */
+static int create_user_devices(struct machine *machine, struct error *err) {
+    int result = 0;
+    for (unsigned i = 0; i < machine->config.user_device_count && result == 0; i++) {
+        struct vfio_user_config config = {.socket = machine->config.user_devices[i]};
+        struct device *device = NULL;
+        char name[16];
+        snprintf(name, sizeof name, "user%u", i);
+        result = add(machine, &vfio_user_class, name, &config, &device, err);
+        if (result == 0 && vfio_user_is_nvme(device))
+            add_boot_path(machine, "nvme", "namespace@1,0");
+    }
+    return result;
+}
+
 /* After the disks: they are booted first. */
 static int add_cdrom(struct machine *machine, struct error *err) {
     int result = block_open_raw(machine->config.cdrom, true, &machine->disc, err);
@@ -255,6 +273,8 @@ static int create_virtio(struct machine *machine, struct error *err) {
         result = add(machine, &virtio_vsock_class, "vsock0", &vsock, &machine->vsock, err);
     if (result == 0)
         result = create_disks(machine, err);
+    if (result == 0)
+        result = create_user_devices(machine, err);
     if (result == 0 && machine->config.cdrom != NULL)
         result = add_cdrom(machine, err);
     if (result == 0 && machine->config.net == NET_USER)
@@ -334,19 +354,36 @@ void devices_destroy(struct machine *machine) {
         memory_destroy(platform->memory);
 }
 
+typedef void counter_handler(void *context, const char *name, uint64_t value);
+
+static void each_nvme(struct device *device, counter_handler *each, void *context) {
+    struct nvme_counters counters;
+    nvme_count(device, &counters);
+    each(context, "nvme.doorbells", counters.doorbells);
+    each(context, "nvme.registers", counters.registers);
+    each(context, "nvme.commands", counters.commands);
+    each(context, "nvme.bytes", counters.bytes);
+    each(context, "nvme.interrupts", counters.interrupts);
+    each(context, "nvme.polls", counters.polls);
+}
+
+static void each_vfio_user(struct device *device, counter_handler *each, void *context) {
+    struct vfio_user_counters counters;
+    vfio_user_count(device, &counters);
+    each(context, "vfio-user.reads", counters.reads);
+    each(context, "vfio-user.writes", counters.writes);
+    each(context, "vfio-user.interrupts", counters.interrupts);
+    each(context, "vfio-user.watched", counters.watched);
+    each(context, "vfio-user.connections", counters.connections);
+}
+
 void devices_each_counter(struct machine *machine,
                           void (*each)(void *context, const char *name, uint64_t value),
                           void *context) {
     for (struct device *device = machine->devices; device != NULL; device = device->next) {
-        struct nvme_counters counters;
-        if (device->class != &nvme_class)
-            continue;
-        nvme_count(device, &counters);
-        each(context, "nvme.doorbells", counters.doorbells);
-        each(context, "nvme.registers", counters.registers);
-        each(context, "nvme.commands", counters.commands);
-        each(context, "nvme.bytes", counters.bytes);
-        each(context, "nvme.interrupts", counters.interrupts);
-        each(context, "nvme.polls", counters.polls);
+        if (device->class == &nvme_class)
+            each_nvme(device, each, context);
+        else if (device->class == &vfio_user_class)
+            each_vfio_user(device, each, context);
     }
 }

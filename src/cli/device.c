@@ -1,0 +1,139 @@
+#include "cli/device.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/loop.h"
+#include "vfio_user/lent.h"
+#include "vfio_user/server.h"
+
+struct function {
+    const struct device_function *config;
+    struct block *blocks[NVME_NAMESPACES_MAX];
+    bool write_through;
+    char serial[20];
+    struct vu_server *server;
+};
+
+struct service {
+    struct loop *loop;
+    struct qos *qos;
+    struct loop_signal *signals[2];
+    struct function functions[DEVICE_FUNCTIONS_MAX];
+    unsigned count, disks;
+};
+
+/* ---- The model ---- */
+
+static int create_nvme(void *context, struct platform *platform, void *state,
+                       struct device **device, struct error *err) {
+    const struct function *function = context;
+    struct nvme_config config = {.count = function->config->disk_count,
+                                 .serial = function->serial,
+                                 .late = true,
+                                 .write_through = function->write_through,
+                                 .journal = state};
+    memcpy(config.blocks, function->blocks, sizeof config.blocks);
+    int rc = device_create(&nvme_class, "nvme", platform, &config, device, err);
+    if (rc == 0)
+        nvme_pause(*device);
+    return rc;
+}
+
+/* ---- Disks ---- */
+
+/*
+ * A disk of lodge's format keeps what it has not yet committed in memory, which a crash of this
+ * process would lose though the guest goes on: there each write is made to last.
+ */
+static int check_format(struct function *function, const struct device_disk *disk,
+                        struct error *err) {
+    enum block_format format;
+    int rc = block_find_format(disk->path, disk->options.format, &format, err);
+    if (rc == 0 && format == BLOCK_FORMAT_LODGE && !disk->options.readonly)
+        function->write_through = true;
+    return rc;
+}
+
+static int open_disk(struct service *service, struct function *function, unsigned n,
+                     struct error *err) {
+    const struct device_disk *disk = &function->config->disks[n];
+    struct block *block;
+    char name[16];
+    snprintf(name, sizeof name, "disk%u", service->disks++);
+    int rc = check_format(function, disk, err);
+    if (rc == 0)
+        rc = block_open(disk->path, &disk->options, &block, err);
+    if (rc < 0)
+        return rc;
+    rc = qos_add_flow(service->qos, block, name, &disk->qos, &function->blocks[n], err);
+    if (rc < 0)
+        block_close(block);
+    return rc;
+}
+
+static int open_function(struct service *service, const struct device_function *config,
+                         struct error *err) {
+    struct function *function = &service->functions[service->count];
+    int rc = 0;
+    function->config = config;
+    snprintf(function->serial, sizeof function->serial, "lodge-%u", service->count++);
+    for (unsigned i = 0; i < config->disk_count && rc == 0; i++)
+        rc = open_disk(service, function, i, err);
+    struct vu_model model = {
+        .name = config->socket,
+        .state_size = nvme_journal_size(),
+        .create = create_nvme,
+        .pause = nvme_pause,
+        .resume = nvme_resume,
+        .context = function,
+    };
+    return rc == 0 ? vu_server_create(config->socket, &model, service->loop, &function->server, err)
+                   : rc;
+}
+
+/* ---- Life ---- */
+
+static void on_signal(void *context, int signal) {
+    struct service *service = context;
+    (void)signal;
+    loop_stop(service->loop);
+}
+
+static int set_up(struct service *service, const struct device_function *functions, unsigned count,
+                  struct error *err) {
+    int rc = lent_guard(err);
+    if (rc == 0)
+        rc = loop_create(&service->loop, err);
+    if (rc == 0)
+        rc = qos_create(service->loop, NULL, &service->qos, err);
+    if (rc == 0)
+        rc = loop_signal_add(service->loop, SIGINT, on_signal, service, &service->signals[0], err);
+    if (rc == 0)
+        rc = loop_signal_add(service->loop, SIGTERM, on_signal, service, &service->signals[1], err);
+    for (unsigned i = 0; i < count && rc == 0; i++)
+        rc = open_function(service, &functions[i], err);
+    return rc;
+}
+
+static void tear_down(struct service *service) {
+    for (unsigned i = 0; i < service->count; i++)
+        vu_server_destroy(service->functions[i].server);
+    for (unsigned i = 0; i < service->count; i++)
+        for (unsigned n = 0; n < NVME_NAMESPACES_MAX; n++)
+            block_close(service->functions[i].blocks[n]);
+    qos_destroy(service->qos);
+    if (service->loop != NULL)
+        loop_destroy(service->loop);
+}
+
+int device_serve_nvme(const struct device_function *functions, unsigned count, struct error *err) {
+    struct service service = {0};
+    int rc = set_up(&service, functions, count, err);
+    if (rc == 0)
+        loop_run(service.loop);
+    tear_down(&service);
+    return rc;
+}
