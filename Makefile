@@ -5,7 +5,7 @@ MESON_FLAGS ?=
 JOBS ?= $(shell nproc)
 RESULTS ?= $(BUILD)/results
 
-.PHONY: all build run test test-guests check lint clang sanitize verify bench bench-storage fuzz silicon-campaign crash-campaign install clean help
+.PHONY: all build run test test-guests check lint clang sanitize verify bench bench-storage bench-qos fuzz silicon-campaign crash-campaign install clean help
 
 all: build
 
@@ -68,6 +68,11 @@ bench: build
 bench-storage: build
 	@scripts/dependencies run test bench
 	@bench/storage $(BUILD) --runs 3
+
+#: make bench-qos   urgent reads beside a saturating load, with classes and without; the curves into docs/qos.svg
+bench-qos: build
+	@scripts/dependencies run test bench
+	@bench/qos $(BUILD) --runs 3 --cache none --svg docs/qos.svg
 
 #: make test-guests  real software in the guest at length: zstd, stress-ng, Python's tests (an hour and more)
 test-guests: build

@@ -5,8 +5,10 @@
  * request of a low class does not hold up a small one of an urgent class:
  *
  *  - urgent pieces start at once, whole;
- *  - the others share a window of bytes in flight, small while there is
- *    urgent traffic, in proportion to their weights (start-time fair queueing).
+ *  - the others share a window of bytes in flight in proportion to their
+ *    weights (start-time fair queueing). While there is urgent traffic the
+ *    window is as large as keeps pieces fast, and the thread that submits a
+ *    piece is not the one that does it.
  *
  * A flow may have limits of its own (meter.h), which come first.
  *

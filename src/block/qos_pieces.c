@@ -8,14 +8,15 @@
 
 enum {
     URGENT_PIECES_MAX = 64,
-    WINDOW_IDLE = 1 << 20, /* bytes below urgent in flight, without urgent traffic and with it */
-    WINDOW_URGENT = 256 << 10,
+    WINDOW_IDLE = 2 << 20, /* bytes below urgent in flight while there is no urgent traffic */
+    WINDOW_MAX = 4 << 20,  /* and at most while there is; at least QOS_WINDOW_MIN */
     VIRTUAL_SCALE = 64,
     COST = 1024,              /* bytes that a piece counts for beyond its own */
     CLEARED_PIECE = 16 << 20, /* discards and zeroes move no data */
     WHOLE = 1 << 30,          /* more than any request that moves data has */
 };
 #define URGENT_MEMORY_NS UINT64_C(100000000) /* urgent traffic is expected to go on for so long */
+#define PIECE_NS_MAX     UINT64_C(600000)    /* a piece below urgent should take no longer */
 #define NEVER            UINT64_MAX
 
 /* How requests of a class are cut: bytes of a piece, pieces of a request in flight, share. */
@@ -26,13 +27,14 @@ static const struct {
     [QOS_URGENT] = {WHOLE, 1, 0},
     [QOS_HIGH] = {256 << 10, 8, QOS_WEIGHT_HIGH},
     [QOS_MEDIUM] = {128 << 10, 4, QOS_WEIGHT_MEDIUM},
-    [QOS_LOW] = {64 << 10, 2, QOS_WEIGHT_LOW},
+    [QOS_LOW] = {128 << 10, 2, QOS_WEIGHT_LOW},
 };
 
 struct piece {
     struct block_request block;
     struct waiting *of;
     uint64_t bytes; /* of data that it moves */
+    uint64_t began_ns;
     bool urgent;
     struct iovec vectors[];
 };
@@ -43,6 +45,11 @@ static bool moves_data(const struct block_request *request) {
 
 static bool writes(const struct waiting *waiting) {
     return waiting->request->operation != BLOCK_READ;
+}
+
+/* There is urgent traffic, as far as one can tell. */
+static bool urgent_lately(const struct qos *qos) {
+    return qos->urgent_ns != 0 && qos->time.now_ns() - qos->urgent_ns < URGENT_MEMORY_NS;
 }
 
 /* ---- Cutting; the lock is held ---- */
@@ -107,6 +114,7 @@ static void account(struct piece *piece) {
     waiting->in_flight++;
     flow->in_flight++;
     piece->urgent = flow->class == QOS_URGENT;
+    piece->began_ns = qos->time.now_ns();
     if (piece->urgent) {
         qos->urgent_pieces++;
         return;
@@ -132,6 +140,8 @@ static struct piece *cut(struct waiting *waiting) {
         .operation = request->operation,
         .may_unmap = request->may_unmap,
         .durable = request->durable,
+        /* The processor that submits may be the one that has the urgent work. */
+        .background = waiting->flow->class != QOS_URGENT && urgent_lately(waiting->flow->qos),
         .offset = waiting->offset,
         .length = length,
         .vectors = piece->vectors,
@@ -180,8 +190,7 @@ static struct waiting *next_of(struct qos *qos, const struct flow *flow, uint64_
 static bool fits_window(const struct qos *qos, const struct waiting *waiting) {
     if (!qos->differ)
         return true;
-    bool urgent = qos->urgent_ns != 0 && qos->time.now_ns() - qos->urgent_ns < URGENT_MEMORY_NS;
-    uint64_t window = urgent ? WINDOW_URGENT : WINDOW_IDLE;
+    uint64_t window = urgent_lately(qos) ? qos->window : WINDOW_IDLE;
     uint64_t length = moves_data(waiting->request) ? piece_length(waiting) : 0;
     return qos->window_bytes == 0 || qos->window_bytes + length <= window;
 }
@@ -214,6 +223,23 @@ static void arm(struct qos *qos) {
 
 /* ---- Completing ---- */
 
+/*
+ * What is under way should fill the store, but hardly wait in its queue, where an urgent piece
+ * would wait as well: the window grows while pieces come back fast, and shrinks when they do not.
+ */
+static void adapt_window(struct qos *qos, const struct piece *piece) {
+    if (piece->bytes == 0 || !urgent_lately(qos))
+        return;
+    if (qos->time.now_ns() - piece->began_ns < PIECE_NS_MAX)
+        qos->window += piece->bytes * piece->bytes / qos->window;
+    else
+        qos->window -= qos->window / 128; /* a slow one now and then means nothing */
+    if (qos->window < QOS_WINDOW_MIN)
+        qos->window = QOS_WINDOW_MIN;
+    if (qos->window > WINDOW_MAX)
+        qos->window = WINDOW_MAX;
+}
+
 /* A piece is through. True: so is its request, and nobody else will answer it. */
 static bool settle(struct piece *piece) {
     struct waiting *waiting = piece->of;
@@ -228,6 +254,8 @@ static bool settle(struct piece *piece) {
         qos->urgent_pieces--;
     else
         qos->window_bytes -= piece->bytes;
+    if (!piece->urgent)
+        adapt_window(qos, piece);
     if (piece->block.result != 0 && waiting->result == 0)
         waiting->result = piece->block.result;
     if (waiting->result != 0 && waiting->left > 0) { /* the rest need not be tried */

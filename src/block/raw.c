@@ -216,7 +216,7 @@ static bool do_cached(struct raw *raw, struct block_request *request) {
     bool reading = request->operation == BLOCK_READ;
     atomic_bool *never = reading ? &raw->no_nowait : &raw->no_nowait_write;
     if ((!reading && (request->operation != BLOCK_WRITE || request->durable)) ||
-        raw->direct_fd >= 0 || atomic_load(never))
+        request->background || raw->direct_fd >= 0 || atomic_load(never))
         return false;
     int rc = transfer(raw, request, RWF_NOWAIT);
     if (rc == -EOPNOTSUPP || rc == -ENOSYS)

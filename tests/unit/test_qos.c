@@ -367,8 +367,8 @@ static void test_errors(void **state) {
     struct error err;
     start(class, 2);
     assert_int_equal(run_one(flows[0], request), 0);
-    assert_true(store.largest <= 64 << 10);
-    store.fail_every = 10;
+    assert_true(store.largest <= 128 << 10);
+    store.fail_every = 5;
     assert_int_equal(run_one(flows[0], request), -EIO);
     store.fail_every = 0;
     assert_int_equal(run_one(flows[0], request), 0);

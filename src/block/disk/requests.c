@@ -119,6 +119,7 @@ static void zero(struct block_request *io) {
 static void start_piece(struct disk_request *r, struct disk_piece *piece) {
     bool write = r->guest->operation == BLOCK_WRITE && piece->phase == PHASE_MOVE;
     piece->io.operation = write ? BLOCK_WRITE : BLOCK_READ;
+    piece->io.background = r->guest->background;
     piece->io.durable = write && r->guest->durable && !r->commits;
     piece->io.offset = piece->at;
     piece->io.length = piece->length;
@@ -372,6 +373,7 @@ static void prepare_zeroes(struct zeroes *zeroes, const uint64_t cuts[4]) {
         zeroes->parts[i] =
             (struct block_request){.operation = i == 1 ? BLOCK_WRITE_ZEROES : BLOCK_WRITE,
                                    .durable = guest->durable,
+                                   .background = guest->background,
                                    .may_unmap = guest->may_unmap,
                                    .offset = cuts[i],
                                    .length = length,
