@@ -28,10 +28,14 @@ static unsigned take(struct program *p) {
 
 static void put_indexed(struct program *p, unsigned base, unsigned index) {
     static const uint32_t vector[] = {0x0f10, 0x0f11, 0x0f58, 0x0f5c};
+    static const uint8_t with_carry[] = {0x11, 0x13, 0x19, 0x1b};
     unsigned scale = once_in(p, 3) ? below(p, 4) : 0;
     int32_t disp = once_in(p, 3) ? any_disp(p) : (int32_t)below(p, 6) * 8;
     if (once_in(p, 2))
         put_opcode_indexed(p, 4, vector[below(p, ARRAY_SIZE(vector))], below(p, 8), base, index,
+                           scale, disp);
+    else if (once_in(p, 4)) /* ADC, SBB: they read flags as well */
+        put_opcode_indexed(p, p->word, with_carry[below(p, 4)], free_register(p), base, index,
                            scale, disp);
     else
         put_opcode_indexed(p, any_size(p), once_in(p, 2) ? 0x8b : 0x89, free_register(p), base,
@@ -94,6 +98,17 @@ static void move(struct program *p, const struct nest *nest) {
     piece_end(p, begin);
 }
 
+/* Registers alone: some are not in the host's registers. */
+static void between(struct program *p, const struct nest *nest) {
+    static const uint8_t opcodes[] = {0x01, 0x29, 0x39, 0x3b, 0x89, 0x8b, 0x11, 0x19};
+    uint32_t begin = piece_begin(p);
+    unsigned reg = once_in(p, 3) ? nest->k : free_register(p), rm = free_register(p);
+    uint8_t opcode = opcodes[below(p, ARRAY_SIZE(opcodes))];
+    bool to_reg = opcode == 0x8b;
+    put_opcode_reg(p, once_in(p, 2) ? 4 : p->word, opcode, to_reg ? rm : reg, to_reg ? reg : rm);
+    piece_end(p, begin);
+}
+
 static void body(struct program *p, const struct nest *nest, unsigned most) {
     for (unsigned n = 1 + below(p, most); n > 0; n--) {
         if (once_in(p, 4))
@@ -102,6 +117,8 @@ static void body(struct program *p, const struct nest *nest, unsigned most) {
             narrow(p, nest);
         else if (once_in(p, 8))
             element_row(p);
+        else if (once_in(p, 4))
+            between(p, nest);
         else
             access(p, nest);
         if (once_in(p, 16))
@@ -121,6 +138,12 @@ static void count_up(struct program *p, const struct nest *nest, unsigned turns)
     unsigned step = steps[below(p, ARRAY_SIZE(steps))], first = below(p, 3) * step;
     unsigned size = once_in(p, 2) ? 4 : p->word;
     uint16_t start = label_new(p);
+    uint32_t keep = p->keep;
+    unsigned end = RSP; /* a register that holds what the other is compared with, if there is one */
+    if (p->word == 8 && once_in(p, 3)) {
+        end = take(p);
+        put_mov_imm(p, end, first + step * turns);
+    }
     if (first == 0 && once_in(p, 2)) {
         put_opcode_reg(p, 4, 0x31, nest->k, nest->k);
         normalise(p);
@@ -133,8 +156,14 @@ static void count_up(struct program *p, const struct nest *nest, unsigned turns)
         put_opcode_mem(p, size, 0x8d, nest->k, nest->k, (int32_t)step);
     else
         put_group1(p, size, 0, nest->k, (int32_t)step);
-    put_group1(p, size, 7, nest->k, (int32_t)(first + step * turns));
+    if (end == RSP)
+        put_group1(p, size, 7, nest->k, (int32_t)(first + step * turns));
+    else if (once_in(p, 2))
+        put_opcode_reg(p, size, 0x39, end, nest->k);
+    else
+        put_opcode_reg(p, size, 0x3b, nest->k, end);
     put_back(p, conditions[below(p, ARRAY_SIZE(conditions))], start);
+    p->keep = keep;
 }
 
 static void count_down(struct program *p, const struct nest *nest, unsigned turns) {

@@ -278,28 +278,39 @@ static void choose_turns(struct translation *t) {
     }
 }
 
-/* Nothing in the body needs temporary registers but for operands. */
-static bool leaves_temporaries(const struct translation *t) {
+static bool wants_flags(const struct translation *t, unsigned i, const struct lowering *l) {
+    return l->flags_read != 0 || (l->writes_flags && (t->live[i + 1] & ~l->flags_killed) != 0);
+}
+
+/*
+ * How many temporary registers the body leaves to operands: both, or TEMP_A, or none. What else
+ * uses TEMP_B is known (temps.c); but not between an operand and its instruction, where flags may
+ * be made again from a homed register.
+ */
+static unsigned free_temporaries(const struct translation *t) {
     const struct loop *loop = &t->loop;
+    bool wanted = false, uses_second = false;
     if (t->live[0] != 0)
-        return false;
+        return 0;
     for (unsigned i = 0; i < t->loop.count; i++) {
         const struct insn *insn = &t->insns[i];
         const struct lowering *l = lowering_of(insn);
-        uint8_t kind = t->kinds[i], g = loop->group_of[i];
-        if (kind == LOWER_NATIVE) {
-            if (lower_elsewhere_count(insn, l) != 0 || ((insn->flags & I_MEMORY) && g == NO_GROUP))
-                return false;
-        } else if (kind == LOWER_LEA) {
-            if (is_elsewhere(insn->reg) || insn->base == REG_ZERO || is_elsewhere(insn->base) ||
-                (insn->index != REG_ZERO && is_elsewhere(insn->index)) ||
-                (insn->address_size != 8 && insn->size != 4))
-                return false;
-        } else if (kind != LOWER_NOP && kind != LOWER_JCC) {
-            return false;
+        uint8_t kind = t->kinds[i];
+        unsigned elsewhere = kind == LOWER_NATIVE ? lower_elsewhere_count(insn, l) : 0;
+        if (kind == LOWER_NATIVE && (insn->flags & I_MEMORY)) {
+            if (elsewhere != 0 || loop->group_of[i] == NO_GROUP)
+                return 0;
+            wanted |= wants_flags(t, i, l);
+        } else if (kind == LOWER_NATIVE) {
+            if (elsewhere > 1 || (lower_changes(insn, l, kind) >> RSP & 1))
+                return 0;
+            uses_second |= elsewhere != 0;
+        } else if (kind == LOWER_LEA ? !lower_lea_is_near(insn)
+                                     : kind != LOWER_NOP && kind != LOWER_JCC) {
+            return 0;
         }
     }
-    return true;
+    return !uses_second ? 2 : wanted ? 0 : 1;
 }
 
 /* A group whose operands are one addressing mode off its host address. */
@@ -309,13 +320,14 @@ static bool is_simple(const struct loop_group *group) {
            !(group->index_steps && is_elsewhere(group->index));
 }
 
-/* With two groups each keeps a temporary register; with more the first does. */
+/* With two groups each keeps a temporary register, if both are free; else the first does. */
 static void choose_resident(struct translation *t) {
     struct loop *loop = &t->loop;
-    bool simple = leaves_temporaries(t);
+    unsigned temporaries = free_temporaries(t);
     for (unsigned g = 0; g < loop->group_count; g++)
-        simple = simple && is_simple(&loop->groups[g]);
-    loop->resident = !simple ? 0 : loop->group_count == 2 ? 2 : 1;
+        if (!is_simple(&loop->groups[g]))
+            temporaries = 0;
+    loop->resident = temporaries == 2 && loop->group_count != 2 ? 1 : temporaries;
 }
 
 /* True: the instruction branches back to the block's start. */
@@ -331,6 +343,15 @@ static unsigned find_end(const struct translation *t) {
     return 0;
 }
 
+/* Each loop has its own, as long as there are some: they seldom change then (keep_host). */
+static void choose_hosts(struct translation *t) {
+    uint32_t *next = &t->jit->loop_hosts;
+    if (*next + t->loop.group_count > JIT_LOOP_HOSTS)
+        *next = 0;
+    t->loop.hosts = *next;
+    *next += t->loop.group_count;
+}
+
 bool loop_find(struct translation *t) {
     struct loop *loop = &t->loop;
     const struct block *block = t->block;
@@ -342,6 +363,7 @@ bool loop_find(struct translation *t) {
     keep_window(t);
     choose_turns(t);
     choose_resident(t);
+    choose_hosts(t);
     t->loops = loop->group_count != 0 && (loop->turns == 0 || loop->limit >= 0);
     return t->loops;
 }
@@ -397,6 +419,21 @@ static unsigned check_stack(struct translation *t, const struct loop_group *grou
     return count;
 }
 
+/* Where a group's host address is kept, from the vCPU's start. */
+static int32_t host_at(const struct translation *t, unsigned g) {
+    return CPU_AT(jit.loop_host) + 8 * (int32_t)(t->loop.hosts + g);
+}
+
+/* From TEMP_A. What is there already is not stored again: the body's loads would wait for the
+ * store, and so for all that the check loads. */
+static void keep_host(struct translation *t, unsigned g) {
+    struct emitter *e = &t->out;
+    emit_gs(e, OP_CMP_RM, 8, TEMP_A, host_at(t, g));
+    uint8_t *same = emit_jcc(e, COND_E);
+    emit_gs(e, OP_MOV_STORE, 8, TEMP_A, host_at(t, g));
+    emit_aim(same, e->at);
+}
+
 static unsigned check(struct translation *t, unsigned g, uint8_t **fails) {
     struct emitter *e = &t->out;
     const struct loop_group *group = &t->loop.groups[g];
@@ -419,12 +456,12 @@ static unsigned check(struct translation *t, unsigned g, uint8_t **fails) {
     if (t->loop.all && group->step != 0)
         emit_gs(e, OP_MOV_STORE, 8, TEMP_A, CPU_AT(jit.loop_offset) + 8 * (int32_t)g);
     emit_host(t, group, table);
-    emit_gs(e, OP_MOV_STORE, 8, TEMP_A, CPU_AT(jit.loop_host) + 8 * (int32_t)g);
+    keep_host(t, g);
     return count;
 }
 
 static void load_host(struct translation *t, unsigned temp, unsigned g) {
-    emit_gs(&t->out, OP_MOV_LOAD, 8, temp, CPU_AT(jit.loop_host) + 8 * (int32_t)g);
+    emit_gs(&t->out, OP_MOV_LOAD, 8, temp, host_at(t, g));
 }
 
 /* By how much what counts may go up until the group that is nearest to its page's end has no
@@ -477,17 +514,23 @@ static void set_limit(struct translation *t) {
 
 unsigned loop_enter(struct translation *t, uint8_t **fails) {
     struct loop *loop = &t->loop;
-    unsigned count = 0;
+    unsigned count = 0, last = loop->group_count;
     loop->head = t->out.at;
     if (loop->to_head != NULL)
         emit_aim(loop->to_head, loop->head);
-    for (unsigned g = 0; g < loop->group_count && emit_has_room(&t->out); g++)
-        count += loop->groups[g].stack ? check_stack(t, &loop->groups[g], fails + count)
-                                       : check(t, g, fails + count);
-    if (loop->limit >= 0)
+    /* The first is the last to be checked: then it is in TEMP_A, which keeps it. */
+    while (last-- > 0 && emit_has_room(&t->out)) {
+        if (last == 0 && loop->limit >= 0 && !loop->all)
+            set_limit(t);
+        count += loop->groups[last].stack ? check_stack(t, &loop->groups[last], fails + count)
+                                          : check(t, last, fails + count);
+    }
+    if (loop->limit >= 0 && loop->all)
         set_limit(t);
-    for (unsigned g = 0; g < loop->resident; g++)
-        load_host(t, g == 0 ? TEMP_A : TEMP_B, g);
+    if (loop->resident != 0 && loop->all)
+        load_host(t, TEMP_A, 0);
+    if (loop->resident == 2)
+        load_host(t, TEMP_B, 1);
     loop->body = t->out.at;
     return count;
 }
@@ -500,7 +543,7 @@ static unsigned host_register(struct translation *t, unsigned g) {
     if (g < t->loop.resident)
         return g == 0 ? TEMP_A : TEMP_B;
     if (t->loop.resident == 0)
-        return temps_load(t, group, CPU_AT(jit.loop_host) + 8 * (int32_t)g);
+        return temps_load(t, group, host_at(t, g));
     if (t->second_temp_group != group)
         load_host(t, TEMP_B, g);
     t->second_temp_group = group;

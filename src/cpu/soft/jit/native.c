@@ -413,8 +413,7 @@ void lower_native(struct translation *t, const struct lowering *l) {
     after_native(t, l);
 }
 
-bool lower_lea_is_near(const struct translation *t) {
-    const struct insn *insn = t->insn;
+bool lower_lea_is_near(const struct insn *insn) {
     return insn->base != REG_ZERO && !is_elsewhere(insn->base) && !is_elsewhere(insn->reg) &&
            (insn->index == REG_ZERO || !is_elsewhere(insn->index)) &&
            (insn->address_size == 8 || insn->size == 4);
@@ -429,7 +428,7 @@ void lower_lea(struct translation *t) {
         lower_move_rsp(t, (int32_t)insn->disp);
         return;
     }
-    if (lower_lea_is_near(t)) {
+    if (lower_lea_is_near(insn)) {
         emit_lea(&t->out, size, insn->reg, insn->base,
                  insn->index == REG_ZERO ? -1 : (int)insn->index, insn->scale, (int32_t)insn->disp);
         return;

@@ -15,6 +15,8 @@ enum { JIT_SIDES = 3 };
 enum { JIT_MAP_PAGES = 4096, JIT_MAP_LISTED = 512 };
 /* Counters of runs, which blocks share by their numbers. */
 enum { JIT_COUNTERS = 1 << 15 };
+/* Groups of all loops together, and of one. */
+enum { JIT_LOOP_HOSTS = 256, JIT_LOOP_GROUPS = 8 };
 
 /* Where an indirect jump, a return or a jump to another page goes on. */
 struct jit_jump {
@@ -54,8 +56,8 @@ struct jit_state {
     _Atomic(uint8_t) *stack_flags[JIT_SIDES]; /* of the window's page; NULL: there is none */
     uint64_t stack_addend, stack_subtrahend;  /* the present side's, and its negative */
     uint64_t group_host[32];                  /* where groups of accesses are (translation.h) */
-    uint64_t loop_host[8];                    /* where those of a loop are, less what steps */
-    uint64_t loop_offset[8];                  /* where in their pages those are */
+    uint64_t loop_host[JIT_LOOP_HOSTS];       /* where those of loops are, less what steps */
+    uint64_t loop_offset[JIT_LOOP_GROUPS];    /* where in their pages those are */
     uint32_t loop_turns;                      /* ordinary ones that are left */
     uint64_t loop_limit;                      /* what a loop's register is when it checks again */
     /* Changes whenever something cached by level 1 of the TLB, or the mode, may hold no more. */

@@ -30,7 +30,7 @@ bool temps_leave_second(const struct translation *t) {
     switch (kind) {
     case LOWER_NOP: return true;
     case LOWER_JCC: return t->flags & FLAGS_HOST;
-    case LOWER_LEA: return lower_lea_is_near(t);
+    case LOWER_LEA: return lower_lea_is_near(insn);
     case LOWER_NATIVE: break;
     default: return false;
     }

@@ -188,6 +188,7 @@ struct jit {
     uint32_t first, last;   /* numbers of translations, or 0 */
     uint32_t made;          /* translations since code memory was emptied */
     uint32_t last_number;   /* of a mapping; 0 is none */
+    uint32_t loop_hosts;    /* how many of jit_state.loop_host are given out */
     uint8_t *shadow;        /* the shadow stacks, a guard below each */
     pid_t alarm_thread;     /* that the alarm goes to; 0: there is none yet */
     size_t least;           /* bytes of jit_memory when there are no translations */
@@ -288,7 +289,7 @@ struct operand {
     uint8_t index, scale;
 };
 
-enum { LOOP_GROUPS_MAX = 8 };
+enum { LOOP_GROUPS_MAX = JIT_LOOP_GROUPS };
 
 /* Accesses of a loop off the same registers, checked together before it (loops.c). */
 struct loop_group {
@@ -318,6 +319,7 @@ struct loop {
     bool all;                         /* and as many more as there are on the page */
     int limit;                        /* the register that counts them, or -1 */
     unsigned resident;                /* groups that keep a temporary register: the first so many */
+    unsigned hosts;                   /* where jit_state.loop_host has the first's */
     uint8_t *start, *ordinary;        /* the ordinary body: from outside, and its next turn */
     uint8_t *to_head;                 /* the jump from there to the checks */
     uint8_t *head, *body;             /* the checks; where an unchecked turn begins */
@@ -525,8 +527,8 @@ void lower_callout(struct translation *t);
 unsigned lower_elsewhere_count(const struct insn *insn, const struct lowering *l);
 void lower_native(struct translation *t, const struct lowering *l);
 void lower_lea(struct translation *t);
-/* The present LEA names registers that are in their places. */
-bool lower_lea_is_near(const struct translation *t);
+/* It names registers that are in their places. */
+bool lower_lea_is_near(const struct insn *insn);
 void lower_divide(struct translation *t, bool is_signed);
 void lower_string(struct translation *t);
 void load_home(struct translation *t, unsigned temp, unsigned gpr);
