@@ -3,7 +3,7 @@
  * this header says which file of the room provides what.
  *
  *   decode.c, table_*.c   bytes to struct insn (insn.h)
- *   block.c               decoded blocks, found by physical address; code watch
+ *   block.c, block_*.c    decoded blocks, found by physical address; code watch
  *   run.c                 the run loop: blocks, exceptions, interrupts, HLT
  *   flags.h               lazy status flags
  *   access.h, access.c    guest-virtual memory: the fast path, what it leaves, segment checks
@@ -336,7 +336,7 @@ bool mmu_fetch(struct soft_cpu *cpu, uint64_t linear, struct code_page *page);
 /* Page walk without side effects: 0 or -EFAULT. */
 int mmu_probe(struct soft_cpu *cpu, uint64_t linear, uint64_t *gpa);
 
-/* ---- Blocks (block.c) ---- */
+/* ---- Blocks (block_drop.c) ---- */
 
 /* Forgets blocks that overlap [gpa, gpa+length). The running block's remaining instructions are
  * replaced by ones that leave it, so that changed code takes effect with the next instruction. */
