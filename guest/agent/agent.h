@@ -1,6 +1,7 @@
 /*
  * lodge-agent: the host's hand in a guest. As process 1 of the default guest
- * it also is the init: mounts, modules, network, orphans, power-off.
+ * it also is the init: mounts, modules, network, orphans, power-off. Elsewhere
+ * it is a service of the guest's own init.
  *
  * One thread, one poll() loop (main.c). The protocol is
  * machine/agent_protocol.h.
@@ -37,8 +38,8 @@ void setup_modules(void);
 int power_button_open(void);
 bool power_button_pressed(int fd);
 
-/* Ends all processes, writes back and unmounts disks, powers the machine off. Returns only when the
- * kernel refuses. */
+/* As init: ends all processes, writes back and unmounts disks, powers the machine off; returns only
+ * when the kernel refuses. Else asks the init to do so, and returns. */
 void power_off(void);
 
 /* ---- channel.c: frames on a connection, both directions buffered and bounded ---- */

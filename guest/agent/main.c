@@ -100,12 +100,15 @@ static int open_console(void) {
     return fd >= 0 ? fd : open("/dev/console", O_RDWR | O_CLOEXEC);
 }
 
-/* Those that ask for the end, and the power button. */
+/* Those that ask for the end, of the machine or of a service, and the power button. */
 static void take_signals(void) {
     struct signalfd_siginfo info;
-    while (read(agent.signals, &info, sizeof info) == sizeof info)
+    while (read(agent.signals, &info, sizeof info) == sizeof info) {
+        if (info.ssi_signo == SIGTERM && getpid() != 1)
+            exit(0);
         if (info.ssi_signo == SIGTERM || info.ssi_signo == SIGPWR)
             power_off();
+    }
     if (agent.button >= 0 && power_button_pressed(agent.button))
         power_off();
 }

@@ -20,6 +20,9 @@ int cmd_completion(int argc, char **argv) {
         puts("' ;;");
     }
     puts("        esac\n"
+         "        case ${COMP_WORDS[1]} in\n"
+         "        run|create) words+=\" $(lodge image ls 2>/dev/null | sed '1d; s/ .*//')\" ;;\n"
+         "        esac\n"
          "    fi\n"
          "    COMPREPLY=($(compgen -W \"$words\" -- \"$word\"))\n"
          "    [ \"${#COMPREPLY[@]}\" -gt 0 ] || COMPREPLY=($(compgen -f -- \"$word\"))\n"

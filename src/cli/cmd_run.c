@@ -7,6 +7,7 @@
 #include "cli/exit_codes.h"
 #include "cli/limits.h"
 #include "cli/run.h"
+#include "image/store.h"
 #include "machine/control_names.h"
 #include "machine/firmware.h"
 #include "machine/machine.h"
@@ -22,6 +23,8 @@ enum {
     OPT_APPEND,
     OPT_DISK,
     OPT_USER_DEVICE,
+    OPT_IMAGE,
+    OPT_CLOUD_INIT,
     OPT_CDROM,
     OPT_FIRMWARE,
     OPT_FIRMWARE_VARS,
@@ -61,6 +64,9 @@ const struct option_spec run_options[] = {
     [OPT_USER_DEVICE] = {"user-device", 0, "SOCKET",
                          "a device that another process serves (vfio-user); repeatable",
                          .path = OPTION_NEW_PATH},
+    [OPT_IMAGE] = {"image", 0, "NAME", "an image of 'lodge image build'; as the operand IMAGE"},
+    [OPT_CLOUD_INIT] = {"cloud-init", 0, "FILE", "user-data for cloud-init in the guest",
+                        .path = OPTION_PATH},
     [OPT_CDROM] = {"cdrom", 0, "FILE", "a CD-ROM drive with an ISO 9660 image in it",
                    .path = OPTION_PATH},
     [OPT_FIRMWARE] = {"firmware", 0, "auto|none|ovmf|seabios|FILE",
@@ -274,12 +280,18 @@ static enum firmware_kind find_loader(const struct machine_config *machine) {
 }
 
 /*
- * A disk or CD with a boot loader is booted when nothing was said of a kernel
- * or a command for the default guest. There is no agent to expect there,
- * unless a command is to be run by it.
+ * An image has an agent, however it is booted. A disk or CD with a boot loader is booted when
+ * nothing was said of a kernel or a command for the default guest. There is no agent to expect
+ * there, unless a command is to be run by it.
  */
 static void choose_firmware(struct run_config *config) {
     struct machine_config *machine = &config->machine;
+    if (config->image != NULL) {
+        /* For one run its kernel is known; a VM that lasts may have put another on its disk. */
+        if (!config->firmware_chosen && config->lasts && machine->kernel == NULL)
+            machine->firmware = FIRMWARE_OVMF;
+        return;
+    }
     if (!config->firmware_chosen && machine->kernel == NULL && machine->initrd == NULL &&
         config->append == NULL && config->command == NULL &&
         !(config->console_chosen && config->console == CONSOLE_AGENT))
@@ -300,6 +312,8 @@ int run_take_option(struct run_config *config, int option, char *value, struct e
     case OPT_APPEND: config->append = value; break;
     case OPT_DISK: return parse_disk(machine, value, err);
     case OPT_USER_DEVICE: return add_user_device(machine, value, err);
+    case OPT_IMAGE: config->image = value; return image_name_check(value, err);
+    case OPT_CLOUD_INIT: config->cloud_init = value; break;
     case OPT_CDROM: machine->cdrom = value; break;
     case OPT_FIRMWARE: parse_firmware(config, value); break;
     case OPT_FIRMWARE_VARS: machine->firmware_variables = value; break;
@@ -327,11 +341,12 @@ int run_take_option(struct run_config *config, int option, char *value, struct e
 }
 
 static int help(void) {
-    puts("usage: lodge run [OPTIONS] [-- CMD [ARGS]]\n\n"
+    puts("usage: lodge run [OPTIONS] [IMAGE] [-- CMD [ARGS]]\n\n"
          "Boots a guest and runs CMD in it, whose exit code becomes lodge's; without CMD a\n"
-         "shell. Without --kernel and --initrd the guest is a small Debian, fetched with apt\n"
-         "on first use. A disk that has a boot loader is booted by firmware when there is no\n"
-         "CMD. Options:");
+         "shell. IMAGE is one of 'lodge image ls': 'debian' is made on first use; what the guest\n"
+         "writes to its disk ends with the run. Without IMAGE, --kernel and --initrd the guest\n"
+         "is a small one, put together from Debian's packages on first use. A disk that has a\n"
+         "boot loader is booted by firmware when there is no CMD. Options:");
     option_help(run_options);
     puts("\nlodge-run(1) explains them, and the exit codes.");
     return EXIT_OK;
@@ -360,6 +375,14 @@ int run_check(struct run_config *config, struct error *err) {
         return error_set(err, -EINVAL,
                          "--firmware takes the kernel from a disk; leave out --kernel, --initrd "
                          "and --append, or use --firmware none");
+    if (config->image != NULL && (machine->kernel != NULL || machine->initrd != NULL))
+        return error_set(err, -EINVAL,
+                         "the image has a kernel of its own; leave out --kernel and --initrd");
+    if (machine->disk_count + (config->image != NULL) + (config->cloud_init != NULL) >
+        MACHINE_DISKS_MAX)
+        return error_set(err, -EINVAL,
+                         "more than %d disks, with those for the image and cloud-init",
+                         MACHINE_DISKS_MAX);
     if (machine->firmware == FIRMWARE_NONE && machine->firmware_variables != NULL)
         return error_set(err, -EINVAL, "--firmware-vars needs a firmware: --firmware ovmf");
     if (machine->verify && (machine->vcpus > 1 || machine->vcpus_max > 1))
@@ -377,17 +400,40 @@ int run_check(struct run_config *config, struct error *err) {
     return 0;
 }
 
-static int parse_operands(struct run_config *config, const struct option_parser *parser,
-                          struct error *err) {
-    if (parser->at >= parser->argc) {
-        if (strcmp(parser->argv[parser->argc - 1], "--") == 0)
-            return error_set(err, -EINVAL, "a command is missing after --");
-        return 0;
-    }
-    if (strcmp(parser->argv[parser->at - 1], "--") != 0)
+/* What is no option: an image's name, before or between them. */
+static int take_image(struct run_config *config, const char *word, struct error *err) {
+    if (config->image != NULL)
         return error_set(err, -EINVAL,
-                         "'%.40s' is no option; commands come after --: lodge run -- %.40s",
-                         parser->argv[parser->at], parser->argv[parser->at]);
+                         "'%.40s' is no option, and there is an image; commands come after --",
+                         word);
+    config->image = word;
+    if (image_name_check(word, NULL) == 0)
+        return 0;
+    return error_set(err, -EINVAL,
+                     "'%.40s' is no option; commands come after --: lodge run -- %.40s", word,
+                     word);
+}
+
+/* All of the command line. 1: help is wanted. */
+static int parse(struct run_config *config, struct option_parser *parser, struct error *err) {
+    int result = 0;
+    while (result == 0 && (parser->at < parser->argc || parser->letters != NULL)) {
+        int option = option_next(parser, err);
+        if (option == OPT_HELP)
+            return 1;
+        if (option == OPTION_ERROR)
+            return -EINVAL;
+        if (option >= 0)
+            result = run_take_option(config, option, (char *)parser->value, err);
+        else if (strcmp(parser->argv[parser->at - 1], "--") == 0)
+            break;
+        else
+            result = take_image(config, parser->argv[parser->at++], err);
+    }
+    if (result < 0 || strcmp(parser->argv[parser->at - 1], "--") != 0)
+        return result;
+    if (parser->at >= parser->argc)
+        return error_set(err, -EINVAL, "a command is missing after --");
     config->command = (const char *const *)(parser->argv + parser->at);
     return 0;
 }
@@ -396,15 +442,10 @@ int cmd_run(int argc, char **argv) {
     struct option_parser parser = {.specs = run_options, .argc = argc, .argv = argv, .at = 1};
     struct run_config config = RUN_DEFAULTS;
     struct error err;
-    int option;
-    while ((option = option_next(&parser, &err)) >= 0) {
-        if (option == OPT_HELP)
-            return help();
-        if (run_take_option(&config, option, (char *)parser.value, &err) < 0)
-            return cli_error(EXIT_NOT_STARTED, err.text);
-    }
-    if (option == OPTION_ERROR || parse_operands(&config, &parser, &err) < 0 ||
-        run_check(&config, &err) < 0)
+    int result = parse(&config, &parser, &err);
+    if (result > 0)
+        return help();
+    if (result < 0 || run_check(&config, &err) < 0)
         return cli_error(EXIT_NOT_STARTED, err.text);
     if (config.name != NULL && vm_store_has(config.name)) {
         error_set(&err, -EEXIST, "'%s' is a VM that is kept: 'lodge start %s' starts it",

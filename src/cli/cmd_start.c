@@ -35,6 +35,7 @@ static int start_locked(const char *name, const struct vm_directory *directory, 
     char log[PATH_MAX];
     config.name = name;
     config.directory = directory->path;
+    config.lasts = true;
     int result = vm_options_apply(options, &config, err);
     if (result < 0)
         return error_prefix(err, "'%s'", name);

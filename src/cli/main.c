@@ -27,7 +27,7 @@ const struct verb verbs[] = {
     {"profile", "say where a running VM's time goes", cmd_profile, profile_options},
     {"disk", "make, check, convert and measure disks", cmd_disk, disk_options},
     {"device", "serve devices to other processes' VMs", cmd_device, device_options},
-    {"image", "show or refresh the default guest", cmd_image, image_options},
+    {"image", "make bootable images; show the default guest", cmd_image, image_options},
     {"completion", "print a completion script for bash", cmd_completion, NULL},
     {"help", "explain lodge or one of its commands", cmd_help, NULL},
     {"version", "print the version", cmd_version, NULL},

@@ -12,6 +12,7 @@
 #include "cli/background.h"
 #include "cli/cli.h"
 #include "cli/exit_codes.h"
+#include "cli/run_image.h"
 #include "cli/terminal.h"
 #include "device/chardev.h"
 #include "image/image.h"
@@ -38,7 +39,8 @@ static const char network_cmdline[] = "lodge.net=10.0.2.15/24,10.0.2.2,10.0.2.3"
 
 struct run {
     struct run_config *config;
-    struct image_default image;
+    struct image_default guest; /* the default guest's, if it is that */
+    struct run_image own;       /* disks that are not the command line's */
     char *cmdline;
     char *variables; /* the file of UEFI variables of a VM that lasts */
     struct loop *loop;
@@ -60,6 +62,10 @@ struct run {
 
 static bool uses_agent(const struct run *run) {
     return run->config->console == CONSOLE_AGENT;
+}
+
+static bool boots_image_directly(const struct run *run) {
+    return run->config->image != NULL && run->config->machine.firmware == FIRMWARE_NONE;
 }
 
 static bool in_background(const struct run *run) {
@@ -132,11 +138,12 @@ static size_t on_input(void *context, uint8_t *bytes, size_t length) {
     return length;
 }
 
-/* A disk may have been written to: the guest flushes and unmounts it. */
+/* A disk that stays may have been written to: the guest flushes and unmounts it. */
 static bool has_disks_to_flush(const struct run *run) {
+    bool ends_with_run = run->own.overlay.path[0] != 0; /* then it is the first */
     if (run->config->machine.user_device_count > 0)
         return true;
-    for (unsigned i = 0; i < run->config->machine.disk_count; i++)
+    for (unsigned i = ends_with_run; i < run->config->machine.disk_count; i++)
         if (!run->config->machine.disks[i].options.readonly)
             return true;
     return false;
@@ -336,16 +343,18 @@ static uint64_t tsc_khz(void) {
 
 static int make_cmdline(struct run *run, bool default_guest, struct error *err) {
     const struct run_config *config = run->config;
-    bool network = uses_agent(run) && config->machine.net == NET_USER;
-    char tsc[40] = "";
-    if (default_guest)
+    bool network = default_guest && uses_agent(run) && config->machine.net == NET_USER;
+    bool ours = default_guest || boots_image_directly(run);
+    char tsc[40] = "", root[64] = "";
+    if (boots_image_directly(run))
+        snprintf(root, sizeof root, "root=UUID=%s ro ", run->own.image.root);
+    if (ours)
         snprintf(tsc, sizeof tsc, " tsc_early_khz=%llu", (unsigned long long)tsc_khz());
     int length = asprintf(
-        &run->cmdline, "%s%s%s%s%s%s%s%s", network ? network_cmdline : "", network ? " " : "",
-        default_guest ? default_cmdline : "", tsc, default_guest && uses_agent(run) ? " quiet" : "",
-        default_guest && config->machine.cdrom != NULL ? " scsi_mod.scan=sync" : "",
-        default_guest && config->append != NULL ? " " : "",
-        config->append != NULL ? config->append : "");
+        &run->cmdline, "%s%s%s%s%s%s%s%s%s", network ? network_cmdline : "", network ? " " : "",
+        root, ours ? default_cmdline : "", tsc, ours && uses_agent(run) ? " quiet" : "",
+        ours && config->machine.cdrom != NULL ? " scsi_mod.scan=sync" : "",
+        ours && config->append != NULL ? " " : "", config->append != NULL ? config->append : "");
     if (length < 0) {
         run->cmdline = NULL;
         return error_set(err, -ENOMEM, "out of memory");
@@ -387,7 +396,9 @@ static int create_machine(struct run *run, struct error *err) {
 
 static int set_up(struct run *run, bool default_guest, struct error *err) {
     struct agent_events agent = {.ready = on_ready, .context = run};
-    int result = loop_create(&run->loop, err);
+    int result = run->config->cloud_init != NULL ? run_image_seed(&run->own, run->config, err) : 0;
+    if (result == 0)
+        result = loop_create(&run->loop, err);
     if (result == 0)
         result = add_signals(run, err);
     if (result == 0 && in_background(run))
@@ -537,20 +548,29 @@ static int run_machine(struct run *run) {
     return exit_code(run, &result);
 }
 
+/* ---- What there is to run ---- */
+
 bool run_wants_default_guest(const struct run_config *config) {
-    return config->machine.kernel == NULL && config->machine.firmware == FIRMWARE_NONE;
+    return config->machine.kernel == NULL && config->machine.firmware == FIRMWARE_NONE &&
+           config->image == NULL;
 }
 
 static int find_guest(struct run *run, bool *default_guest, struct error *err) {
     struct machine_config *machine = &run->config->machine;
     *default_guest = run_wants_default_guest(run->config);
-    if (!*default_guest)
-        return 0;
-    int result = image_default(false, &run->image, err);
-    machine->kernel = run->image.kernel;
-    if (machine->initrd == NULL)
-        machine->initrd = run->image.initrd;
-    return result;
+    int result = 0;
+    if (*default_guest) {
+        result = image_default(false, &run->guest, err);
+        machine->kernel = run->guest.kernel;
+        if (machine->initrd == NULL)
+            machine->initrd = run->guest.initrd;
+    }
+    return run->config->image != NULL ? run_image_open(&run->own, run->config, err) : result;
+}
+
+static void forget_guest(struct run *run) {
+    run_image_close(&run->own);
+    free(run);
 }
 
 int run_guest(struct run_config *config) {
@@ -562,7 +582,7 @@ int run_guest(struct run_config *config) {
     run->config = config;
     int code, result = find_guest(run, &default_guest, &err);
     if (result < 0) {
-        free(run);
+        forget_guest(run);
         if (result == -EINTR)
             return EXIT_SIGNAL + image_interrupted();
         return cli_error(EXIT_NO_GUEST, err.text);
@@ -571,6 +591,6 @@ int run_guest(struct run_config *config) {
     result = set_up(run, default_guest, &err);
     code = result < 0 ? cli_error(EXIT_NOT_STARTED, err.text) : run_machine(run);
     take_down(run);
-    free(run);
+    forget_guest(run);
     return code;
 }

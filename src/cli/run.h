@@ -20,11 +20,14 @@ struct run_config {
     const char *name; /* of the VM; NULL: one is made up */
     bool perf_map;
     const char *append;
+    const char *image;          /* its disk is the first one; NULL: none */
+    const char *cloud_init;     /* a file of user-data, for a disk behind all others; NULL: none */
     const char *const *command; /* ended by NULL; NULL: a shell */
     /* A VM that lasts: where it keeps what it writes, and the process that waits for it to be up.
      * Both NULL for `run`. */
     const char *directory;
     struct background *background;
+    bool lasts; /* a VM that lasts, even if it is only looked at */
 };
 
 #define RUN_DEFAULTS                                                                               \
@@ -38,7 +41,7 @@ int run_take_option(struct run_config *config, int option, char *value, struct e
  * is meant when none was named, say). */
 int run_check(struct run_config *config, struct error *err);
 
-/* Neither a kernel nor a firmware was named. */
+/* Neither a kernel nor a firmware nor an image was named. */
 bool run_wants_default_guest(const struct run_config *config);
 /* Runs it all. Returns the exit code. */
 int run_guest(struct run_config *config);

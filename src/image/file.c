@@ -112,16 +112,37 @@ void interrupt_end(void) {
 
 /* ---- Programs ---- */
 
+/* Where root's programs are, which users run, too. */
+static const char root_programs[] = "/usr/sbin:/sbin";
+
+bool program_find(const char *name, char path[PATH_MAX]) {
+    const char *given = getenv("PATH");
+    char list[PATH_MAX], *save = NULL;
+    if (strchr(name, '/') != NULL)
+        return snprintf(path, PATH_MAX, "%s", name) < PATH_MAX && access(path, X_OK) == 0;
+    snprintf(list, sizeof list, "%s:%s", given != NULL ? given : "/usr/bin:/bin", root_programs);
+    for (char *part = strtok_r(list, ":", &save); part != NULL; part = strtok_r(NULL, ":", &save))
+        if (path_join(path, part, name, NULL) == 0 && access(path, X_OK) == 0)
+            return true;
+    return false;
+}
+
 __attribute__((noreturn)) static void run_child(const struct program *program, int output) {
     int nowhere = open("/dev/null", O_RDWR);
+    char path[PATH_MAX];
+    bool found = program_find(program->argv[0], path);
+    if (program->line != NULL)
+        setpgid(0, 0);
     dup2(nowhere, STDIN_FILENO);
-    if (program->quiet)
+    if (program->line != NULL)
+        dup2(output, STDERR_FILENO);
+    else if (program->quiet)
         dup2(nowhere, STDERR_FILENO);
     dup2(output >= 0 ? output : STDERR_FILENO, STDOUT_FILENO);
     setenv("LC_ALL", "C", 1);
-    if (program->directory == NULL || chdir(program->directory) == 0)
-        execvp(program->argv[0], (char *const *)program->argv);
-    _exit(errno == ENOENT ? 127 : 126);
+    if (found && (program->directory == NULL || chdir(program->directory) == 0))
+        execv(path, (char *const *)program->argv);
+    _exit(found ? 126 : 127);
 }
 
 /* Takes what fits, reads on so that the program does not block. */
@@ -142,11 +163,33 @@ static void collect(const struct program *program, int fd) {
     program->output[used] = 0;
 }
 
-static int wait_for(pid_t pid, const char *name, struct error *err) {
+/* Lines end with a carriage return, too, where progress is drawn; long ones are cut. */
+static void hand_lines(const struct program *program, int fd) {
+    char bytes[512], line[512];
+    size_t used = 0;
+    ssize_t got;
+    while ((got = read(fd, bytes, sizeof bytes)) > 0 ||
+           (got < 0 && errno == EINTR && !interrupted)) {
+        for (ssize_t i = 0; i < got; i++) {
+            bool end = bytes[i] == '\n' || bytes[i] == '\r';
+            if (!end && used < sizeof line - 1)
+                line[used++] = bytes[i];
+            line[used] = 0;
+            if (end && used > 0)
+                program->line(program->context, line);
+            if (end)
+                used = 0;
+        }
+    }
+}
+
+static int wait_for(pid_t pid, const struct program *program, struct error *err) {
+    const char *name = program->argv[0];
     int status;
-    while (waitpid(pid, &status, 0) < 0)
-        if (errno == EINTR && interrupted)
-            kill(pid, SIGTERM);
+    do {
+        if (interrupted)
+            kill(program->line != NULL ? -pid : pid, SIGTERM);
+    } while (waitpid(pid, &status, 0) < 0 && errno == EINTR);
     if (interrupted)
         return error_set(err, -EINTR, "interrupted");
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
@@ -156,12 +199,16 @@ static int wait_for(pid_t pid, const char *name, struct error *err) {
     return error_set(err, -ECHILD, "%s failed", name);
 }
 
+static bool is_read(const struct program *program) {
+    return program->output != NULL || program->line != NULL;
+}
+
 int program_run(const struct program *program, struct error *err) {
     int pipes[2] = {-1, -1};
     const char *name = program->argv[0];
     if (interrupted)
         return error_set(err, -EINTR, "interrupted");
-    if (program->output != NULL && pipe2(pipes, O_CLOEXEC) < 0)
+    if (is_read(program) && pipe2(pipes, O_CLOEXEC) < 0)
         return error_set_errno(err, -errno, "%s", name);
     pid_t pid = fork();
     if (pid == 0)
@@ -171,7 +218,9 @@ int program_run(const struct program *program, struct error *err) {
         close(pipes[1]);
     if (pid > 0 && program->output != NULL)
         collect(program, pipes[0]);
+    else if (pid > 0 && program->line != NULL)
+        hand_lines(program, pipes[0]);
     if (pipes[0] >= 0)
         close(pipes[0]);
-    return result < 0 ? result : wait_for(pid, name, err);
+    return result < 0 ? result : wait_for(pid, program, err);
 }

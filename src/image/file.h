@@ -6,6 +6,7 @@
 #ifndef LODGE_IMAGE_FILE_H
 #define LODGE_IMAGE_FILE_H
 
+#include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -30,9 +31,11 @@ int make_directories(const char *path, struct error *err);
 void remove_tree(const char *path);
 
 /*
- * Runs a program in directory (NULL: the present one) and waits for it. output, if not NULL,
- * takes its standard output (zero-ended, cut at size); else that goes to standard error, or
- * nowhere with quiet, together with the program's standard error.
+ * Runs a program in directory (NULL: the present one) and waits for it. It is looked for in
+ * /usr/sbin and /sbin, too. output, if not NULL, takes its standard output (zero-ended, cut at
+ * size); else that goes to standard error, or nowhere with quiet, together with the program's
+ * standard error. With line, both are handed to it, a line each, and the program gets a process
+ * group of its own, all of which an interrupt ends.
  * 0, -ECHILD when it fails, -ENOENT when it is not installed, -EINTR.
  */
 struct program {
@@ -41,8 +44,12 @@ struct program {
     char *output;
     size_t size;
     bool quiet;
+    void (*line)(void *context, const char *line);
+    void *context;
 };
 int program_run(const struct program *program, struct error *err);
+/* Its path; false: it is not installed. */
+bool program_find(const char *name, char path[PATH_MAX]);
 
 /* SIGINT and SIGTERM are noted instead of ending the process. */
 void interrupt_begin(void);

@@ -140,7 +140,8 @@ static int make(const char *work, const char *name, json_t *options, struct erro
     return result == 0 ? write_config(work, name, options, err) : result;
 }
 
-int vm_store_create(const char *name, json_t *options, struct error *err) {
+int vm_store_create(const char *name, json_t *options, vm_store_filler *fill, void *context,
+                    struct error *err) {
     char store[PATH_MAX], work[PATH_MAX], path[PATH_MAX];
     int result = vm_path(name, path, err);
     int lock = result < 0 ? result : begin_change(store, work, err);
@@ -151,6 +152,8 @@ int vm_store_create(const char *name, json_t *options, struct error *err) {
                            name, name);
     else
         result = make(work, name, options, err);
+    if (result == 0 && fill != NULL)
+        result = fill(context, work, err);
     if (result == 0 && (rename(work, path) < 0 || fsync(lock) < 0))
         result = error_set_errno(err, -errno, "%s", path);
     remove_tree(work);

@@ -4,6 +4,7 @@
  *     $XDG_DATA_HOME/lodge/vms, else /var/lib/lodge/vms for root and
  *     ~/.local/share/lodge/vms for others
  *         NAME/config.json     what it is made from; see vm_store_create
+ *         NAME/image/, disk.lodge   of VMs that boot an image; image/overlay.h
  *         NAME/lock            locked by whoever starts, runs or removes it
  *         NAME/console.log     machine/console_hub.h
  *         NAME/monitor.log     what its monitor said while it ran last
@@ -33,8 +34,13 @@ struct vm_directory {
     int lock;
 };
 
-/* options: an object, borrowed; kept in config.json as {"format", "name", "options"}. -EEXIST. */
-int vm_store_create(const char *name, json_t *options, struct error *err);
+/*
+ * options: an object, borrowed; kept in config.json as {"format", "name", "options"}. fill, if not
+ * NULL, puts more into the directory before it is seen. -EEXIST.
+ */
+typedef int vm_store_filler(void *context, const char *directory, struct error *err);
+int vm_store_create(const char *name, json_t *options, vm_store_filler *fill, void *context,
+                    struct error *err);
 /* The options again; the caller's. -ENOENT, -EPROTO: not as lodge writes it. */
 int vm_store_load(const char *name, json_t **options, struct error *err);
 bool vm_store_has(const char *name);

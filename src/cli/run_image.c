@@ -1,0 +1,47 @@
+#include "cli/run_image.h"
+
+#include <string.h>
+
+int run_image_open(struct run_image *own, struct run_config *config, struct error *err) {
+    struct machine_config *machine = &config->machine;
+    const char *path = own->disk;
+    int result;
+    if (config->directory != NULL) {
+        result = overlay_find(config->directory, &own->image, own->disk, err);
+    } else {
+        result = image_find_or_build(config->image, &own->image, err);
+        if (result == 0)
+            result = overlay_temporary(&own->image, &own->overlay, err);
+        path = own->overlay.path;
+    }
+    if (result < 0)
+        return result;
+    memmove(machine->disks + 1, machine->disks, machine->disk_count * sizeof machine->disks[0]);
+    machine->disks[0] = (struct disk_config){
+        .path = path, .qos.class = QOS_MEDIUM, .options.format = BLOCK_FORMAT_LODGE};
+    machine->disk_count++;
+    if (machine->firmware == FIRMWARE_NONE) {
+        machine->kernel = own->image.kernel;
+        machine->initrd = own->image.initrd;
+    }
+    return 0;
+}
+
+int run_image_seed(struct run_image *own, struct run_config *config, struct error *err) {
+    struct machine_config *machine = &config->machine;
+    const char *name = config->name != NULL    ? config->name
+                       : config->image != NULL ? config->image
+                                               : "lodge";
+    int result = seed_create(config->cloud_init, name, &own->seed, err);
+    if (result == 0)
+        machine->disks[machine->disk_count++] =
+            (struct disk_config){.path = own->seed.path,
+                                 .qos.class = QOS_MEDIUM,
+                                 .options = {.format = BLOCK_FORMAT_RAW, .readonly = true}};
+    return result;
+}
+
+void run_image_close(struct run_image *own) {
+    nameless_close(&own->overlay);
+    nameless_close(&own->seed);
+}

@@ -1,0 +1,41 @@
+/*
+ * What a machine that boots an image writes to: a disk of lodge's format on top of the image's,
+ * for one run or in the directory of a VM that lasts; and a disk for cloud-init.
+ *
+ * Files that only this process is to see have no name: they are opened as /proc/self/fd/N, and end
+ * with the process however it ends. Any thread.
+ */
+#ifndef LODGE_IMAGE_OVERLAY_H
+#define LODGE_IMAGE_OVERLAY_H
+
+#include "image/store.h"
+
+enum { NAMELESS_PATH_MAX = 32 };
+
+/* A file without a name. */
+struct nameless {
+    int fd;
+    char path[NAMELESS_PATH_MAX];
+};
+void nameless_close(struct nameless *file);
+
+/* An empty disk on top of the image's, beside the images, for one run. */
+int overlay_temporary(const struct disk_image *image, struct nameless *file, struct error *err);
+
+/* In a VM's directory: `image` with links to the image's files (copies, if it lies on another file
+ * system), and disk.lodge on top of them. */
+int overlay_keep(const struct disk_image *image, const char *directory, struct error *err);
+/* What overlay_keep has put there; disk gets disk.lodge's path. */
+int overlay_find(const char *directory, struct disk_image *image, char disk[PATH_MAX],
+                 struct error *err);
+
+/*
+ * A disk as cloud-init's NoCloud data source wants it: ISO 9660, labelled CIDATA, with the file as
+ * user-data, and meta-data that names the host and the instance. The same file under the same
+ * name is the same instance, for which cloud-init does its work once.
+ * -EINVAL: no user-data (empty, of no kind that cloud-init knows, YAML with a mistake; the line is
+ * told); or an error of reading it.
+ */
+int seed_create(const char *file, const char *name, struct nameless *seed, struct error *err);
+
+#endif
