@@ -61,12 +61,12 @@ verify: build
 
 #: make bench     speed natively, in lodge and in QEMU TCG, into docs/performance.md
 bench: build
-	@scripts/dependencies run bench
+	@scripts/dependencies run image bench
 	@bench/run $(BUILD) --write docs/performance.md
 
 #: make bench-storage   random reads of NVMe and virtio-blk in lodge and in QEMU TCG, on the terminal
 bench-storage: build
-	@scripts/dependencies run test bench
+	@scripts/dependencies run image test bench
 	@bench/storage $(BUILD) --runs 3
 
 #: make bench-qos   urgent reads beside a saturating load, with classes and without; the curves into docs/qos.svg

@@ -67,8 +67,9 @@ class Lines:
 
     def __init__(self, command, patience, **options):
         self.started = time.monotonic()
-        self.process = subprocess.Popen(self.prefix + command, stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+        options.setdefault("stdin", subprocess.DEVNULL)
+        self.process = subprocess.Popen(self.prefix + command, stdout=subprocess.PIPE,
+                                        stderr=subprocess.STDOUT, **options)
         self.patience = patience
         self.silent = False
         self.last = []

@@ -7,6 +7,7 @@ import time
 
 import chart
 import costs
+import debian
 import machines
 import report
 import workloads
@@ -43,6 +44,7 @@ def text(measured):
         machine_line(measured), "![Time as a multiple of native](performance.svg)",
         report.workload_table(times, measured["failures"]),
         report.boot_table(boots, statistics.median(measured["uname"])),
+        debian.table(measured["debian"]),
         costs.table(measured["costs"], measured["idle"])])
 
 

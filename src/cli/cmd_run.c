@@ -421,6 +421,10 @@ static int parse(struct run_config *config, struct option_parser *parser, struct
         int option = option_next(parser, err);
         if (option == OPT_HELP)
             return 1;
+        if (option == OPTION_ERROR && config->image != NULL) {
+            struct error why = *err; /* perhaps the operand is no image, but a command */
+            return error_set(err, -EINVAL, "%.400s; commands come after --", why.text);
+        }
         if (option == OPTION_ERROR)
             return -EINVAL;
         if (option >= 0)
