@@ -1,6 +1,5 @@
 /* device: serves devices to VMs of other processes, over vfio-user. */
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
@@ -118,19 +117,15 @@ static int serve(struct arguments *a) {
 
 int cmd_device(int argc, char **argv) {
     struct option_parser parser = {.specs = device_options, .argc = argc, .argv = argv, .at = 1};
-    struct arguments a = {.functions = calloc(DEVICE_FUNCTIONS_MAX, sizeof *a.functions)};
+    static struct device_function functions[DEVICE_FUNCTIONS_MAX];
+    struct arguments a = {.functions = functions};
     struct error err = {0};
     bool known = argc > 1 && strcmp(argv[1], "nvme") == 0;
-    int code, rc = a.functions == NULL ? error_set(&err, -ENOMEM, "no memory") : 0;
     parser.at += known;
-    if (rc == 0)
-        rc = parse(&parser, &a, &err);
+    int rc = parse(&parser, &a, &err);
     if (rc == 0 && !a.help && !known)
         rc = error_set(&err, -EINVAL, "lodge device knows one kind: lodge device nvme");
     if (rc < 0)
-        code = cli_error(EXIT_USAGE, err.text);
-    else
-        code = a.help ? help() : serve(&a);
-    free(a.functions);
-    return code;
+        return cli_error(EXIT_USAGE, err.text);
+    return a.help ? help() : serve(&a);
 }

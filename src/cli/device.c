@@ -60,7 +60,7 @@ static int check_format(struct function *function, const struct device_disk *dis
 static int open_disk(struct service *service, struct function *function, unsigned n,
                      struct error *err) {
     const struct device_disk *disk = &function->config->disks[n];
-    struct block *block;
+    struct block *block = NULL;
     char name[16];
     snprintf(name, sizeof name, "disk%u", service->disks++);
     int rc = check_format(function, disk, err);

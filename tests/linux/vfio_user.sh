@@ -47,7 +47,7 @@ umount m
 ! dmesg | grep -i 'EXT4-fs.*error'
 SCRIPT
 in_storage() {
-    lodge_run --name served --cpus 2 --user-device "$s" --user-device "$s.b" -- sh -c "
+    lodge_run --name served --cpus 2 --append init_on_alloc=0 --user-device "$s" --user-device "$s.b" -- sh -c "
         mkdir -p /t && mount -t ext4 -o ro /dev/nvme0n2 /t && mount -t proc p /t/proc && mount -t sysfs s /t/sys &&
         mount -t devtmpfs d /t/dev && mount -t tmpfs t /t/tmp && mkdir /t/tmp/m && cat >/t/tmp/go &&
         exec chroot /t /bin/sh -c 'cd /tmp && . ./go'" <"$work/load" >"$work/guest" 2>&1

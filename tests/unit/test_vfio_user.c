@@ -497,6 +497,11 @@ static bool client_on_bus(struct rig *rig, uint64_t *bar) {
     return false;
 }
 
+static void count_written(void *context, uint64_t gpa, size_t length) {
+    (void)gpa;
+    *(size_t *)context += length;
+}
+
 static void both(void **state) {
     struct test *t = *state;
     struct rig rig;
@@ -527,6 +532,11 @@ static void both(void **state) {
     rig_write(&rig, bar + NVME_REG_CC,
               NVME_CC_EN | NVME_SQES << NVME_CC_IOSQES_SHIFT | NVME_CQES << NVME_CC_IOCQES_SHIFT,
               4);
+    /* An engine that holds code of the page hears of each byte, before the command has ended. */
+    size_t written = 0;
+    struct memory_listener listener = {.code_written = count_written, .context = &written};
+    assert_int_equal(memory_add_listener(rig.platform.memory, &listener), 0);
+    memory_watch(rig.platform.memory, base + DATA_AT, 0);
     /* The server ends and another begins: the controller is still enabled. */
     vu_server_destroy(server);
     assert_int_equal(vu_server_create(t->socket, &served, t->loop, &server, &t->err), 0);
@@ -539,6 +549,8 @@ static void both(void **state) {
     assert_int_equal(rig_read(&rig, bar + NVME_REG_CSTS, 4), NVME_CSTS_RDY);
     rig_get(&rig, base + ACQ, entry, sizeof entry);
     assert_int_equal(load_le16(entry + 14), 1);
+    assert_int_equal(written, 4096);
+    memory_remove_listener(rig.platform.memory, &listener);
     /* The page's flag says that it was written. */
     uint64_t dirty;
     assert_int_equal(memory_fetch_dirty(rig.platform.memory, base + DATA_AT, 4096, &dirty), 1);
