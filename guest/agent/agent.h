@@ -31,6 +31,9 @@ void setup_memory(void);
 /* modules.c: loads what /etc/modules.lodge names and the machine has devices for. */
 void setup_modules(void);
 
+/* volume.c: mounts what a MOUNT frame names. 0, or -errno. */
+int volume_mount(const uint8_t *payload, size_t length);
+
 /* ---- power.c ---- */
 
 /* The power button, if the machine has one and its modules are loaded: what poll() is to watch

@@ -149,6 +149,11 @@ static void run_shell(void) {
 
 static bool handle_control(void *context, const struct agent_header *header,
                            const uint8_t *payload) {
+    if (header->type == AGENT_MOUNT) {
+        uint32_t error = (uint32_t)-volume_mount(payload, header->length);
+        channel_send(&agent.control, AGENT_MOUNTED, 0, &error, sizeof error);
+        return true;
+    }
     if (header->type != AGENT_SHUTDOWN)
         return false;
     power_off();

@@ -7,6 +7,7 @@
 #include "cli/exit_codes.h"
 #include "cli/limits.h"
 #include "cli/run.h"
+#include "cli/volume.h"
 #include "image/store.h"
 #include "machine/control_names.h"
 #include "machine/firmware.h"
@@ -26,6 +27,7 @@ enum {
     OPT_IMAGE,
     OPT_CLOUD_INIT,
     OPT_CDROM,
+    OPT_VOLUME,
     OPT_FIRMWARE,
     OPT_FIRMWARE_VARS,
     OPT_NET,
@@ -69,6 +71,9 @@ const struct option_spec run_options[] = {
                         .path = OPTION_PATH},
     [OPT_CDROM] = {"cdrom", 0, "FILE", "a CD-ROM drive with an ISO 9660 image in it",
                    .path = OPTION_PATH},
+    [OPT_VOLUME] = {"volume", 0, "HOST:GUEST[:ro]",
+                    "a directory of the host that the guest shares; repeatable",
+                    .path = OPTION_VOLUME},
     [OPT_FIRMWARE] = {"firmware", 0, "auto|none|ovmf|seabios|FILE",
                       "what boots the disks (auto: as the first disk's boot loader wants)",
                       .path = OPTION_PATH},
@@ -315,6 +320,7 @@ int run_take_option(struct run_config *config, int option, char *value, struct e
     case OPT_IMAGE: config->image = value; return image_name_check(value, err);
     case OPT_CLOUD_INIT: config->cloud_init = value; break;
     case OPT_CDROM: machine->cdrom = value; break;
+    case OPT_VOLUME: return volume_add(machine, value, err);
     case OPT_FIRMWARE: parse_firmware(config, value); break;
     case OPT_FIRMWARE_VARS: machine->firmware_variables = value; break;
     case OPT_NET: CHOOSE(machine->net, "net", nets); break;

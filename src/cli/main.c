@@ -59,6 +59,8 @@ static int unknown_verb(const char *name) {
 int main(int argc, char **argv) {
     /* A reader that goes away is an error of that write, not the end. */
     signal(SIGPIPE, SIG_IGN);
+    /* So is a file that may not grow any further (RLIMIT_FSIZE). */
+    signal(SIGXFSZ, SIG_IGN);
     if (argc < 2)
         return cmd_help(0, NULL);
     const char *name = argv[1];

@@ -13,14 +13,14 @@
 
 /* A path of the host, of a file that is there or that may have to be made; words that `value` names
  * ("auto|FILE") are none. */
-enum option_path { OPTION_NO_PATH, OPTION_PATH, OPTION_NEW_PATH };
+enum option_path { OPTION_NO_PATH, OPTION_PATH, OPTION_NEW_PATH, OPTION_VOLUME };
 
 struct option_spec {
     const char *name;      /* without the dashes; NULL ends the table */
     char letter;           /* 0: none */
     const char *value;     /* what the help calls its value; NULL: takes none */
     const char *help;      /* NULL: works, but is not shown */
-    enum option_path path; /* what the value is up to its first comma */
+    enum option_path path; /* what the value is up to its first comma; a volume's: see volume.h */
 };
 
 struct option_parser {

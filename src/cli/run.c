@@ -55,6 +55,7 @@ struct run {
     struct loop_timer *agent_timer, *shutdown_timer;
     struct terminal_escape escape;
     uint64_t started_ns, ready_ns; /* host time */
+    unsigned mounted;              /* volumes that the guest has */
     int signal;                    /* SIGINT or SIGTERM that came, 0: none */
     bool was_ready, restarting, code_known, left;
     int code;
@@ -221,20 +222,50 @@ static void start_command(struct run *run) {
     }
 }
 
+/* The guest has all that it was promised. */
+static void go_on(struct run *run) {
+    loop_timer_cancel(run->agent_timer);
+    vm_control_agent(run->control, run->agent);
+    if (in_background(run))
+        background_ready(run->config->background);
+    else if (run->signal == 0)
+        start_command(run);
+}
+
+static void on_mounted(void *context, int error) {
+    struct run *run = context;
+    const struct volume_config *volume = &run->config->machine.volumes[run->mounted];
+    struct error err;
+    if (run->code_known || run->restarting)
+        return;
+    if (error < 0) {
+        error_set_errno(&err, error, "the guest cannot mount volume %.200s at %.200s", volume->host,
+                        volume->guest);
+        settle(run, cli_error(EXIT_NOT_STARTED, err.text));
+        machine_stop(run->machine);
+        return;
+    }
+    if (++run->mounted == run->config->machine.volume_count)
+        go_on(run);
+}
+
 static void on_ready(void *context, const char *release) {
     struct run *run = context;
-    loop_timer_cancel(run->agent_timer);
+    const struct machine_config *machine = &run->config->machine;
     if (run->config->verbose > 0)
         fprintf(stderr, "lodge: boot of Linux %s took %.2f s\n", release,
                 seconds_since(run->started_ns));
     run->ready_ns = host_clock_ns();
     run->was_ready = true;
     run->restarting = false;
-    vm_control_agent(run->control, run->agent);
-    if (in_background(run))
-        background_ready(run->config->background);
-    else if (run->signal == 0)
-        start_command(run);
+    run->mounted = 0;
+    for (unsigned i = 0; i < machine->volume_count; i++) {
+        char tag[16];
+        snprintf(tag, sizeof tag, "volume%u", i);
+        agent_mount(run->agent, tag, machine->volumes[i].guest, machine->volumes[i].readonly);
+    }
+    if (machine->volume_count == 0)
+        go_on(run);
 }
 
 static void on_window_change(void *context, int number) {
@@ -395,7 +426,7 @@ static int create_machine(struct run *run, struct error *err) {
 }
 
 static int set_up(struct run *run, bool default_guest, struct error *err) {
-    struct agent_events agent = {.ready = on_ready, .context = run};
+    struct agent_events agent = {.ready = on_ready, .mounted = on_mounted, .context = run};
     int result = run->config->cloud_init != NULL ? run_image_seed(&run->own, run->config, err) : 0;
     if (result == 0)
         result = loop_create(&run->loop, err);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "cli/volume.h"
 
 /* One of the words that stand for themselves: those before the last in "auto|none|FILE". */
 static bool is_word(const struct option_spec *spec, const char *value) {
@@ -35,10 +36,10 @@ static bool resolve(const char *given, bool may_be_new, char path[PATH_MAX]) {
            (int)(PATH_MAX - length);
 }
 
-/* The value with its path, up to the first comma, made absolute; addresses are. NULL and err. */
+/* The value with its path made absolute; addresses are. NULL and err. */
 static json_t *absolute(const struct option_spec *spec, const char *value, struct error *err) {
     char given[PATH_MAX], path[PATH_MAX];
-    size_t length = strcspn(value, ",");
+    size_t length = spec->path == OPTION_VOLUME ? volume_host_length(value) : strcspn(value, ",");
     if (is_word(spec, value) || strncmp(value, "nbd:", 4) == 0 ||
         strncmp(value, "nbd+unix:", 9) == 0)
         return json_string(value);
@@ -52,7 +53,7 @@ static json_t *absolute(const struct option_spec *spec, const char *value, struc
         error_set_errno(err, -errno, "--%s %s", spec->name, given);
         return NULL;
     }
-    if (strchr(path, ',') != NULL) {
+    if (spec->path != OPTION_VOLUME && strchr(path, ',') != NULL) {
         error_set(err, -EINVAL, "--%s %s: lodge cannot keep a path that has a comma in it",
                   spec->name, path);
         return NULL;

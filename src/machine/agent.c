@@ -1,5 +1,6 @@
 #include "machine/agent.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/bytes.h"
@@ -28,14 +29,28 @@ static bool on_hello(struct agent *agent, const struct agent_header *header,
     return true;
 }
 
+static bool on_mounted(struct agent *agent, const struct agent_header *header,
+                       const uint8_t *payload) {
+    if (header->length != sizeof(uint32_t) || agent->mounts == 0)
+        return false;
+    uint32_t error = load_le32(payload);
+    agent->mounts--;
+    if (agent->events.mounted != NULL)
+        agent->events.mounted(agent->events.context, error < 4096 ? -(int)error : -EPROTO);
+    return true;
+}
+
 static bool on_frame(void *context, const struct agent_header *header, const uint8_t *payload) {
     struct agent *agent = context;
+    if (header->type == AGENT_MOUNTED)
+        return on_mounted(agent, header, payload);
     return header->type == AGENT_HELLO && !agent->ready && on_hello(agent, header, payload);
 }
 
 static void on_closed(void *context, int error) {
     struct agent *agent = context;
     agent->ready = false;
+    agent->mounts = 0;
 }
 
 static const struct agent_channel_events control_events = {.frame = on_frame, .closed = on_closed};
@@ -82,4 +97,15 @@ bool agent_is_ready(const struct agent *agent) {
 
 bool agent_shutdown(struct agent *agent) {
     return agent->ready && agent_channel_send(&agent->control, AGENT_SHUTDOWN, 0, NULL, 0);
+}
+
+bool agent_mount(struct agent *agent, const char *tag, const char *path, bool readonly) {
+    uint8_t payload[4096];
+    store_le32(payload, readonly ? AGENT_MOUNT_READONLY : 0);
+    int length = snprintf((char *)payload + 4, sizeof payload - 4, "%s%c%s", tag, 0, path);
+    if (!agent->ready || length < 0 || (size_t)length + 5 > sizeof payload ||
+        !agent_channel_send(&agent->control, AGENT_MOUNT, 0, payload, (size_t)length + 5))
+        return false;
+    agent->mounts++;
+    return true;
 }

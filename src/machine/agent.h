@@ -22,6 +22,8 @@ struct agent_session;
 struct agent_events {
     /* The agent of a guest that has just booted is there. */
     void (*ready)(void *context, const char *release);
+    /* Optional. An agent_mount is through: 0, or a negative errno value; in the calls' order. */
+    void (*mounted)(void *context, int error);
     void *context;
 };
 
@@ -33,6 +35,10 @@ void agent_destroy(struct agent *agent);
 bool agent_is_ready(const struct agent *agent);
 /* Asks for a clean power-off. False: there is no agent to ask. */
 bool agent_shutdown(struct agent *agent);
+
+/* Has a virtio-fs mounted at a path, whose directories are made; `mounted` follows. False: there is
+ * no agent to ask, or the path is too long. */
+bool agent_mount(struct agent *agent, const char *tag, const char *path, bool readonly);
 
 struct agent_exec_config {
     const char *const *arguments;   /* ended by NULL, at least one */

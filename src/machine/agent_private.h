@@ -11,6 +11,7 @@ struct agent {
     struct agent_events events;
     struct agent_channel control;
     bool ready;
+    unsigned mounts; /* asked for and not answered */
 };
 
 #endif

@@ -6,7 +6,7 @@
  *
  *   control   the agent connects to the host's port AGENT_PORT when the guest
  *             is up, sends HELLO and keeps the connection. The host sends
- *             SHUTDOWN on it.
+ *             MOUNT, answered in order by MOUNTED, and SHUTDOWN on it.
  *   session   the host connects to the guest's port AGENT_PORT, sends EXEC and
  *             then data. The agent ends it with EXIT. One program a session;
  *             when the connection is lost, the agent hangs the program up.
@@ -30,7 +30,7 @@
 #include <string.h>
 
 enum {
-    AGENT_VERSION = 2,
+    AGENT_VERSION = 3,
     AGENT_PORT = 1024,
     AGENT_HEADER_SIZE = 8,
     AGENT_PAYLOAD_MAX = 64 << 10,
@@ -41,6 +41,8 @@ enum {
 enum agent_frame {
     AGENT_HELLO = 1, /* agent: u32 AGENT_VERSION, then the kernel's release as text */
     AGENT_SHUTDOWN,  /* host, control: power the guest off */
+    AGENT_MOUNT,     /* host, control: u32 flags, then a virtio-fs tag and a path, zero-ended */
+    AGENT_MOUNTED,   /* agent, control: u32 errno value of Linux, 0: mounted */
 
     AGENT_EXEC = 16,   /* host: struct agent_exec and its strings, see below */
     AGENT_DATA,        /* either: bytes of `stream` */
@@ -53,7 +55,8 @@ enum agent_frame {
 
 enum agent_stream { AGENT_STDIN, AGENT_STDOUT, AGENT_STDERR, AGENT_STREAMS };
 
-enum { AGENT_EXEC_TTY = 1 }; /* flags: a pseudo-terminal; everything comes on AGENT_STDOUT */
+enum { AGENT_MOUNT_READONLY = 1 }; /* flags */
+enum { AGENT_EXEC_TTY = 1 };       /* flags: a pseudo-terminal; everything comes on AGENT_STDOUT */
 
 /*
  * EXEC's payload: this, then argument_count + environment_count strings, the

@@ -19,7 +19,7 @@ struct chardev;
 struct loop;
 
 enum { MACHINE_VCPUS_MAX = 64, MACHINE_DISKS_MAX = 16, MACHINE_PUBLISH_MAX = 32 };
-enum { MACHINE_USER_DEVICES_MAX = 8 };
+enum { MACHINE_USER_DEVICES_MAX = 8, MACHINE_VOLUMES_MAX = 8 };
 
 /* RAM a machine may have; above what the host has is refused as well. */
 #define MACHINE_MEMORY_MIN     MIB(2)
@@ -33,8 +33,15 @@ struct disk_config {
     enum disk_device device;
     struct qos_settings qos; /* against the machine's other disks */
     bool errors_when_full;   /* the guest gets an error where the host is full; else it is paused */
-    const char *controller; /* NVMe disks with the same name share one; NULL: one of its own */
+    const char *controller;  /* NVMe disks with the same name share one; NULL: one of its own */
 };
+
+/* A directory of the host, and where the guest has it. Its virtio-fs tag is "volumeN", N from 0. */
+struct volume_config {
+    const char *host, *guest;
+    bool readonly;
+};
+enum { VOLUME_GUEST_MAX = 1024 }; /* bytes of the guest's path */
 
 enum net_kind { NET_NONE, NET_USER };
 
@@ -86,6 +93,8 @@ struct machine_config {
     const char *user_devices[MACHINE_USER_DEVICES_MAX]; /* sockets of vfio-user servers */
     unsigned user_device_count;
     const char *cdrom; /* an ISO 9660 image in a CD-ROM drive; NULL: no drive */
+    struct volume_config volumes[MACHINE_VOLUMES_MAX];
+    unsigned volume_count;
     enum net_kind net;
     struct net_publish publish[MACHINE_PUBLISH_MAX];
     unsigned publish_count;

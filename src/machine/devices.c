@@ -18,6 +18,7 @@
 #include "device/rtc.h"
 #include "device/serial.h"
 #include "device/watchdog.h"
+#include "fs/fs.h"
 #include "machine/layout.h"
 #include "machine/private.h"
 #include "machine/vm_disk.h"
@@ -25,6 +26,7 @@
 #include "vfio_user/client.h"
 #include "virtio/balloon.h"
 #include "virtio/blk.h"
+#include "virtio/fs.h"
 #include "virtio/mem.h"
 #include "virtio/net.h"
 #include "virtio/rng.h"
@@ -242,6 +244,22 @@ static int add_cdrom(struct machine *machine, struct error *err) {
     return result;
 }
 
+static int add_volumes(struct machine *machine, struct error *err) {
+    unsigned count = machine->config.volume_count;
+    int result = 0;
+    for (unsigned i = 0; i < count && result == 0; i++) {
+        const struct volume_config *volume = &machine->config.volumes[i];
+        char tag[16];
+        snprintf(tag, sizeof tag, "volume%u", i);
+        result = fs_open(volume->host, volume->readonly, count, &machine->shares[i], err);
+        struct virtio_fs_config config = {
+            .options = virtio_options(machine), .fs = machine->shares[i], .tag = tag};
+        if (result == 0)
+            result = add(machine, &virtio_fs_class, tag, &config, NULL, err);
+    }
+    return result;
+}
+
 static int add_network(struct machine *machine, struct error *err) {
     struct net_user_config user = {.publish = machine->config.publish,
                                    .publish_count = machine->config.publish_count};
@@ -277,6 +295,8 @@ static int create_virtio(struct machine *machine, struct error *err) {
         result = create_user_devices(machine, err);
     if (result == 0 && machine->config.cdrom != NULL)
         result = add_cdrom(machine, err);
+    if (result == 0)
+        result = add_volumes(machine, err);
     if (result == 0 && machine->config.net == NET_USER)
         result = add_network(machine, err);
     return result == 0 ? add_memory_devices(machine, err) : result;
@@ -338,6 +358,8 @@ void devices_destroy(struct machine *machine) {
     }
     net_close(machine->net);
     vm_disk_end(machine);
+    for (unsigned i = 0; i < MACHINE_VOLUMES_MAX; i++)
+        fs_close(machine->shares[i]);
     for (unsigned i = 0; i < MACHINE_DISKS_MAX; i++)
         block_close(machine->blocks[i]);
     qos_destroy(machine->qos);

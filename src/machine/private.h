@@ -14,6 +14,7 @@
 enum { BOOT_ORDER_MAX = 1024 };
 
 struct block;
+struct fs;
 struct qos;
 
 struct machine_vcpu {
@@ -58,6 +59,7 @@ struct machine {
     struct block *images[MACHINE_DISKS_MAX]; /* what block_open made of disk n, below those */
     struct disk_jobs *disk_jobs;             /* of the control socket; NULL: none yet */
     struct block *disc;                      /* in the CD-ROM drive */
+    struct fs *shares[MACHINE_VOLUMES_MAX];  /* volume n's directory */
     struct net *net;
     struct machine_vcpu vcpus[MACHINE_VCPUS_MAX];
 

@@ -37,6 +37,7 @@ enum {
     VIRTIO_ID_SCSI = 8,
     VIRTIO_ID_VSOCK = 19,
     VIRTIO_ID_MEM = 24,
+    VIRTIO_ID_FS = 26,
 };
 
 /* Device status: section 2.1. */
