@@ -40,8 +40,10 @@ static bool tidy(char *path) {
         to += length;
         from += length;
     }
+    if (to == path)
+        return false;
     *to = 0;
-    return to != path;
+    return true;
 }
 
 static bool is_within(const char *path, const char *above) {
