@@ -296,7 +296,7 @@ int fs_nodes_init(struct fs *fs, int root_fd, struct error *err) {
     struct fs_key key = fs_key_of(&status);
     fs->device = key.device;
     fs->nodes.max = FS_NODES_MAX;
-    fs->buckets = calloc(FS_BUCKETS, sizeof *fs->buckets);
+    fs->buckets = calloc(FS_BUCKETS, sizeof(struct fs_node *));
     struct fs_node *root = fs->buckets != NULL ? add(fs, &key, 0, NULL) : NULL;
     if (root == NULL)
         return error_set(err, -ENOMEM, "out of memory");

@@ -282,23 +282,30 @@ static mode_t read_umask(void) {
     return (mode_t)mask & 0777;
 }
 
+/* Files are opened by what the kernel shows of this process. */
+static int check_links(int root, const char *path, struct error *err) {
+    char link[FS_LINK_MAX];
+    fs_link_of(root, link);
+    return access(link, F_OK) == 0
+               ? 0
+               : error_set_errno(err, -errno, "volume %s: /proc is needed to open files", path);
+}
+
 int fs_open(const char *path, bool readonly, unsigned volumes, struct fs **fs, struct error *err) {
     int root = open_root(path, err);
     if (root < 0)
         return root;
     struct fs *made = calloc(1, sizeof *made);
-    char link[FS_LINK_MAX];
-    int result = made == NULL ? error_set(err, -ENOMEM, "out of memory") : 0;
-    fs_link_of(root, link);
-    if (result == 0 && access(link, F_OK) < 0)
-        result = error_set_errno(err, -errno, "volume %s: /proc is needed to open files", path);
+    if (made == NULL) {
+        close(root);
+        return error_set(err, -ENOMEM, "out of memory");
+    }
+    int result = check_links(root, path, err);
     if (result == 0)
         result = fs_nodes_init(made, root, err);
     if (result < 0) {
-        if (made != NULL) {
-            free(made->buckets);
-            free(made->nodes.slots);
-        }
+        free(made->buckets);
+        free(made->nodes.slots);
         free(made);
         close(root);
         return result;

@@ -169,7 +169,7 @@ static void test_unlinked_while_open(void **state) {
     client_forget(c, entry.nodeid, 1);
     assert_int_equal(client_read(c, handle, 0, &byte, 1), 1);
     assert_int_equal(byte, 'x');
-    struct fuse_attr attr;
+    struct fuse_attr attr = {0};
     assert_int_equal(client_getattr(c, entry.nodeid, &attr), -ESTALE);
     assert_int_equal(client_release(c, FUSE_RELEASE, handle), 0);
 }
@@ -192,7 +192,7 @@ static void test_links(void **state) {
 static void test_rename(void **state) {
     struct fixture *f = *state;
     struct fuse_client *c = &f->client;
-    struct fuse_attr attr;
+    struct fuse_attr attr = {0};
     uint64_t file = node_of(f, ROOT, "file"), sub = node_of(f, ROOT, "sub");
     assert_int_equal(client_rename(c, ROOT, "file", sub, "deep", RENAME_NOREPLACE), -EEXIST);
     assert_int_equal(client_rename(c, ROOT, "file", sub, "deep", RENAME_EXCHANGE), 0);
@@ -410,7 +410,7 @@ static void test_numbers(void **state) {
     struct fixture *f = *state;
     struct fuse_client *c = &f->client;
     struct fuse_entry_out entry = {0};
-    struct fuse_attr attr;
+    struct fuse_attr attr = {0};
     uint64_t handle = 0, file = node_of(f, ROOT, "file");
     static const uint64_t bad[] = {
         0, 2000, UINT32_MAX, UINT64_MAX, UINT64_C(1) << 32, (UINT64_C(1) << 32) + 1};
@@ -566,7 +566,7 @@ static void test_few_descriptors(void **state) {
     static uint64_t nodes[FILES], handles[FILES];
     struct rlimit limit;
     struct error err;
-    struct fuse_attr attr;
+    struct fuse_attr attr = {0};
     char name[32];
     assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
     fs_close(c->fs);
