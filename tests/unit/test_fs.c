@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -53,8 +54,8 @@ static struct fixture *start(bool readonly) {
     memset(f, 0, sizeof *f);
     strcpy(f->top, "/tmp/lodge-test-fs-XXXXXX");
     assert_non_null(mkdtemp(f->top));
-    snprintf(f->share, sizeof f->share, "%s/share", f->top);
-    snprintf(f->secret, sizeof f->secret, "%s/secret", f->top);
+    snprintf(f->share, sizeof f->share, "%.60s/share", f->top);
+    snprintf(f->secret, sizeof f->secret, "%.60s/secret", f->top);
     assert_int_equal(mkdir(f->share, 0755), 0);
     assert_int_equal(mkdir(f->secret, 0755), 0);
     make_file(f->secret, "key", "outside");
@@ -431,6 +432,47 @@ static void test_numbers(void **state) {
     assert_true(node_of(f, ROOT, "file") != file);
 }
 
+/* ---- Another user than root ---- */
+
+/* 0, or which expectation does not hold. */
+static int as_another_user(struct fixture *f) {
+    struct fuse_client *c = &f->client;
+    struct fuse_entry_out entry = {0};
+    struct fuse_setattr_in mode = {.valid = FATTR_MODE, .mode = 0777};
+    struct stat status;
+    uint64_t handle = 0;
+    fs_close(c->fs);
+    if (setgid(1234) < 0 || setuid(1234) < 0 || fs_open(f->share, false, 1, &c->fs, NULL) < 0)
+        return 1;
+    if (client_init(c) != 0 || client_lookup(c, ROOT, "file", &entry) != 0)
+        return 2;
+    if (entry.attr.uid != 65534 || entry.attr.gid != 65534)
+        return 3;
+    if (client_open(c, FUSE_OPEN, entry.nodeid, O_RDWR, &handle) != -EACCES ||
+        client_setattr(c, entry.nodeid, &mode) != -EPERM)
+        return 4;
+    if (client_create(c, ROOT, "mine", 0644, &entry, &handle) != 0 || entry.attr.uid != 0 ||
+        entry.attr.gid != 0 || client_setattr(c, entry.nodeid, &mode) != 0)
+        return 5;
+    return stat(path_of(f, "mine"), &status) == 0 && status.st_uid == 1234 ? 0 : 6;
+}
+
+static void test_another_user(void **state) {
+    struct fixture *f = *state;
+    int status;
+    if (geteuid() != 0)
+        skip();
+    assert_int_equal(chmod(f->top, 0755), 0);
+    assert_int_equal(chmod(f->share, 0777), 0);
+    assert_int_equal(chmod(path_of(f, "file"), 0600), 0);
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(as_another_user(f));
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 /* ---- Read-only ---- */
 
 static void test_readonly(void **state) {
@@ -756,6 +798,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_symbolic_links, setup, teardown),
         cmocka_unit_test_setup_teardown(test_special_files, setup, teardown),
         cmocka_unit_test_setup_teardown(test_numbers, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_another_user, setup, teardown),
         cmocka_unit_test_setup_teardown(test_readonly, setup_readonly, teardown),
         cmocka_unit_test_setup_teardown(test_before_init, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lengths, setup, teardown),
