@@ -241,9 +241,20 @@ expect_exit 1 "create with a directory that is not there" lodge create --name ke
 expect_exit 0 "create with a volume" lodge create --engine "$ENGINE" --name kept --volume plain:/mnt/plain --volume ro:/ro:ro
 cd /
 expect_exit 0 "start" lodge start kept
-expect_exit 0 "exec" lodge exec kept sh -c 'echo kept >/mnt/plain/file && cat /ro/file'
+expect_exit 0 "exec" lodge exec kept sh -c 'touch /tmp/before && echo kept >/mnt/plain/file && cat /ro/file'
 expect_same "$(cat "$work/out" "$work/plain/file")" "fixed
 kept" "has its volumes"
+expect_exit 0 "reset" lodge reset kept
+again() { # until the agent of the guest that boots anew answers, who then has its volumes
+    for _ in $(seq 300); do
+        lodge exec kept sh -c '[ ! -e /tmp/before ] && cat /mnt/plain/file && echo again >/mnt/plain/second' && return
+        sleep 0.1
+    done
+    return 1
+}
+expect_exit 0 "exec after a reset" again
+expect_same "$(cat "$work/out" "$work/plain/second")" "kept
+again" "which has its volumes again"
 expect_exit 0 "stop" lodge stop kept
 rm -r "$work/plain"
 expect_exit 1 "start without the directory" lodge start kept
