@@ -130,7 +130,7 @@ static void begin_format(struct nvme_command *command, struct nvme_namespace *na
     command->offset = 0;
     command->left = namespace->blocks << namespace->shift;
     command->flush_after = true;
-    namespace->formatting = true;
+    namespace->formatting++;
 }
 
 /* The namespace's contents; then, when all are meant, the next one's. */
@@ -140,13 +140,13 @@ static bool step_format(struct nvme_command *command) {
     bool more = nvme_step_zero(command);
     if (more || !all || command->index == nvme->namespace_count)
         return more;
-    command->namespace->formatting = false;
+    command->namespace->formatting--;
     begin_format(command, &nvme->namespaces[command->index++]);
     return nvme_step_zero(command);
 }
 
 static void format_ended(struct nvme_command *command) {
-    command->namespace->formatting = false;
+    command->namespace->formatting--;
     nvme_complete(command);
 }
 

@@ -116,7 +116,7 @@ struct nvme_namespace {
     struct block *block;
     unsigned shift; /* log2 of a logical block */
     uint64_t blocks;
-    bool formatting;
+    unsigned formatting; /* commands that do */
     uint8_t uuid[16];
 };
 
