@@ -9,7 +9,7 @@
 static int parse_burst(struct block_limits *limits, const char *value, struct error *err) {
     char *end;
     double seconds = strtod(value, &end);
-    if (end == value || *end != 0 || !(seconds >= 0.001 && seconds <= BLOCK_BURST_MS_MAX / 1000))
+    if (end == value || *end != 0 || !(seconds >= 0.001 && seconds * 1000 <= BLOCK_BURST_MS_MAX))
         return error_set(err, -EINVAL, "burst=%.40s: a burst is from 0.001 to %d seconds", value,
                          BLOCK_BURST_MS_MAX / 1000);
     limits->burst_ms = (uint32_t)(seconds * 1000);

@@ -68,11 +68,7 @@ static void job_free(struct snapshot_job *job) {
     free(job);
 }
 
-static void answer(void *context) {
-    struct snapshot_job *job = context, **link = &job->machine->disk_jobs->unanswered;
-    while (*link != job)
-        link = &(*link)->next;
-    *link = job->next;
+static void answer(struct snapshot_job *job) {
     if (job->result < 0)
         control_fail(job->call, "GenericError", job->err.text);
     else
@@ -80,10 +76,18 @@ static void answer(void *context) {
     job_free(job);
 }
 
+static void on_done(void *context) {
+    struct snapshot_job *job = context, **link = &job->machine->disk_jobs->unanswered;
+    while (*link != job)
+        link = &(*link)->next;
+    *link = job->next;
+    answer(job);
+}
+
 static void work(void *context, struct pool_job *pool_job) {
     struct snapshot_job *job = container_of(pool_job, struct snapshot_job, job);
     job->result = job->change(job->image, job->name, &job->err);
-    loop_post(job->machine->config.loop, answer, job);
+    loop_post(job->machine->config.loop, on_done, job);
 }
 
 static int start_jobs(struct machine *machine, struct error *err) {
@@ -98,6 +102,23 @@ static int start_jobs(struct machine *machine, struct error *err) {
     else
         machine->disk_jobs = jobs;
     return result;
+}
+
+/* NULL and err: no memory, no thread. */
+static struct snapshot_job *make_job(struct machine *machine, const char *name, struct error *err) {
+    if (start_jobs(machine, err) < 0)
+        return NULL;
+    struct snapshot_job *job = calloc(1, sizeof *job);
+    char *copy = strdup(name != NULL ? name : "");
+    if (job == NULL || copy == NULL) {
+        free(job);
+        free(copy);
+        error_set(err, -ENOMEM, "out of memory");
+        return NULL;
+    }
+    job->machine = machine;
+    job->name = copy;
+    return job;
 }
 
 /* The lodge disk that is meant, or NULL: the call is answered. */
@@ -122,25 +143,21 @@ static void change(struct machine *machine, struct control_call *call, const jso
     struct error err;
     if (image == NULL)
         return;
-    struct snapshot_job *job = calloc(1, sizeof *job);
-    int result = start_jobs(machine, &err);
-    if (job == NULL || (job->name = strdup(name != NULL ? name : "")) == NULL)
-        result = error_set(&err, -ENOMEM, "out of memory");
-    if (result == 0) {
-        job->machine = machine;
-        job->call = call;
-        job->image = image;
-        job->change = how;
-        job->next = machine->disk_jobs->unanswered;
-        machine->disk_jobs->unanswered = job;
-        if (pool_submit(machine->disk_jobs->pool, &job->job) == 0)
-            return;
-        machine->disk_jobs->unanswered = job->next;
-        error_set(&err, -EAGAIN, "the host has no room for another thread");
+    struct snapshot_job *job = make_job(machine, name, &err);
+    if (job == NULL) {
+        control_fail(call, "GenericError", err.text);
+        return;
     }
-    if (job != NULL)
-        job_free(job);
-    control_fail(call, "GenericError", err.text);
+    job->call = call;
+    job->image = image;
+    job->change = how;
+    job->next = machine->disk_jobs->unanswered;
+    machine->disk_jobs->unanswered = job;
+    if (pool_submit(machine->disk_jobs->pool, &job->job) == 0)
+        return;
+    machine->disk_jobs->unanswered = job->next;
+    job->result = error_set(&job->err, -EAGAIN, "the host has no room for another thread");
+    answer(job);
 }
 
 void vm_disk_snapshot(struct machine *machine, struct control_call *call, const json_t *arguments) {
@@ -173,8 +190,11 @@ void vm_disk_end(struct machine *machine) {
     if (jobs == NULL)
         return;
     pool_destroy(jobs->pool);
-    while (jobs->unanswered != NULL)
-        answer(jobs->unanswered);
+    while (jobs->unanswered != NULL) {
+        struct snapshot_job *job = jobs->unanswered;
+        jobs->unanswered = job->next;
+        answer(job);
+    }
     free(jobs);
     machine->disk_jobs = NULL;
 }

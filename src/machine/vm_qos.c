@@ -81,7 +81,7 @@ static int take_settings(struct qos_settings *settings, const json_t *arguments,
             settings->limits.per_second[i] = (uint64_t)json_integer_value(limit);
     }
     double seconds = json_number_value(burst);
-    if (burst != NULL && !(seconds >= 0.001 && seconds <= BLOCK_BURST_MS_MAX / 1000))
+    if (burst != NULL && !(seconds >= 0.001 && seconds * 1000 <= BLOCK_BURST_MS_MAX))
         return error_set(err, -EINVAL, "a burst is from 0.001 to %d seconds",
                          BLOCK_BURST_MS_MAX / 1000);
     if (burst != NULL)
