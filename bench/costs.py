@@ -156,12 +156,12 @@ def try_measure(bench, machine, bare, progress):
     return None
 
 
-def measure(bench, progress):
+def measure(bench, chosen, progress):
     """{machine: {name: cost}}, {machine: share of a processor when idle}, {machine: {what: why}}."""
     costs, idle, failures = {m: {} for m in MACHINES}, {}, {}
     for bare in (False, True):
         for machine in MACHINES:
-            if bare and machine == "native":
+            if machine not in chosen or (bare and machine == "native"):
                 continue
             try:
                 found, share = try_measure(

@@ -49,8 +49,8 @@ static unsigned live_before(const struct translation *t, const struct insn *insn
     case LOWER_LEAVE:
     case LOWER_CALL:
     case LOWER_JMP:
-    case LOWER_SYSTEM:
     case LOWER_SET_AC: return live_after;
+    case LOWER_SYSTEM: return insn->flags & I_MEMORY ? FLAGS_STATUS : live_after;
     case LOWER_SYSRET:
     case LOWER_POPF: return 0;
     case LOWER_MOVS:

@@ -232,6 +232,22 @@ static void lower_read_control(struct translation *t) {
     store_gpr(t, t->insn->rm, TEMP_A);
 }
 
+/* MOV of a selector to a register, or to its lower 16 bits. */
+static void lower_read_selector(struct translation *t) {
+    enum { OP_MOVZX16 = 0x0fb7 };
+    const int32_t at = CPU_AT(segment) + (int32_t)(t->insn->reg * sizeof(struct x86_segment) +
+                                                   offsetof(struct x86_segment, selector));
+    t->temp_group = NO_GROUP;
+    flags_registers_change(t, 1u << t->insn->rm);
+    emit_gs(&t->out, OP_MOVZX16, 4, TEMP_A, at);
+    if (t->insn->size != 2) {
+        store_gpr(t, t->insn->rm, TEMP_A);
+        return;
+    }
+    emit8(&t->out, 0x66);
+    emit_rr(&t->out, OP_MOV_STORE, 4, TEMP_A, t->insn->rm);
+}
+
 static void lower_mfence(struct translation *t) {
     static const uint8_t bytes[] = {0x0f, 0xae, 0xf0};
     emit_bytes(&t->out, bytes, sizeof bytes);
@@ -323,6 +339,7 @@ static const struct inline_form {
     {wrfsbase, lower_write_base, false, true},
     {wrgsbase, lower_write_base, false, true},
     {mov_r_c, lower_read_control, true, false},
+    {mov_e_s_r, lower_read_selector, false, false},
     {cld, lower_direction, false, false},
     {std, lower_direction, false, false},
     {fence_full, lower_mfence, false, false},
@@ -355,6 +372,8 @@ static bool holds_here(const struct translation *t, const struct inline_form *fo
         return has_shadowed_insn(t);
     if (insn->exec == rdtsc || insn->exec == rdtscp)
         return lower_tsc_is_inline(t);
+    if (insn->exec == mov_e_s_r)
+        return insn->reg < SEG_COUNT && (insn->size != 2 || !is_elsewhere(insn->rm));
     return insn->exec != mov_r_c || (t->mode == INSN_MODE_64 && control_at(insn) >= 0);
 }
 
@@ -372,7 +391,8 @@ uint32_t lower_system_changes(const struct insn *insn) {
         return UINT32_MAX;
     if (insn->exec == rdtsc || insn->exec == rdtscp)
         return 1u << RAX | 1u << RDX | (insn->exec == rdtscp ? 1u << RCX : 0);
-    return insn->exec == rdfsbase || insn->exec == rdgsbase || insn->exec == mov_r_c
+    return insn->exec == rdfsbase || insn->exec == rdgsbase || insn->exec == mov_r_c ||
+                   insn->exec == mov_e_s_r
                ? 1u << insn->rm
                : 0;
 }

@@ -260,9 +260,8 @@ static bool call_check(struct translation *t, enum tlb_kind kind, unsigned size)
     return true;
 }
 
-/* A single access whose linear address the code from `retry` on puts into TEMP_A. */
-static void check_single(struct translation *t, const uint8_t *retry, enum tlb_kind kind,
-                         unsigned size) {
+void lower_check_single(struct translation *t, const uint8_t *retry, enum tlb_kind kind,
+                        unsigned size) {
     if (call_check(t, kind, size))
         return;
     emit_check(t, kind, size, check_site(t, SITE_ACCESS, retry, kind, size));
@@ -271,7 +270,7 @@ static void check_single(struct translation *t, const uint8_t *retry, enum tlb_k
 void lower_check_rbp(struct translation *t) {
     const uint8_t *retry = t->out.at;
     emit_rr(&t->out, OP_MOV_LOAD, t->word, TEMP_A, RBP);
-    check_single(t, retry, TLB_READ, t->word);
+    lower_check_single(t, retry, TLB_READ, t->word);
 }
 
 /* The same where little code matters more. */
@@ -425,7 +424,7 @@ struct operand lower_operand(struct translation *t, enum tlb_kind kind, unsigned
         lower_address(t, (int32_t)insn->disp);
         if (based && t->mode != INSN_MODE_64)
             add_narrow_base(t, size);
-        check_single(t, retry, kind, size);
+        lower_check_single(t, retry, kind, size);
     }
     if (aligned > 1)
         check_alignment(t, operand, aligned);
@@ -447,6 +446,6 @@ struct operand lower_stack(struct translation *t, enum tlb_kind kind, int32_t di
     const uint8_t *retry = t->out.at;
     emit_gs(&t->out, OP_MOV_LOAD, 8, TEMP_A, CPU_AT(jit.stack_subtrahend));
     emit_lea(&t->out, t->word, TEMP_A, TEMP_A, STACK, 0, disp);
-    check_single(t, retry, kind, t->word);
+    lower_check_single(t, retry, kind, t->word);
     return (struct operand){.base = TEMP_A};
 }

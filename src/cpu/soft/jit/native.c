@@ -50,13 +50,17 @@ unsigned lower_elsewhere_count(const struct insn *insn, const struct lowering *l
     return count;
 }
 
-static bool native_calls_out(const struct insn *insn, const struct lowering *l) {
+/* BT, BTS, BTR and BTC with the bit's number in a register, which reaches beyond the operand. */
+static bool is_bit_string(const struct insn *insn) {
     const struct insn_row *row = insn_row_of(insn);
+    return (insn->flags & I_MEMORY) && row->map == MAP_0F && row->operand[1] == OPERAND_Gv &&
+           (row->opcode == 0xa3 || row->opcode == 0xab || row->opcode == 0xb3 ||
+            row->opcode == 0xbb);
+}
+
+static bool native_calls_out(const struct insn *insn, const struct lowering *l) {
     bool memory = insn->flags & I_MEMORY;
-    bool bit_string =
-        row->map == MAP_0F && row->operand[1] == OPERAND_Gv &&
-        (row->opcode == 0xa3 || row->opcode == 0xab || row->opcode == 0xb3 || row->opcode == 0xbb);
-    if (memory && (l->memory == MEMORY_NONE || bit_string || insn->address_size == 2))
+    if (memory && (l->memory == MEMORY_NONE || is_bit_string(insn) || insn->address_size == 2))
         return true;
     unsigned count = lower_elsewhere_count(insn, l);
     if (count > (memory ? 1 : 2))
@@ -92,7 +96,14 @@ static bool calls_out(const struct insn *insn, const struct lowering *l) {
     }
 }
 
+/* Outside 64-bit mode addresses wrap. */
+static bool bits_are_inline(const struct insn *insn) {
+    return is_bit_string(insn) && insn->size >= 4 && insn->address_size == 8;
+}
+
 uint8_t lower_kind(const struct insn *insn, const struct lowering *l) {
+    if (l->kind == LOWER_NATIVE && bits_are_inline(insn))
+        return LOWER_BITS;
     return calls_out(insn, l) ? LOWER_CALLOUT : l->kind;
 }
 
@@ -375,6 +386,48 @@ static void check_control_word(struct translation *t, struct operand operand) {
     emit_rr(e, OP_GROUP3, 4, 0, TEMP_B);
     emit32(e, FCW_MASKS);
     lower_slow_if(t, COND_NE);
+}
+
+/* Where the element is from the operand's address, in TEMP_B: the bit's number is signed. */
+static void emit_element(struct translation *t) {
+    enum { OP_MOVSXD = 0x63, SHIFT = 0xc1, SAR = 7, AND = 4 };
+    const struct insn *insn = t->insn;
+    struct emitter *e = &t->out;
+    unsigned from = insn->reg;
+    if (is_elsewhere(from)) {
+        if (from == RSP)
+            lower_load_rsp(t, TEMP_B);
+        else
+            load_home(t, TEMP_B, from);
+        from = TEMP_B;
+    }
+    if (insn->size == 4)
+        emit_rr(e, OP_MOVSXD, 8, TEMP_B, from);
+    else
+        emit_mov(e, TEMP_B, from);
+    emit_rr(e, SHIFT, 8, SAR, TEMP_B);
+    emit8(e, 3);
+    emit_group1(e, AND, 8, TEMP_B, -(int32_t)insn->size);
+}
+
+/* The element is checked; the host's instruction finds it, from where the string would be. */
+void lower_bits(struct translation *t, const struct lowering *l) {
+    const struct insn *insn = t->insn;
+    struct emitter *e = &t->out;
+    struct operand operand = {.base = TEMP_A};
+    flags_protect(t);
+    const uint8_t *retry = e->at;
+    lower_address(t, (int32_t)insn->disp);
+    emit_element(t);
+    emit_rr(e, OP_ADD_RM, 8, TEMP_A, TEMP_B);
+    lower_check_single(t, retry, l->memory_written ? TLB_WRITE : TLB_READ, insn->size);
+    emit_element(t);
+    emit_rr(e, OP_SUB_RM, 8, TEMP_A, TEMP_B);
+    t->temp_group = NO_GROUP;
+    if ((t->live[t->index + 1] & ~l->flags_killed) != 0)
+        flags_to_host(t);
+    emit_recoded(t, l, &operand);
+    after_native(t, l);
 }
 
 /* CMP and TEST for a jump whose condition is known: only made when somebody asks after all. */

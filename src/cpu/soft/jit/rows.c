@@ -193,10 +193,11 @@ static uint8_t special_kind(const struct insn_row *row) {
     return LOWER_CALLOUT;
 }
 
-/* Reading control registers is the one MOV of the 0F map's 20h. */
+/* Reading control registers is the one MOV of the 0F map's 20h, segment registers 8Ch. */
 static uint8_t system_kind(const struct insn_row *row) {
     bool control = row->map == MAP_0F && row->opcode == 0x20;
-    if (control || NAME_IN(row->name, system_names))
+    bool selector = row->map == MAP_1B && row->opcode == 0x8c;
+    if (control || selector || NAME_IN(row->name, system_names))
         return LOWER_SYSTEM;
     if (strcmp(row->name, "pushf") == 0)
         return LOWER_PUSHF;

@@ -12,6 +12,7 @@ enum lower_kind {
     LOWER_CALLOUT, /* the interpreter's handler */
     LOWER_LIGHT,   /* the same in a light call */
     LOWER_NATIVE,  /* as itself, its memory operand through the TLB check */
+    LOWER_BITS,    /* of those, BT and its like with a string of bits in memory */
     LOWER_NOP,
     LOWER_LEA,
     LOWER_PUSH,

@@ -18,6 +18,7 @@ static bool lower_insn(struct translation *t) {
     switch (t->kinds[t->index]) {
     case LOWER_CALLOUT: lower_callout(t); return !branch;
     case LOWER_NATIVE: lower_native(t, l); return true;
+    case LOWER_BITS: lower_bits(t, l); return true;
     case LOWER_NOP: return true;
     case LOWER_LEA: lower_lea(t); return true;
     case LOWER_SYSTEM: lower_system(t); return !branch;

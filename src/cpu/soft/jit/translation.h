@@ -500,6 +500,10 @@ struct operand lower_operand(struct translation *t, enum tlb_kind kind, unsigned
                              unsigned aligned);
 /* A word at RSP + disp; RSP moves by what groups.c noted only when the caller moves it. */
 struct operand lower_stack(struct translation *t, enum tlb_kind kind, int32_t disp);
+/* A single access whose linear address the code from `retry` on puts into TEMP_A: where it is in
+ * this process. Flags must be protected. */
+void lower_check_single(struct translation *t, const uint8_t *retry, enum tlb_kind kind,
+                        unsigned size);
 /* A word at RBP, read: their host address in TEMP_A. Flags must be protected. */
 void lower_check_rbp(struct translation *t);
 /* The present instruction's site for call-outs; made on first use with the flags' present place. */
@@ -526,6 +530,7 @@ void lower_callout(struct translation *t);
 /* How many different registers of the instruction have to be stood in for. */
 unsigned lower_elsewhere_count(const struct insn *insn, const struct lowering *l);
 void lower_native(struct translation *t, const struct lowering *l);
+void lower_bits(struct translation *t, const struct lowering *l);
 void lower_lea(struct translation *t);
 /* It names registers that are in their places. */
 bool lower_lea_is_near(const struct insn *insn);
