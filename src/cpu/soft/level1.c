@@ -222,6 +222,18 @@ void mmu_forget_writes(struct soft_cpu *cpu) {
 
 /* ---- Filling ---- */
 
+static bool is_filled(const struct level1_filled *filled, unsigned table, unsigned slot) {
+    return filled->words[table][slot / 64] >> slot % 64 & 1;
+}
+
+/* Entries of both kinds may have been there in turn: then it is not known. */
+bool level1_fetch_is_global(const struct soft_cpu *cpu, uint64_t linear) {
+    struct mmu *mmu = mmu_of(cpu);
+    unsigned slot = tlb_slot(linear), table = (unsigned)(&cpu->tlb[TLB_FETCH] - cpu->tlbs[0]);
+    return cpu->tlb[TLB_FETCH][slot].tag == (linear & PAGE_MASK) &&
+           is_filled(&mmu->of_all, table, slot) && !is_filled(&mmu->of_space, table, slot);
+}
+
 static void enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *page,
                   enum tlb_kind kind) {
     struct mmu *mmu = mmu_of(cpu);

@@ -80,6 +80,7 @@ void mmu_flush_all(struct soft_cpu *cpu) {
     if (mmu->next_context + 1 > MMU_LAST_CONTEXT)
         mmu_restart(cpu);
     mmu->global_context = mmu->next_context++;
+    jit_forget_jumps(&cpu->jit);
     level1_flush(cpu, true);
     mmu_flush_spaces(cpu);
 }
@@ -233,7 +234,7 @@ static struct mmu_page *page_find(struct soft_cpu *cpu, uint64_t linear) {
 
 bool mmu_is_global(struct soft_cpu *cpu, uint64_t linear) {
     const struct mmu_page *page = page_find(cpu, linear);
-    return page != NULL && page->global;
+    return page != NULL ? page->global : level1_fetch_is_global(cpu, linear);
 }
 
 struct mmu_page *mmu_translate(struct soft_cpu *cpu, uint64_t linear, unsigned access,

@@ -201,6 +201,8 @@ bool mmu_allows(const struct soft_cpu *cpu, unsigned rights, unsigned access);
 
 /* Forgets the address space's pages; `global`: those of all spaces, too. */
 void level1_flush(struct soft_cpu *cpu, bool global);
+/* An entry for fetches that is there; where that is not known, false. */
+bool level1_fetch_is_global(const struct soft_cpu *cpu, uint64_t linear);
 void level1_drop_page(struct soft_cpu *cpu, uint64_t page);
 /* Forgets a naturally aligned range of 64 to TLB_ENTRIES pages, a power of two. */
 void level1_drop_pages(struct soft_cpu *cpu, uint64_t page, unsigned count);

@@ -153,15 +153,22 @@ static unsigned place_in(const struct soft_cpu *cpu, const struct jit_block *mad
 
 /* ---- Finding code ---- */
 
+void jit_note_entered(struct soft_cpu *cpu, uint64_t rip, uint64_t key) {
+    struct jit_state *state = &cpu->jit;
+    unsigned half = rip >> 63;
+    if (half != 0 && !state->upper_is_local && !mmu_is_global(cpu, rip)) {
+        /* From here on the upper half's code is this address space's own. */
+        jit_forget_jumps(state);
+        state->upper_is_local = true;
+        jit_set_context(cpu);
+    }
+    state->lower_is_privileged |= half == 0 && !(key & KEY_CPL);
+}
+
 void jit_note_jump(struct soft_cpu *cpu, const struct block *block) {
     struct jit_jump *jump = &cpu->jit.jumps[jit_jump_slot(block->rip)];
     unsigned half = block->rip >> 63;
-    if (half != 0 && !cpu->jit.upper_is_local && !mmu_is_global(cpu, block->rip)) {
-        /* From here on the upper half's code is this address space's own. */
-        cpu->jit.upper_is_local = true;
-        jit_forget_jumps(&cpu->jit);
-        jit_set_context(cpu);
-    }
+    jit_note_entered(cpu, block->rip, block->key);
     jump->rip = block->rip;
     jump->context = cpu->jit.context[jit_side_of(cpu->jit.key)][half];
     jump->code = jit_code(cpu->jit.jit, block->code, block->code->entry_saved);

@@ -69,5 +69,8 @@ uint64_t jit_fast_fill(struct soft_cpu *cpu, uint64_t linear, uint32_t kind);
 
 /* The jump table's entry for a translated block. */
 void jit_note_jump(struct soft_cpu *cpu, const struct block *block);
+/* Code there is entered, or may be by a link from now on: what jit_state.upper_is_local and
+ * lower_is_privileged say. */
+void jit_note_entered(struct soft_cpu *cpu, uint64_t rip, uint64_t key);
 
 #endif

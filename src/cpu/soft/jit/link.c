@@ -71,9 +71,8 @@ uint32_t jit_mapping_of(struct soft_cpu *cpu, const struct block *block, unsigne
 }
 
 /* The page, which holds code of the block, is mapped so now. */
-static void note_mapping(struct soft_cpu *cpu, uint64_t rip, uint32_t number) {
-    if (rip >> 63 && !mmu_is_global(cpu, rip))
-        cpu->jit.upper_is_local = true;
+static void note_mapping(struct soft_cpu *cpu, uint64_t rip, uint64_t key, uint32_t number) {
+    jit_note_entered(cpu, rip, key);
     jit_set_map(&cpu->jit, rip, number);
     jit_note_fetch(&cpu->jit, rip);
 }
@@ -113,7 +112,7 @@ static void link_guarded(struct soft_cpu *cpu, struct jit_block *made, struct ji
     uint32_t number = jit_mapping_of(cpu, to, 0);
     if (number == NONE)
         return;
-    note_mapping(cpu, to->rip, number);
+    note_mapping(cpu, to->rip, to->key, number);
     __builtin_memcpy(jit_guard_number(jit, made, exit), &number, sizeof number);
     aim(jit_code_writable(jit, made, exit->field),
         jit_code_writable(jit, to->code, to->code->entry_saved));
@@ -126,7 +125,7 @@ static void link_guarded(struct soft_cpu *cpu, struct jit_block *made, struct ji
 const uint8_t *jit_entry(struct soft_cpu *cpu, const struct block *block) {
     if (unlikely(block->straddles)) {
         uint32_t number = jit_mapping_of(cpu, block, 1);
-        note_mapping(cpu, block->rip + PAGE_SIZE, number);
+        note_mapping(cpu, block->rip + PAGE_SIZE, block->key, number);
         if (number != NONE)
             __builtin_memcpy(jit_code_writable(cpu->jit.jit, block->code, block->code->second_page),
                              &number, sizeof number);

@@ -241,7 +241,9 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
         jit_link(cpu, jit_at(jit, state->exit_from), jit_at(jit, state->exit), block);
         state->exit = JIT_EXIT_RIP;
     }
-    if (!(block->key & KEY_PLAIN))
+    if (block->key & KEY_PLAIN)
+        jit_note_entered(cpu, block->rip, block->key);
+    else
         jit_note_jump(cpu, block);
     set_alarm(cpu);
     state->saved_flags = jit_pack_flags(cpu);

@@ -69,13 +69,14 @@ struct jit_state {
     struct {
         uint64_t base, mark;
     } narrow[2];
-    bool flat;                /* segments are as translated code takes them to be (mmu.c) */
-    uint64_t word;            /* of the running code: what RET takes from the stack */
-    uint32_t exit;            /* which exit was taken: its number, or JIT_EXIT_RIP */
-    uint32_t exit_from;       /* the number of its translation */
-    bool upper_is_local;      /* some code in the upper half is not global */
-    bool lower_is_privileged; /* some privileged code was in the lower half */
-    uint32_t plain;           /* KEY_PLAIN: the next block is to be run without groups */
+    bool flat;          /* segments are as translated code takes them to be (mmu.c) */
+    uint64_t word;      /* of the running code: what RET takes from the stack */
+    uint32_t exit;      /* which exit was taken: its number, or JIT_EXIT_RIP */
+    uint32_t exit_from; /* the number of its translation */
+    /* Since jumps were forgotten, or space changed: some code in the upper half is not global.
+     * Since jumps were forgotten: some privileged code was in the lower half. */
+    bool upper_is_local, lower_is_privileged;
+    uint32_t plain; /* KEY_PLAIN: the next block is to be run without groups */
     /* Which mapping (jit.mappings) a page of code has now, by half and page number; and which
      * entries are not 0, for as many as are listed. */
     uint32_t code_map[2][JIT_MAP_PAGES];
@@ -166,9 +167,11 @@ static inline void jit_forget_jumps(struct jit_state *state) {
         state->fetched[i] = 0;
     jit_clear_map(state, 0);
     jit_clear_map(state, 1);
+    state->upper_is_local = state->lower_is_privileged = false;
 }
 
-/* Another address space: its code is mapped differently. */
+/* Another address space: its code is mapped differently. That code of the upper half is not global
+ * is noted anew when such code is met again: by jit_state.context nobody can enter it without C. */
 static inline void jit_change_space(struct jit_state *state) {
     state->epoch++;
     if (state->upper_is_local || state->lower_is_privileged)
@@ -178,6 +181,7 @@ static inline void jit_change_space(struct jit_state *state) {
     jit_clear_map(state, 0);
     if (state->upper_is_local)
         jit_clear_map(state, 1);
+    state->upper_is_local = false;
 }
 
 static inline unsigned jit_jump_slot(uint64_t rip) {

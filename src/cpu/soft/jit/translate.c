@@ -350,7 +350,6 @@ struct block *jit_translate(struct soft_cpu *cpu, struct block *block) {
     if (!choose(&t, block))
         return block;
     block = t.block;
-    cpu->jit.lower_is_privileged |= !(block->key & KEY_CPL) && !(block->rip >> 63);
     block->watch_start = PAGE_SIZE - 1;
     relocations_begin(&t);
     lower_block(&t);
