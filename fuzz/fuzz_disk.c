@@ -18,8 +18,8 @@ enum { BLOCKS = 64, CHANGE = 5 };
 
 static struct memory_file file, good;
 static const struct disk_options writable = {.inline_commits = true,
-                                            .file_limit = MEMORY_FILE_LIMIT},
-                                readonly = {.inline_commits = true, .readonly = true};
+                                             .file_limit = MEMORY_FILE_LIMIT},
+                                 readonly = {.inline_commits = true, .readonly = true};
 
 static void must(int result) {
     if (result != 0)

@@ -37,7 +37,7 @@ enum block_operation {
 struct block_request {
     enum block_operation operation;
     bool may_unmap;
-    bool durable; /* a write that is on stable storage when it completes */
+    bool durable;    /* a write that is on stable storage when it completes */
     bool background; /* is not done by the thread that submits it, which has other things to do */
     uint64_t offset, length;
     struct iovec *vectors; /* reads and writes: `length` bytes altogether */

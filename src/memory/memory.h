@@ -190,6 +190,10 @@ enum {
     MEM_PAGE_WRITTEN = 4,
 };
 
+/* The others are the room's own; these say what a device that reaches memory without the gate
+ * (vfio_user/lent.h) leaves alone: anything, and writes. */
+enum { MEM_PAGE_NO_ACCESS = 0xa0, MEM_PAGE_NO_WRITE = 0xe0 };
+
 /* A page as a view shows it. host is NULL when no memory is there (I/O or nothing). */
 struct mem_page {
     uint8_t *host;           /* the page's first byte */

@@ -53,6 +53,10 @@ struct io_region {
     void *context;
 };
 
+_Static_assert(MEM_PAGE_NO_ACCESS == (MEM_PAGE_ABSENT | MEM_PAGE_HIDDEN) &&
+                   MEM_PAGE_NO_WRITE == (MEM_PAGE_NO_ACCESS | MEM_PAGE_READONLY),
+               "what memory.h tells of these bits");
+
 /* ---- A view's overrides: a radix tree by page number (view.c) ---- */
 
 enum { VIEW_LEVELS = 4, VIEW_LEVEL_BITS = 10, VIEW_LEVEL_SLOTS = 1 << VIEW_LEVEL_BITS };

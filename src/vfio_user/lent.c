@@ -120,6 +120,18 @@ static const struct region *find(const struct lent *lent, uint64_t address) {
     return NULL;
 }
 
+/* As memory.c's reach: what the client keeps from devices ends it. */
+static size_t reach(const struct region *region, uint64_t offset, size_t length, bool write) {
+    uint8_t refused = write ? MEM_PAGE_NO_WRITE : MEM_PAGE_NO_ACCESS;
+    const _Atomic(uint8_t) *flags = (const _Atomic(uint8_t) *)region->flags.bytes;
+    size_t done = 0;
+    while (flags != NULL && done < length &&
+           !(atomic_load_explicit(&flags[(offset + done) >> PAGE_SHIFT], memory_order_relaxed) &
+             refused))
+        done += PAGE_SIZE - ((offset + done) & (PAGE_SIZE - 1));
+    return flags == NULL || done > length ? length : done;
+}
+
 static void *far_map(void *context, uint64_t address, size_t *length, bool write) {
     const struct region *region = find(context, address);
     if (region == NULL || region->bytes.bytes == NULL ||
@@ -128,7 +140,8 @@ static void *far_map(void *context, uint64_t address, size_t *length, bool write
     uint64_t offset = address - region->address, left = region->size - offset;
     if (*length > left)
         *length = (size_t)left;
-    return region->bytes.bytes + offset;
+    *length = reach(region, offset, *length, write);
+    return *length > 0 ? region->bytes.bytes + offset : NULL;
 }
 
 /* As memory.c's mark_written: either the client sees the new bytes or its flag is seen here. */

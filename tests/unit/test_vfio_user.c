@@ -554,6 +554,13 @@ static void both(void **state) {
     /* The page's flag says that it was written. */
     uint64_t dirty;
     assert_int_equal(memory_fetch_dirty(rig.platform.memory, base + DATA_AT, 4096, &dirty), 1);
+    /* What the machine keeps from devices, the server does too. */
+    memory_set_readonly(rig.platform.memory, base + DATA_AT, 4096, true);
+    rig_put(&rig, base + ASQ + NVME_SQE, command, sizeof command);
+    rig_write(&rig, bar + NVME_REG_DOORBELLS, 2, 4);
+    assert_int_equal(rig_read(&rig, bar + NVME_REG_CSTS, 4), NVME_CSTS_RDY);
+    rig_get(&rig, base + ACQ + NVME_CQE, entry, sizeof entry);
+    assert_int_equal(load_le16(entry + 14) & 0x7ff, NVME_DATA_TRANSFER << 1 | 1);
     device_reset(device);
     assert_int_equal(rig_read(&rig, bar + NVME_REG_CSTS, 4), 0);
     device_destroy(device);
