@@ -232,21 +232,33 @@ static void go_on(struct run *run) {
         start_command(run);
 }
 
+static void cannot_mount(struct run *run, unsigned index, int error, const char *advice) {
+    const struct volume_config *volume = &run->config->machine.volumes[index];
+    struct error err;
+    error_set_errno(&err, error, "the guest cannot mount volume %.150s at %.150s%s", volume->host,
+                    volume->guest, advice);
+    settle(run, cli_error(EXIT_NOT_STARTED, err.text));
+    machine_stop(run->machine);
+}
+
 static void on_mounted(void *context, int error) {
     struct run *run = context;
-    const struct volume_config *volume = &run->config->machine.volumes[run->mounted];
-    struct error err;
     if (run->code_known || run->restarting)
         return;
-    if (error < 0) {
-        error_set_errno(&err, error, "the guest cannot mount volume %.200s at %.200s", volume->host,
-                        volume->guest);
-        settle(run, cli_error(EXIT_NOT_STARTED, err.text));
-        machine_stop(run->machine);
-        return;
-    }
-    if (++run->mounted == run->config->machine.volume_count)
+    if (error < 0)
+        cannot_mount(run, run->mounted, error, "");
+    else if (++run->mounted == run->config->machine.volume_count)
         go_on(run);
+}
+
+static bool mount_volume(struct run *run, unsigned index) {
+    const struct volume_config *volume = &run->config->machine.volumes[index];
+    char tag[16];
+    snprintf(tag, sizeof tag, "volume%u", index);
+    if (agent_mount(run->agent, tag, volume->guest, volume->readonly))
+        return true;
+    cannot_mount(run, index, -ENOTSUP, ", its lodge-agent is too old (see 'lodge image build')");
+    return false;
 }
 
 static void on_ready(void *context, const char *release) {
@@ -259,11 +271,9 @@ static void on_ready(void *context, const char *release) {
     run->was_ready = true;
     run->restarting = false;
     run->mounted = 0;
-    for (unsigned i = 0; i < machine->volume_count; i++) {
-        char tag[16];
-        snprintf(tag, sizeof tag, "volume%u", i);
-        agent_mount(run->agent, tag, machine->volumes[i].guest, machine->volumes[i].readonly);
-    }
+    for (unsigned i = 0; i < machine->volume_count; i++)
+        if (!mount_volume(run, i))
+            return;
     if (machine->volume_count == 0)
         go_on(run);
 }

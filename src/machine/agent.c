@@ -16,13 +16,14 @@ static bool on_hello(struct agent *agent, const struct agent_header *header,
     if (header->length < sizeof(uint32_t) || length >= sizeof release)
         return false;
     uint32_t version = load_le32(payload);
-    if (version != AGENT_VERSION) {
-        log_guest("the guest's agent speaks version %u of the protocol, lodge version %d",
-                  (unsigned)version, AGENT_VERSION);
+    if (version < AGENT_VERSION_OLDEST || version > AGENT_VERSION) {
+        log_guest("the guest's agent speaks version %u of the protocol, lodge versions %d to %d",
+                  (unsigned)version, AGENT_VERSION_OLDEST, AGENT_VERSION);
         return false;
     }
     for (size_t i = 0; i < length; i++)
         release[i] = payload[4 + i] > ' ' && payload[4 + i] < 0x7f ? (char)payload[4 + i] : '?';
+    agent->version = version;
     agent->ready = true;
     if (agent->events.ready != NULL)
         agent->events.ready(agent->events.context, release);
@@ -103,7 +104,8 @@ bool agent_mount(struct agent *agent, const char *tag, const char *path, bool re
     uint8_t payload[4096];
     store_le32(payload, readonly ? AGENT_MOUNT_READONLY : 0);
     int length = snprintf((char *)payload + 4, sizeof payload - 4, "%s%c%s", tag, 0, path);
-    if (!agent->ready || length < 0 || (size_t)length + 5 > sizeof payload ||
+    if (!agent->ready || agent->version < AGENT_VERSION || length < 0 ||
+        (size_t)length + 5 > sizeof payload ||
         !agent_channel_send(&agent->control, AGENT_MOUNT, 0, payload, (size_t)length + 5))
         return false;
     agent->mounts++;

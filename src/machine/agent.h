@@ -37,7 +37,7 @@ bool agent_is_ready(const struct agent *agent);
 bool agent_shutdown(struct agent *agent);
 
 /* Has a virtio-fs mounted at a path, whose directories are made; `mounted` follows. False: there is
- * no agent to ask, or the path is too long. */
+ * no agent to ask, it is too old, or the path is too long. */
 bool agent_mount(struct agent *agent, const char *tag, const char *path, bool readonly);
 
 struct agent_exec_config {

@@ -11,7 +11,8 @@ struct agent {
     struct agent_events events;
     struct agent_channel control;
     bool ready;
-    unsigned mounts; /* asked for and not answered */
+    uint32_t version; /* of the one in the guest */
+    unsigned mounts;  /* asked for and not answered */
 };
 
 #endif

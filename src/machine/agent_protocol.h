@@ -31,6 +31,7 @@
 
 enum {
     AGENT_VERSION = 3,
+    AGENT_VERSION_OLDEST = 2, /* what images may have that were made earlier: it has no MOUNT */
     AGENT_PORT = 1024,
     AGENT_HEADER_SIZE = 8,
     AGENT_PAYLOAD_MAX = 64 << 10,

@@ -140,9 +140,11 @@ expect_exit 0 "rm" lodge rm deb
 # ---- SeaBIOS: for one run ----
 
 LODGE_CACHE=${disk%/images/*}
-expect_exit 0 "over SeaBIOS: systemctl is-system-running" lodge_run --memory 1G --cpus 2 --firmware seabios debian -- \
-    sh -c 'systemctl is-system-running --wait; test ! -e /sys/firmware/efi'
-expect_same "$(cat "$work/out")" running "over SeaBIOS: running"
+expect_exit 0 "over SeaBIOS, with a volume: systemctl is-system-running" lodge_run --memory 1G --cpus 2 --firmware seabios \
+    --volume "$work/package:/mnt/host:ro" debian -- \
+    sh -c 'systemctl is-system-running --wait; test ! -e /sys/firmware/efi && cat /mnt/host/usr/share/lodge-test/file'
+expect_same "$(cat "$work/out")" "running
+from a package" "over SeaBIOS: running, and has its volume"
 expect_same "$(stat -c '%i %Y' "$disk")" "$made" "the image is as it was"
 expect_same "$(ls -A "$(dirname "$disk")/.." | grep -c '^.run')" 0 "no disk of the run is left"
 finish
