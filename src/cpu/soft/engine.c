@@ -12,8 +12,8 @@
 #include "cpu/soft/run.h"
 #include "cpu/soft/verify.h"
 
-/* Decoded instructions of all vCPUs together. */
-enum { BLOCKS_TOTAL = 2 << 20, BLOCKS_LEAST = 1 << 20 };
+/* Decoded instructions of a vCPU; soft_share. */
+enum { BLOCKS = 2 << 20, BLOCKS_LEAST = 1 << 20 };
 
 static int soft_create(const struct engine_config *config, struct engine **engine,
                        struct error *err) {
@@ -120,12 +120,11 @@ static int init_verify(struct soft_cpu *cpu, struct error *err) {
 
 static int init_parts(struct soft_cpu *cpu, struct error *err) {
     const struct engine_config *config = &cpu->vcpu.engine->config;
-    size_t budget = BLOCKS_TOTAL / (config->vcpus != 0 ? config->vcpus : 1);
     int r = init_waiting(cpu, err);
     if (r == 0)
         r = mmu_init(cpu, err);
     if (r == 0)
-        r = block_cache_create(cpu, budget > BLOCKS_LEAST ? budget : BLOCKS_LEAST, err);
+        r = block_cache_create(cpu, soft_share(cpu->vcpu.engine, BLOCKS, BLOCKS_LEAST), err);
     if (r == 0)
         r = init_translator(cpu, err);
     if (r == 0)

@@ -218,6 +218,17 @@ void others_alone_end(struct soft_cpu *cpu) {
 
 /* ---- Life ---- */
 
+size_t soft_share(const struct engine *engine, size_t wanted, size_t least) {
+    unsigned vcpus = engine != NULL && engine->config.vcpus != 0 ? engine->config.vcpus : 1;
+    if (vcpus == 1)
+        return wanted;
+    uint64_t all = memory_ram_size(engine->config.memory) / 8;
+    uint64_t share = (all > wanted ? all : wanted) / vcpus;
+    if (share > wanted)
+        return wanted;
+    return share > least ? (size_t)share : least;
+}
+
 void others_init(struct soft_engine *engine) {
     pthread_mutex_init(&engine->asking, NULL);
     pthread_mutex_init(&engine->alone, NULL);

@@ -34,6 +34,13 @@ struct soft_engine {
     pthread_mutex_t alone;  /* held by who runs alone, from before it waits for the others */
 };
 
+/*
+ * Bytes for a vCPU's cache of which a VM's only vCPU has `wanted`: each of several has as much,
+ * while all of them together take no more than an eighth of guest RAM or what an only one has; at
+ * least `least`. NULL: there are no others.
+ */
+size_t soft_share(const struct engine *engine, size_t wanted, size_t least);
+
 void others_init(struct soft_engine *engine);
 void others_destroy(struct soft_engine *engine);
 /* A vCPU that others may see; it is, as long as it is not in vcpu_run, at rest. */

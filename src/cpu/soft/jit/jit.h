@@ -17,8 +17,8 @@ enum { JIT_CODE_SIZE = 48 << 20 };
 
 /*
  * What translated code, all that is kept about it, and decoded blocks may take
- * together: of all vCPUs, but each has room for the least. With more, all its
- * translations are dropped and made anew.
+ * together for one vCPU, and for each of several as far as soft_share allows. With
+ * more, all its translations are dropped and made anew.
  */
 enum { JIT_BUDGET = 58 << 20, JIT_BUDGET_LEAST = 12 << 20 };
 /* What they take. May be asked from other threads; then it is roughly right. */

@@ -16,6 +16,7 @@
 #include "cpu/soft/jit/saved_flags.h"
 #include "cpu/soft/jit/shadow.h"
 #include "cpu/soft/jit/x87_live.h"
+#include "cpu/soft/others.h"
 #include "cpu/soft/run.h"
 #include <string.h>
 
@@ -361,13 +362,6 @@ static bool host_is_able(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
 }
 
-static size_t budget_of(const struct soft_cpu *cpu) {
-    const struct engine *engine = cpu->vcpu.engine;
-    unsigned vcpus = engine != NULL && engine->config.vcpus != 0 ? engine->config.vcpus : 1;
-    size_t share = JIT_BUDGET / vcpus;
-    return share > JIT_BUDGET_LEAST ? share : JIT_BUDGET_LEAST;
-}
-
 int jit_create(struct soft_cpu *cpu, const struct jit_config *config, struct error *err) {
     if (!host_is_able())
         return error_set(err, -ENOTSUP, "the translator needs a processor with AVX2 and BMI2");
@@ -392,7 +386,7 @@ int jit_create(struct soft_cpu *cpu, const struct jit_config *config, struct err
     cpu->heat_limit = jit->heat = config->heat;
     jit->runs = jit->runs_most = config->runs;
     jit->exact = config->exact;
-    jit->budget = budget_of(cpu);
+    jit->budget = soft_share(cpu->vcpu.engine, JIT_BUDGET, JIT_BUDGET_LEAST);
     cpu->jit.host_mxcsr = 0x1f80;
     return 0;
 }
