@@ -76,6 +76,11 @@ static void make_directory(void) {
     mkfifoat(guest.top_fd, "share/fifo", 0644);
 }
 
+static void remove_all(void) {
+    clear_directory(guest.top_fd, ".");
+    rmdir(guest.top);
+}
+
 static void prepare(void) {
     const struct rlimit limit = {FILE_MAX, FILE_MAX};
     strcpy(guest.top, "/dev/shm/lodge-fuzz-fs-XXXXXX");
@@ -85,6 +90,7 @@ static void prepare(void) {
     mkdirat(guest.top_fd, "share", 0755);
     mkdirat(guest.top_fd, "secret", 0755);
     put_file("secret/key", "outside");
+    atexit(remove_all);
     signal(SIGXFSZ, SIG_IGN);
     setrlimit(RLIMIT_FSIZE, &limit);
 }
