@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <limits.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -163,13 +164,22 @@ static void collect(const struct program *program, int fd) {
     program->output[used] = 0;
 }
 
-/* Lines end with a carriage return, too, where progress is drawn; long ones are cut. */
-static void hand_lines(const struct program *program, int fd) {
+/* Lines end with a carriage return, too, where progress is drawn; long ones are cut. An interrupt
+ * is passed on; what the program says while it tidies up is still read, or it would end at that. */
+static void hand_lines(const struct program *program, int fd, pid_t pid) {
+    enum { LOOK_MS = 500 };
+    struct pollfd wait = {.fd = fd, .events = POLLIN};
     char bytes[512], line[512];
     size_t used = 0;
-    ssize_t got;
-    while ((got = read(fd, bytes, sizeof bytes)) > 0 ||
-           (got < 0 && errno == EINTR && !interrupted)) {
+    bool told = false;
+    for (;;) {
+        if (interrupted && !told)
+            told = kill(-pid, SIGTERM) == 0;
+        if (poll(&wait, 1, LOOK_MS) <= 0)
+            continue;
+        ssize_t got = read(fd, bytes, sizeof bytes);
+        if (got == 0 || (got < 0 && errno != EINTR))
+            break;
         for (ssize_t i = 0; i < got; i++) {
             bool end = bytes[i] == '\n' || bytes[i] == '\r';
             if (!end && used < sizeof line - 1)
@@ -188,7 +198,7 @@ static int wait_for(pid_t pid, const struct program *program, struct error *err)
     int status;
     do {
         if (interrupted)
-            kill(program->line != NULL ? -pid : pid, SIGTERM);
+            kill(pid, SIGTERM);
     } while (waitpid(pid, &status, 0) < 0 && errno == EINTR);
     if (interrupted)
         return error_set(err, -EINTR, "interrupted");
@@ -219,7 +229,7 @@ int program_run(const struct program *program, struct error *err) {
     if (pid > 0 && program->output != NULL)
         collect(program, pipes[0]);
     else if (pid > 0 && program->line != NULL)
-        hand_lines(program, pipes[0]);
+        hand_lines(program, pipes[0], pid);
     if (pipes[0] >= 0)
         close(pipes[0]);
     return result < 0 ? result : wait_for(pid, program, err);

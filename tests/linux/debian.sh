@@ -55,6 +55,17 @@ expect_text "$work/err" "check network and mirror" "and told why"
 expect_same "$(cd "$work/cache/images" && echo *)" "broken mine" "nothing is left of them"
 expect_same "$(ls -d "$work/cache/images/.work" 2>/dev/null)" "" "no work, either"
 
+mkdir "$work/other" "$work/tmp"
+LODGE_CACHE="$work/other" TMPDIR="$work/tmp" "$LODGE" image build debian >"$work/out" 2>"$work/err" &
+builder=$!
+children="$children $builder"
+while kill -0 "$builder" 2>/dev/null && ! grep -q "running apt-get" "$work/err"; do sleep 0.1; done
+kill -INT "$builder"
+code=0
+wait "$builder" || code=$?
+expect_same "$code" 130 "an interrupted build says so"
+expect_same "$(ls -A "$work/other/images" "$work/tmp" | grep -v '^/' | xargs)" ".apt" "and leaves lists of packages alone"
+
 seed() { printf "$1" >"$work/user-data"; }
 seed '' && refused 125 "cloud-init: empty" "it is empty" run --cloud-init "$work/user-data" mine -- true
 seed 'users: []\n' && refused 125 "cloud-init: of no kind" "first line" run --cloud-init "$work/user-data" mine -- true
