@@ -140,9 +140,9 @@ for _ in $(seq 6000); do
     sleep 0.1
 done
 [ -n "$after" ] && [ "$after" != "$before" ] || fail "it did not reboot"
-expect_exit 0 "after a reboot" in_guest cat /usr/share/lodge-test/file
-expect_same "$(cat "$work/out")" "from a package" "the package's file is there"
 running "after a reboot"
+expect_exit 0 "after a reboot: ssh" in_guest cat /usr/share/lodge-test/file
+expect_same "$(cat "$work/out")" "from a package" "the package's file is there"
 expect_exit 0 "stop" lodge stop -t 60 deb
 lodge logs deb >"$work/out"
 expect_text "$work/out" "Power down" "by the guest's own shut-down"
