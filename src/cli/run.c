@@ -253,7 +253,7 @@ static void on_mounted(void *context, int error) {
 
 static bool mount_volume(struct run *run, unsigned index) {
     const struct volume_config *volume = &run->config->machine.volumes[index];
-    char tag[16];
+    char tag[20];
     snprintf(tag, sizeof tag, "volume%u", index);
     if (agent_mount(run->agent, tag, volume->guest, volume->readonly))
         return true;

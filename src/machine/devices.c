@@ -249,7 +249,7 @@ static int add_volumes(struct machine *machine, struct error *err) {
     int result = 0;
     for (unsigned i = 0; i < count && result == 0; i++) {
         const struct volume_config *volume = &machine->config.volumes[i];
-        char tag[16];
+        char tag[20];
         snprintf(tag, sizeof tag, "volume%u", i);
         result = fs_open(volume->host, volume->readonly, count, &machine->shares[i], err);
         struct virtio_fs_config config = {

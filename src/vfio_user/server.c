@@ -182,8 +182,8 @@ int vu_server_create(const char *path, const struct vu_model *model, struct loop
     made->state_size = STATE_OFFSET + round_up(model->state_size, STATE_OFFSET);
     int rc = 0;
     if (strlen(path) >= sizeof made->path)
-        rc = error_set(err, -ENAMETOOLONG, "%s: a socket's path has up to %zu bytes", path,
-                       sizeof made->path - 1);
+        rc = error_set(err, -ENAMETOOLONG, "a socket's path has up to %zu bytes, that one has %zu",
+                       sizeof made->path - 1, strlen(path));
     strncpy(made->path, path, sizeof made->path - 1);
     snprintf(made->state_path, sizeof made->state_path, "%s.state", made->path);
     if (rc == 0)
