@@ -22,11 +22,17 @@ static int answer_entry(struct fs_call *call, const struct fs_node *parent, cons
     return result;
 }
 
+/* The request's directory, to be put back, and the next name in the request. */
+static int take_place(struct fs_call *call, struct fs_node **parent, const char **name) {
+    int result = fs_take_name(call, name);
+    return result < 0 ? result : fs_node_get(call->fs, call->header.nodeid, parent);
+}
+
 int fs_lookup(struct fs_call *call) {
     struct fs_node *parent;
     const char *name;
-    int result = fs_take_name(call, &name);
-    if (result < 0 || (result = fs_node_get(call->fs, call->header.nodeid, &parent)) < 0)
+    int result = take_place(call, &parent, &name);
+    if (result < 0)
         return result;
     result = answer_entry(call, parent, name);
     fs_node_put(call->fs, parent);
@@ -70,8 +76,8 @@ int fs_mknod(struct fs_call *call) {
     const char *name;
     if (!fs_take(call, &in, sizeof in))
         return -EINVAL;
-    int result = fs_take_name(call, &name);
-    if (result < 0 || (result = fs_node_get(call->fs, call->header.nodeid, &parent)) < 0)
+    int result = take_place(call, &parent, &name);
+    if (result < 0)
         return result;
     result = make_file(call, parent, name, in.mode);
     if (result == 0)
@@ -100,8 +106,8 @@ int fs_mkdir(struct fs_call *call) {
     const char *name;
     if (!fs_take(call, &in, sizeof in))
         return -EINVAL;
-    int result = fs_take_name(call, &name);
-    if (result < 0 || (result = fs_node_get(call->fs, call->header.nodeid, &parent)) < 0)
+    int result = take_place(call, &parent, &name);
+    if (result < 0)
         return result;
     mode_t mode = fs_mode_allowed(in.mode, true);
     if (mkdirat(parent->fd, name, mode) < 0)
@@ -121,8 +127,8 @@ int fs_make_link(struct fs_call *call) {
     char link[FS_LINK_MAX];
     if (!fs_take(call, &in, sizeof in))
         return -EINVAL;
-    int result = fs_take_name(call, &name);
-    if (result < 0 || (result = fs_node_get(call->fs, call->header.nodeid, &parent)) < 0)
+    int result = take_place(call, &parent, &name);
+    if (result < 0)
         return result;
     if ((result = fs_node_get(call->fs, in.oldnodeid, &node)) == 0) {
         fs_link_of(node->fd, link);
@@ -141,8 +147,8 @@ int fs_make_link(struct fs_call *call) {
 static int remove_name(struct fs_call *call, int flags) {
     struct fs_node *parent;
     const char *name;
-    int result = fs_take_name(call, &name);
-    if (result < 0 || (result = fs_node_get(call->fs, call->header.nodeid, &parent)) < 0)
+    int result = take_place(call, &parent, &name);
+    if (result < 0)
         return result;
     result = unlinkat(parent->fd, name, flags) < 0 ? -errno : 0;
     fs_node_put(call->fs, parent);
