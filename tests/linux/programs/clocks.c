@@ -81,26 +81,39 @@ static void check_span(const char *name, double span, double wanted) {
            100 * off);
 }
 
-/* The RTC has whole seconds: from the beginning of one to the beginning of another. */
-static double rtc_edge(uint64_t *tsc) {
-    struct rtc_time time;
+/*
+ * The RTC has whole seconds: from the beginning of one to the beginning of another. A beginning is
+ * known as well as the readings on its two sides are close: of some the best, or one that is good.
+ */
+static double rtc_edge(uint64_t *tsc, double hz) {
+    enum { EDGES_MAX = 8 };
+    struct rtc_time time, best = {0};
+    uint64_t width = UINT64_MAX, before = 0;
     int fd = open("/dev/rtc0", O_RDONLY), last = -1;
     if (fd < 0)
         return -1;
-    for (;;) {
+    for (int edges = 0; edges < EDGES_MAX && (double)width > 0.02 * hz;) {
+        uint64_t now = __rdtsc();
         ioctl(fd, RTC_RD_TIME, &time);
-        if (last >= 0 && time.tm_sec != last)
-            break;
+        uint64_t after = __rdtsc();
+        if (last >= 0 && time.tm_sec != last) {
+            edges++;
+            if (after - before < width) {
+                width = after - before;
+                *tsc = before + width / 2;
+                best = time;
+            }
+        }
         last = time.tm_sec;
+        before = now;
     }
-    *tsc = __rdtsc();
     close(fd);
-    struct tm broken_down = {.tm_sec = time.tm_sec,
-                             .tm_min = time.tm_min,
-                             .tm_hour = time.tm_hour,
-                             .tm_mday = time.tm_mday,
-                             .tm_mon = time.tm_mon,
-                             .tm_year = time.tm_year};
+    struct tm broken_down = {.tm_sec = best.tm_sec,
+                             .tm_min = best.tm_min,
+                             .tm_hour = best.tm_hour,
+                             .tm_mday = best.tm_mday,
+                             .tm_mon = best.tm_mon,
+                             .tm_year = best.tm_year};
     return (double)timegm(&broken_down);
 }
 
@@ -148,7 +161,7 @@ static int measure(double seconds, double hz) {
     static const char *const sources[] = {"hpet", "acpi_pm", "kvm-clock", "tsc"};
     uint64_t tsc_first = 0, tsc_last = 0;
     bool slow = seconds < 0.1; /* a second of such a guest is too long to wait for */
-    double first = slow ? 0 : rtc_edge(&tsc_first);
+    double first = slow ? 0 : rtc_edge(&tsc_first, hz);
     for (unsigned i = 0; i < sizeof sources / sizeof sources[0]; i++)
         with_clocksource(sources[i], seconds, hz);
     check_sleep("nanosleep", by_nanosleep, seconds, hz);
@@ -161,7 +174,7 @@ static int measure(double seconds, double hz) {
                seconds_since(tsc, hz));
     if (slow)
         return 0;
-    double last = rtc_edge(&tsc_last);
+    double last = rtc_edge(&tsc_last, hz);
     check_span("RTC", last - first, (double)(tsc_last - tsc_first) / hz);
     return 0;
 }
