@@ -79,7 +79,7 @@ static void lend(int socket, int fd) {
 
 static void to_server(const uint8_t *data, size_t size, bool greeted) {
     static const struct vu_model model = {
-        .name = "fuzz", .create = create, .pause = nvme_pause, .resume = nvme_resume};
+        .name = "fuzz", .create = create, .pause = nvme_pause, .resume = nvme_resume, .full = -1};
     struct vu_model sized = model;
     struct platform platform;
     struct loop *loop;

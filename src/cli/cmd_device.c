@@ -54,11 +54,13 @@ static int take_word(struct device_disk *disk, const char *word, struct error *e
     }
     int rc = parse_limit(&disk->qos.limits, word, NULL, err);
     if (rc == -ENOENT)
+        rc = parse_on_full(&disk->errors_when_full, word, err);
+    if (rc == -ENOENT)
         rc = block_option_parse(&disk->options, word, err);
     if (rc == -ENOENT)
         return error_set(err, -EINVAL,
                          "--disk: unknown word '%.40s'; there are readonly, format=, cache=, "
-                         "snapshot=, class= and limits",
+                         "snapshot=, class=, on-full= and limits",
                          word);
     return rc == 0 ? 0 : error_prefix(err, "--disk");
 }

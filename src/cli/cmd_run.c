@@ -112,7 +112,6 @@ static const char *const panics[] = {"stop", "hold", NULL};
 static const char *const watchdogs[] = {"reset", "poweroff", "pause", "none", NULL};
 static const char *const boots[] = {"auto", "bzimage", "elf", "pvh", NULL};
 static const char *const rings[] = {"split", "packed", NULL};
-static const char *const full_disks[] = {"pause", "error", NULL};
 static const char *const disk_devices[] = {"virtio", "nvme", NULL};
 
 /* A choice into an enumeration whose values are the list's indices. */
@@ -171,13 +170,10 @@ static int parse_disk_word(struct disk_config *disk, const char *word, struct er
         disk->qos.class = (enum qos_class) class;
         return class < 0 ? class : 0;
     }
-    if (strncmp(word, "on-full=", 8) == 0) {
-        int full = parse_choice("disk on-full", word + 8, full_disks, err);
-        disk->errors_when_full = full == 1;
-        return full < 0 ? full : 0;
-    }
     if (strncmp(word, "device=", 7) != 0) {
         int result = parse_limit(&disk->qos.limits, word, NULL, err);
+        if (result == -ENOENT)
+            result = parse_on_full(&disk->errors_when_full, word, err);
         if (result == -ENOENT)
             result = block_option_parse(&disk->options, word, err);
         if (result == -ENOENT)

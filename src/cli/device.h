@@ -15,6 +15,7 @@ struct device_disk {
     const char *path;
     struct block_options options;
     struct qos_settings qos;
+    bool errors_when_full; /* instead of waiting for space on the host */
 };
 
 struct device_function {
@@ -23,7 +24,10 @@ struct device_function {
     unsigned disk_count;
 };
 
-/* Serves until SIGINT or SIGTERM. */
+/*
+ * Serves until SIGINT or SIGTERM. Commands that the host has no space for wait and are tried again
+ * every second; standard error, and a client of lodge's, learn of it.
+ */
 int device_serve_nvme(const struct device_function *functions, unsigned count, struct error *err);
 
 #endif

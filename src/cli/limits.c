@@ -35,3 +35,12 @@ int parse_limit(struct block_limits *limits, const char *word, unsigned *given, 
         result = error_set(err, -EINVAL, "'%.40s' is too large", value + 1);
     return result == 0 ? 0 : error_prefix(err, "%s", block_limit_names[which]);
 }
+
+int parse_on_full(bool *errors_when_full, const char *word, struct error *err) {
+    static const char *const policies[] = {"pause", "error", NULL};
+    if (strncmp(word, "on-full=", 8) != 0)
+        return -ENOENT;
+    int policy = parse_choice("disk on-full", word + 8, policies, err);
+    *errors_when_full = policy == 1;
+    return policy < 0 ? policy : 0;
+}

@@ -327,6 +327,15 @@ static void on_disk_failed(void *context, unsigned disk, const struct hold_failu
     vm_control_disk_failed(run->control, disk, failures);
 }
 
+static void on_device_full(void *context, const char *socket) {
+    struct run *run = context;
+    fprintf(stderr,
+            "lodge: no space left on the host for the device at %s: the VM is paused; make room, "
+            "then 'lodge resume' goes on\n",
+            socket);
+    vm_control_device_full(run->control, socket);
+}
+
 static void on_dump(void *context, const char *line) {
     terminal_restore();
     fprintf(stderr, "%s\n", line);
@@ -422,6 +431,7 @@ static int create_machine(struct run *run, struct error *err) {
                                                  .held = on_held,
                                                  .watchdog = on_watchdog,
                                                  .disk_failed = on_disk_failed,
+                                                 .device_full = on_device_full,
                                                  .dump = on_dump};
     struct machine_config *machine = &run->config->machine;
     struct machine_events mine = events;

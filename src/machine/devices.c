@@ -222,7 +222,11 @@ static int create_disks(struct machine *machine, struct error *err) {
 static int create_user_devices(struct machine *machine, struct error *err) {
     int result = 0;
     for (unsigned i = 0; i < machine->config.user_device_count && result == 0; i++) {
-        struct vfio_user_config config = {.socket = machine->config.user_devices[i]};
+        struct machine_user_device *user = &machine->user_devices[i];
+        user->machine = machine;
+        user->socket = machine->config.user_devices[i];
+        struct vfio_user_config config = {
+            .socket = user->socket, .full = machine_user_device_full, .context = user};
         struct device *device = NULL;
         char name[16];
         snprintf(name, sizeof name, "user%u", i);

@@ -67,6 +67,12 @@ void machine_disk_failed(void *machine) {
     ask(machine, PENDING_DISK);
 }
 
+void machine_user_device_full(void *user_device) {
+    struct machine_user_device *user = user_device;
+    atomic_store(&user->full, true);
+    ask(user->machine, PENDING_DISK);
+}
+
 void machine_stop_on_reboot(struct machine *machine) {
     machine->config.on_reboot = REBOOT_STOP;
 }
@@ -177,6 +183,9 @@ bool machine_resume(struct machine *machine) {
         unpark(machine, false);
     for (unsigned i = 0; i < machine->config.disk_count; i++)
         hold_retry(machine->blocks[i]);
+    /* Servers try again by themselves, and tell us if it was in vain. */
+    for (unsigned i = 0; i < machine->config.user_device_count; i++)
+        machine->user_devices[i].waits = false;
     return true;
 }
 
@@ -186,6 +195,10 @@ void machine_why_paused(const struct machine *machine, char *text, size_t size) 
         if (hold_kept(machine->blocks[i]) > 0)
             snprintf(text, size, "disk%u: no space left on the host for %s", i,
                      machine->config.disks[i].path);
+    for (unsigned i = 0; i < machine->config.user_device_count && text[0] == 0; i++)
+        if (machine->user_devices[i].waits)
+            snprintf(text, size, "no space left on the host for the device at %s",
+                     machine->user_devices[i].socket);
 }
 
 bool machine_is_paused(const struct machine *machine) {
@@ -445,6 +458,14 @@ static bool tell_failures(struct machine *machine) {
         kept |= failures.kept > 0;
         if (failures.count > 0 && machine->events.disk_failed != NULL)
             machine->events.disk_failed(machine->events.context, i, &failures);
+    }
+    for (unsigned i = 0; i < machine->config.user_device_count; i++) {
+        struct machine_user_device *user = &machine->user_devices[i];
+        if (!atomic_exchange(&user->full, false) || user->waits)
+            continue;
+        kept = user->waits = true;
+        if (machine->events.device_full != NULL)
+            machine->events.device_full(machine->events.context, user->socket);
     }
     return kept;
 }

@@ -47,6 +47,9 @@ struct machine_events {
     void (*watchdog)(void *context, enum watchdog_policy policy);
     /* Requests to disk n have failed; when some are kept the machine is paused next. */
     void (*disk_failed)(void *context, unsigned disk, const struct hold_failures *failures);
+    /* Commands to a device that another process serves wait for space; the machine is paused next.
+     */
+    void (*device_full)(void *context, const char *socket);
     /* A line of the register dump after a triple fault or a failure. */
     void (*dump)(void *context, const char *line);
     void *context;

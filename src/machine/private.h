@@ -40,6 +40,14 @@ enum {
     PENDING_DISK = 256,
 };
 
+/* A device that another process serves. */
+struct machine_user_device {
+    struct machine *machine;
+    const char *socket;
+    atomic_bool full; /* its server has said that commands wait for space */
+    bool waits;       /* the machine was paused for it; control thread */
+};
+
 struct machine {
     struct machine_config config;
     struct machine_events events;
@@ -58,8 +66,9 @@ struct machine {
     struct block *blocks[MACHINE_DISKS_MAX]; /* disk n: made by hold_add, a flow below it */
     struct block *images[MACHINE_DISKS_MAX]; /* what block_open made of disk n, below those */
     struct disk_jobs *disk_jobs;             /* of the control socket; NULL: none yet */
-    struct block *disc;                      /* in the CD-ROM drive */
-    struct fs *shares[MACHINE_VOLUMES_MAX];  /* volume n's directory */
+    struct machine_user_device user_devices[MACHINE_USER_DEVICES_MAX];
+    struct block *disc;                     /* in the CD-ROM drive */
+    struct fs *shares[MACHINE_VOLUMES_MAX]; /* volume n's directory */
     struct net *net;
     struct machine_vcpu vcpus[MACHINE_VCPUS_MAX];
 
@@ -101,6 +110,7 @@ void machine_with_vcpus_parked(struct machine *machine, void (*call)(void *conte
 
 /* A disk has failures to tell. Any thread. */
 void machine_disk_failed(void *machine);
+void machine_user_device_full(void *user_device);
 
 /* The platform's request callback. */
 void machine_request(struct platform *platform, enum platform_request request);

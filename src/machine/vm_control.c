@@ -446,6 +446,14 @@ void vm_control_disk_failed(struct vm_control *control, unsigned disk,
         tell(control, "STOP", NULL);
 }
 
+void vm_control_device_full(struct vm_control *control, const char *socket) {
+    if (control == NULL)
+        return;
+    tell(control, "DEVICE_FULL", json_pack("{s:s}", "socket", socket));
+    if (!machine_is_paused(control->machine))
+        tell(control, "STOP", NULL);
+}
+
 void vm_control_ended(struct vm_control *control, const char *reason) {
     if (control != NULL)
         tell(control, "SHUTDOWN", json_pack("{s:s}", "reason", reason));

@@ -34,6 +34,8 @@ void vm_control_watchdog(struct vm_control *control, enum watchdog_policy policy
 /* Requests to disk n have failed; kept ones pause the machine next. */
 void vm_control_disk_failed(struct vm_control *control, unsigned disk,
                             const struct hold_failures *failures);
+/* Commands to the device that is served at `socket` wait for space; the machine is paused next. */
+void vm_control_device_full(struct vm_control *control, const char *socket);
 /* The machine has ended: why in one word, as in docs/control.md. */
 void vm_control_ended(struct vm_control *control, const char *reason);
 

@@ -13,6 +13,8 @@ struct vfio_user {
     struct device device;
     struct pci_function *function;
     struct link *link;
+    void (*full)(void *context); /* as in struct vfio_user_config */
+    void *context;
 };
 
 /* ---- BARs: the context is the device, so each has functions of its own ---- */
@@ -125,6 +127,11 @@ static void on_interrupt(void *context, uint16_t vector) {
     pci_msix_notify(((struct vfio_user *)context)->function, vector);
 }
 
+static void on_full(void *context) {
+    const struct vfio_user *client = context;
+    client->full(client->context);
+}
+
 static void vfio_user_destroy(struct device *device) {
     struct vfio_user *client = container_of(device, struct vfio_user, device);
     link_close(client->link);
@@ -135,11 +142,14 @@ static int vfio_user_init(struct device *device, const void *data, struct error 
     const struct vfio_user_config *config = data;
     struct vfio_user *client = container_of(device, struct vfio_user, device);
     struct link_shape shape;
+    struct link_events events = {on_interrupt, config->full != NULL ? on_full : NULL, client};
+    client->full = config->full;
+    client->context = config->context;
     int rc = link_open(config->socket, device->platform->memory, &client->link, &shape, err);
     if (rc == 0)
         rc = create_function(client, &shape, config->slot, err);
     if (rc == 0)
-        rc = link_start(client->link, pci_dma(client->function), on_interrupt, client, err);
+        rc = link_start(client->link, pci_dma(client->function), &events, err);
     if (rc < 0) {
         vfio_user_destroy(device);
         return error_prefix(err, "device at %.100s", config->socket);

@@ -29,6 +29,10 @@
 struct vfio_user_config {
     const char *socket; /* copied */
     int slot;           /* PCI slot + 1; 0: the next free one */
+    /* A server of lodge's says that commands wait for space on its host; again and again while they
+     * do. Any thread. NULL: nobody hears it. */
+    void (*full)(void *context);
+    void *context;
 };
 
 /* config is struct vfio_user_config. The memory is there, made after memory_share. */

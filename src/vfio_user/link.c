@@ -41,8 +41,7 @@ struct link {
     char name[VU_RESUME_LENGTH + 1]; /* under which the server keeps the device's state */
     struct memory *memory;
     const struct dma_context *dma;
-    void (*interrupt)(void *context, uint16_t vector);
-    void *context;
+    struct link_events events;
     struct link_shape shape;
     int irqs[PCI_MSIX_MAX], stop;
     pthread_t thread;
@@ -238,6 +237,8 @@ static int access_memory(struct link *link, const struct vu_message *message) {
 
 static int answer_server(struct link *link, int socket, const struct vu_message *message) {
     struct vu_message *answer = &link->answer;
+    if (message->command == VU_LODGE_FULL && link->events.full != NULL)
+        link->events.full(link->events.context);
     bool memory = message->command == VU_DMA_READ || message->command == VU_DMA_WRITE;
     vu_begin_reply(answer, message);
     int rc = memory ? access_memory(link, message) : -ENOTSUP;
@@ -311,7 +312,8 @@ static int agree(struct link *link) {
                                  .max_data = VU_DATA_MAX,
                                  .max_maps = VU_MAPS_MAX,
                                  .twin = true,
-                                 .page_flags = true};
+                                 .page_flags = true,
+                                 .full = true};
     struct vu_message *reply = &link->reader.message;
     memcpy(offered.resume, link->name, sizeof offered.resume);
     vu_version_format(&offered, false, begin(link, VU_VERSION, 0));
@@ -547,7 +549,7 @@ static void take_interrupt(struct link *link, unsigned vector) {
     lock_take(&link->lock);
     link->counters.interrupts++;
     lock_release(&link->lock);
-    link->interrupt(link->context, (uint16_t)vector);
+    link->events.interrupt(link->events.context, (uint16_t)vector);
 }
 
 /* Until the connection breaks. */
@@ -645,12 +647,10 @@ int link_open(const char *path, struct memory *memory, struct link **link_out,
     return rc < 0 ? explain(rc, err) : 0;
 }
 
-int link_start(struct link *link, const struct dma_context *dma,
-               void (*interrupt)(void *context, uint16_t vector), void *context,
+int link_start(struct link *link, const struct dma_context *dma, const struct link_events *events,
                struct error *err) {
     link->dma = dma;
-    link->interrupt = interrupt;
-    link->context = context;
+    link->events = *events;
     int rc = go_up(link);
     if (rc < 0)
         return explain(rc, err);

@@ -23,9 +23,14 @@ struct link;
  * else; -ETIMEDOUT: it serves somebody else. */
 int link_open(const char *path, struct memory *memory, struct link **link, struct link_shape *shape,
               struct error *err);
-/* Begins: interrupts are told, the server's accesses to memory answered. */
-int link_start(struct link *link, const struct dma_context *dma,
-               void (*interrupt)(void *context, uint16_t vector), void *context, struct error *err);
+/* Begins: events are told, on the link's thread; the server's accesses to memory answered. */
+struct link_events {
+    void (*interrupt)(void *context, uint16_t vector);
+    void (*full)(void *context); /* VU_LODGE_FULL */
+    void *context;
+};
+int link_start(struct link *link, const struct dma_context *dma, const struct link_events *events,
+               struct error *err);
 void link_close(struct link *link); /* NULL is fine */
 
 /* Any thread. All ones: the server did not answer. */

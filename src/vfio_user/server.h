@@ -32,6 +32,9 @@ struct vu_model {
                   struct error *err);
     void (*pause)(struct device *device);  /* no access to guest memory after it returns */
     void (*resume)(struct device *device); /* when the function is first let at memory, too */
+    /* An eventfd (EFD_NONBLOCK), written to when the client is to be told that commands wait for
+     * space on the host (VU_LODGE_FULL); -1: never. */
+    int full;
     void *context;
 };
 

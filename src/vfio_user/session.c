@@ -28,6 +28,7 @@ struct session {
     struct device *device; /* NULL: before the version is agreed on */
     struct pci_function *function;
     bool running; /* it was let at memory */
+    bool tells_full;
 
     struct lock irq_lock; /* the device may be signalling on another thread */
     int irqs[PCI_MSIX_MAX];
@@ -127,6 +128,7 @@ static int agree(struct session *session, const struct vu_message *message) {
         .max_maps = VU_MAPS_MAX,
         .twin = asked.twin,
         .page_flags = asked.page_flags && asked.twin,
+        .full = asked.full,
         .resumed = asked.resume[0] != 0 && strcmp(asked.resume, session->kept->client) == 0,
     };
     if (!agreed.resumed) {
@@ -136,6 +138,7 @@ static int agree(struct session *session, const struct vu_message *message) {
     agreed.done = atomic_load(&session->kept->done);
     memcpy(session->kept->client, asked.resume, sizeof asked.resume);
     memcpy(agreed.resume, asked.resume, sizeof asked.resume);
+    session->tells_full = asked.full;
     rc = create_device(session);
     if (rc == 0 && asked.twin)
         rc = open_twin(session);
@@ -420,17 +423,32 @@ static int answer(struct session *session, struct vu_message *message) {
     return version && rc < 0 ? rc : sent;
 }
 
+/* model->full has been written to. */
+static int tell_full(struct session *session) {
+    struct vu_message *message = &session->reply;
+    uint64_t count;
+    if (read(session->model->full, &count, sizeof count) < 0 || !session->tells_full)
+        return 0;
+    vu_begin(message, VU_ACCESS_IDS, VU_LODGE_FULL);
+    message->flags |= VU_NO_REPLY;
+    return vu_send(session->socket, message);
+}
+
 static int serve(struct session *session, int stop) {
     struct pollfd fds[] = {{.fd = session->socket, .events = POLLIN},
-                           {.fd = stop, .events = POLLIN}};
+                           {.fd = stop, .events = POLLIN},
+                           {.fd = session->model->full, .events = POLLIN}};
+    tell_full(session); /* what was meant for a predecessor */
     for (;;) {
         int rc = vu_receive(&session->reader, session->socket);
         if (rc == 1) {
             rc = answer(session, &session->reader.message);
             vu_close_fds(&session->reader.message);
         } else if (rc == 0) {
-            poll(fds, 2, -1);
+            poll(fds, 3, -1);
         }
+        if (rc == 0 && fds[2].revents != 0)
+            rc = tell_full(session);
         if (rc == 0 && lent_is_broken(session->lent))
             rc = -EFAULT;
         if (rc < 0 || fds[1].revents != 0)

@@ -209,6 +209,7 @@ static int take_capabilities(const json_t *capabilities, struct vu_version *vers
     version->page_flags =
         json_integer_value(json_object_get(ours, "page_flags")) == PAGE_FLAGS_VERSION;
     version->resumed = json_is_true(json_object_get(ours, "resumed"));
+    version->full = json_is_true(json_object_get(ours, "full"));
     const json_t *done = json_object_get(ours, "done");
     json_int_t last = json_integer_value(done);
     version->done = json_is_integer(done) && last >= 0 && last < VU_ACCESS_IDS ? (int)last : -1;
@@ -240,6 +241,8 @@ static json_t *ours(const struct vu_version *version, bool reply) {
     json_t *object = json_object();
     if (version->page_flags)
         json_object_set_new(object, "page_flags", json_integer(PAGE_FLAGS_VERSION));
+    if (version->full)
+        json_object_set_new(object, "full", json_true());
     if (reply && version->resume[0] != 0)
         json_object_set_new(object, "resumed", json_boolean(version->resumed));
     if (reply && version->resumed)

@@ -35,6 +35,9 @@ enum vu_command {
     VU_DMA_READ = 11,
     VU_DMA_WRITE = 12,
     VU_RESET = 13,
+    /* Ours, from a server to a client that can (struct vu_version, full): some of its commands wait
+     * for space on the host. No payload, no reply; sent again while they wait. */
+    VU_LODGE_FULL = 0x4c00,
 };
 
 enum {
@@ -127,9 +130,9 @@ struct vu_version {
      * name for its connection, so that it can go on after the server's end; in the reply `resumed`
      * says that the device has kept its state, and `done` which of the client's accesses it has
      * seen last (-1: none). Accesses have the ids 0 to VU_ACCESS_IDS - 1 in turn, other messages
-     * those above.
+     * those above. full: the client stops its guest at VU_LODGE_FULL.
      */
-    bool page_flags, resumed;
+    bool page_flags, resumed, full;
     int done;
     char resume[VU_RESUME_LENGTH + 1];
 };

@@ -51,6 +51,48 @@ expect_same "$(tr '\n' ' ' <"$work/guest")" "vda has all nvme0n1 has all 0 " "no
 expect_text "$work/told" "disk1: no space left on the host" "lodge said so"
 expect_exit 0 "the disk is in order" "$LODGE" disk check "$work/small/b.lodge"
 
+# ---- A disk that another process serves: its VM is paused, the process says why ----
+dd if=/dev/zero of="$work/small/filler" bs=1M count=8 2>/dev/null
+truncate -s 64M "$work/small/c"
+device() {
+    "$LODGE" device nvme --socket "$work/s" --disk "$work/small/c" 2>>"$work/served" 5>&- &
+    server=$!
+    children="$children $server"
+    until [ -S "$work/s" ] || ! kill -0 $server 2>/dev/null; do sleep 0.05; done
+}
+device
+rm "$work/until"
+mkfifo "$work/until"
+lodge_run --name served --user-device "$work/s" -- sh -c '
+    head -c 12000000 /dev/urandom >/tmp/data
+    dd if=/tmp/data of=/dev/nvme0n1 bs=64k conv=fsync 2>/dev/null || echo failed
+    echo 3 >/proc/sys/vm/drop_caches
+    head -c 12000000 /dev/nvme0n1 | cmp - /tmp/data && echo "nvme0n1 has all"
+    dmesg | grep -ci "i/o error\|nvme.*timeout"; cat' <"$work/until" >"$work/guest" 2>"$work/told" &
+guest=$!
+children="$children $guest"
+exec 5>"$work/until"
+until_status served paused
+expect_text "$work/ps" "no space left on the host for the device at $work/s" "ps tells why"
+expect_text "$work/served" "no space left on the host for $work/small/c" "so does the process"
+expect_exit 0 "resumed without space" "$LODGE" resume served
+until_status served paused
+kill -9 $server
+wait $server || true
+device
+expect_exit 0 "resumed without space, with another process" "$LODGE" resume served
+until_status served paused
+rm "$work/small/filler"
+expect_exit 0 "resumed with space" "$LODGE" resume served
+until [ "$(wc -l <"$work/guest")" -ge 2 ] || ! kill -0 $guest 2>/dev/null; do sleep 0.1; done
+exec 5>&-
+wait $guest || fail "the guest's exit"
+expect_same "$(tr '\n' ' ' <"$work/guest")" "nvme0n1 has all 0 " "nothing is lost, and the guest saw no error"
+expect_text "$work/served" "$work/small/c goes on" "the process says so"
+kill $server
+wait $server || fail "the process's end"
+rm "$work/small/c"
+
 # ---- Reset and ended while paused ----
 dd if=/dev/zero of="$work/small/filler" bs=1M 2>/dev/null || true
 export XDG_DATA_HOME="$work/data"

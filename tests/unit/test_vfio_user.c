@@ -36,7 +36,7 @@ struct test {
     struct platform platform;
     void *state;
     struct vu_kept kept;
-    int ours, theirs, result, ram;
+    int ours, theirs, result, ram, full;
     uint8_t *memory;
     struct error err;
     pthread_t thread;
@@ -60,6 +60,7 @@ static struct vu_model model(struct test *t) {
                              .create = create_nvme,
                              .pause = nvme_pause,
                              .resume = nvme_resume,
+                             .full = t->full,
                              .context = t};
 }
 
@@ -103,6 +104,8 @@ static int setup(void **state) {
     assert_int_equal(loop_create(&t->loop, NULL), 0);
     assert_int_equal(vu_platform_create(t->loop, &t->platform, NULL), 0);
     t->state = calloc(1, nvme_journal_size());
+    t->full = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    assert_true(t->full >= 0);
     t->ram = memfd_create("test", MFD_CLOEXEC);
     assert_true(t->ram >= 0 && ftruncate(t->ram, RAM) == 0);
     t->memory = mmap(NULL, RAM, PROT_READ | PROT_WRITE, MAP_SHARED, t->ram, 0);
@@ -117,6 +120,7 @@ static int teardown(void **state) {
     loop_destroy(t->loop);
     munmap(t->memory, RAM);
     close(t->ram);
+    close(t->full);
     unlink(t->disk);
     free(t->state);
     free(t);
@@ -481,6 +485,30 @@ static void keeps(void **state) {
     stop(t);
 }
 
+/* Only a client that asked for it is told that the host has no space. */
+static void tells_full(void **state) {
+    struct test *t = *state;
+    struct vu_version version = {.max_fds = 16, .max_data = 4096, .minor = VU_MINOR, .full = true};
+    uint64_t one = 1;
+    assert_int_equal(write(t->full, &one, sizeof one), sizeof one); /* nobody's any more */
+    start(t);
+    begin(t, VU_VERSION, 0);
+    vu_version_format(&version, false, &t->message);
+    assert_int_equal(ask(t), 0);
+    assert_int_equal(write(t->full, &one, sizeof one), sizeof one);
+    assert_int_equal(vu_wait(&t->reader, t->ours, 60000), 1);
+    assert_int_equal(t->reader.message.command, VU_LODGE_FULL);
+    assert_int_equal(t->reader.message.flags, VU_COMMAND | VU_NO_REPLY);
+    assert_int_equal(t->reader.message.length, 0);
+    stop(t);
+    start(t);
+    greet(t, "");
+    assert_int_equal(write(t->full, &one, sizeof one), sizeof one);
+    for (unsigned i = 0; i < 2; i++)
+        assert_int_equal(read_region(t, VU_REGION_CONFIG, 8, 4), 0);
+    stop(t);
+}
+
 /* ---- Both sides: the client's function on a bus, a server at a socket ---- */
 
 static bool client_on_bus(struct rig *rig, uint64_t *bar) {
@@ -502,14 +530,20 @@ static void count_written(void *context, uint64_t gpa, size_t length) {
     *(size_t *)context += length;
 }
 
+static void hear_full(void *context) {
+    uint64_t one = 1;
+    assert_int_equal(write(*(int *)context, &one, sizeof one), sizeof one);
+}
+
 static void both(void **state) {
     struct test *t = *state;
     struct rig rig;
     struct vu_server *server;
     struct vu_model served = model(t);
     struct device *device;
-    struct vfio_user_config config = {.socket = t->socket};
-    uint64_t bar = 0;
+    int heard = eventfd(0, EFD_CLOEXEC);
+    struct vfio_user_config config = {.socket = t->socket, .full = hear_full, .context = &heard};
+    uint64_t bar = 0, one = 1;
     uint8_t entry[NVME_CQE] = {0};
     rig_start(&rig);
     memory_share(rig.platform.memory);
@@ -561,9 +595,12 @@ static void both(void **state) {
     assert_int_equal(rig_read(&rig, bar + NVME_REG_CSTS, 4), NVME_CSTS_RDY);
     rig_get(&rig, base + ACQ + NVME_CQE, entry, sizeof entry);
     assert_int_equal(load_le16(entry + 14) & 0x7ff, NVME_DATA_TRANSFER << 1 | 1);
+    assert_int_equal(write(t->full, &one, sizeof one), sizeof one);
+    assert_int_equal(read(heard, &one, sizeof one), sizeof one);
     device_reset(device);
     assert_int_equal(rig_read(&rig, bar + NVME_REG_CSTS, 4), 0);
     device_destroy(device);
+    close(heard);
     vu_server_destroy(server);
     assert_int_equal(access(t->socket, F_OK), -1);
     rig_stop(&rig);
@@ -582,6 +619,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(sends_away, setup, teardown),
         cmocka_unit_test_setup_teardown(cut_short, setup, teardown),
         cmocka_unit_test_setup_teardown(keeps, setup, teardown),
+        cmocka_unit_test_setup_teardown(tells_full, setup, teardown),
         cmocka_unit_test_setup_teardown(both, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
