@@ -103,7 +103,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         use(disk, true);
         disk_snapshot_apply(disk, "one", NULL);
         use(disk, true);
-        disk_snapshot_remove(disk, "one", NULL);
+        disk_snapshot_remove(disk, "one", NULL, NULL);
         block_close(disk);
     }
     return 0;

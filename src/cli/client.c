@@ -17,6 +17,8 @@ struct client {
     unsigned next_id;
     char *buffer;
     size_t length, room;
+    void (*event)(void *context, const char *event, const json_t *data);
+    void *context;
 };
 
 static int lost(struct error *err) {
@@ -186,9 +188,19 @@ int client_call_with(struct client *client, const char *command, json_t *argumen
             code = 1;
         if (code == 1 && result != NULL)
             *result = json_incref(returned);
-        json_decref(message); /* events, too */
+        const char *event = json_string_value(json_object_get(message, "event"));
+        if (event != NULL && client->event != NULL)
+            client->event(client->context, event, json_object_get(message, "data"));
+        json_decref(message);
     }
     return code < 0 ? code : 0;
+}
+
+void client_on_event(struct client *client,
+                     void (*event)(void *context, const char *event, const json_t *data),
+                     void *context) {
+    client->event = event;
+    client->context = context;
 }
 
 int client_fd(const struct client *client) {

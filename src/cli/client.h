@@ -27,6 +27,11 @@ int client_call(struct client *client, const char *command, json_t *arguments, j
 int client_call_with(struct client *client, const char *command, json_t *arguments, const int *fds,
                      unsigned fd_count, json_t **result, struct error *err);
 
+/* Hears of events that come while a call waits; each gives the answer more time. */
+void client_on_event(struct client *client,
+                     void (*event)(void *context, const char *event, const json_t *data),
+                     void *context);
+
 /*
  * For programs that do several things at once: sends a command whose answer nobody wants
  * (arguments: taken), and takes messages without waiting when the descriptor can be read. *message:

@@ -324,7 +324,7 @@ bool control_take_fds(struct control_call *call, int *fds, unsigned count) {
 
 /* ---- Events ---- */
 
-void control_event(struct control *control, const char *event, json_t *data) {
+static json_t *make_event(const char *event, json_t *data) {
     struct timeval now;
     gettimeofday(&now, NULL);
     json_t *message = json_pack("{s:s, s:{s:I, s:I}}", "event", event, "timestamp", "seconds",
@@ -332,6 +332,23 @@ void control_event(struct control *control, const char *event, json_t *data) {
     if (message != NULL && data != NULL)
         json_object_set(message, "data", data);
     json_decref(data);
+    return message;
+}
+
+void control_tell(struct control_call *call, const char *event, json_t *data) {
+    json_t *message = make_event(event, data);
+    struct client *client = call->client;
+    if (client == NULL) {
+        json_decref(message);
+        return;
+    }
+    put(client, message);
+    if (!client->busy)
+        settle(client);
+}
+
+void control_event(struct control *control, const char *event, json_t *data) {
+    json_t *message = make_event(event, data);
     for (struct client *client = control->clients, *next; client != NULL; client = next) {
         next = client->next;
         put(client, json_incref(message));

@@ -47,6 +47,9 @@ void control_return(struct control_call *call, json_t *result);
 /* class: a word for programs, "GenericError" when there is no better. The call is gone. */
 void control_fail(struct control_call *call, const char *class, const char *text);
 
+/* An event for the client of a call alone, before the answer. `data` becomes the control's. */
+void control_tell(struct control_call *call, const char *event, json_t *data);
+
 /*
  * A number that names the client of a call; 0 once it has gone away. The call must be answered all
  * the same.

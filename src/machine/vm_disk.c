@@ -1,5 +1,6 @@
 #include "machine/vm_disk.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +10,7 @@
 #include "base/pool.h"
 #include "block/block.h"
 #include "block/disk/disk.h"
+#include "machine/control.h"
 #include "machine/private.h"
 
 /* The disk that the arguments name, "disk0" and so on; -1: none, the call is answered. */
@@ -49,6 +51,7 @@ void vm_disk_resize(struct machine *machine, struct control_call *call, const js
 struct disk_jobs {
     struct pool *pool;
     struct snapshot_job *unanswered;
+    atomic_bool stopping; /* the machine ends: removals do not go on */
 };
 
 struct snapshot_job {
@@ -57,10 +60,12 @@ struct snapshot_job {
     struct machine *machine;
     struct control_call *call;
     struct block *image;
-    int (*change)(struct block *image, const char *name, struct error *err);
+    int (*change)(struct snapshot_job *job);
     char *name;
     int result;
     struct error err;
+    atomic_uint done;    /* of a removal, in 1/1000 */
+    atomic_bool telling; /* of it */
 };
 
 static void job_free(struct snapshot_job *job) {
@@ -86,8 +91,33 @@ static void on_done(void *context) {
 
 static void work(void *context, struct pool_job *pool_job) {
     struct snapshot_job *job = container_of(pool_job, struct snapshot_job, job);
-    job->result = job->change(job->image, job->name, &job->err);
+    job->result = job->change(job);
     loop_post(job->machine->config.loop, on_done, job);
+}
+
+/* Whoever asked learns how far it is. */
+static void tell_done(void *context) {
+    struct snapshot_job *job = context;
+    atomic_store(&job->telling, false);
+    control_tell(job->call, "SNAPSHOT_REMOVAL",
+                 json_pack("{s:s, s:i}", "name", job->name, "done", (int)atomic_load(&job->done)));
+}
+
+static bool on_progress(void *context, unsigned done) {
+    struct snapshot_job *job = context;
+    struct disk_jobs *jobs = job->machine->disk_jobs;
+    if (atomic_exchange(&job->done, done) != done && !atomic_exchange(&job->telling, true))
+        loop_post(job->machine->config.loop, tell_done, job);
+    return !atomic_load(&jobs->stopping);
+}
+
+static int create_snapshot(struct snapshot_job *job) {
+    return disk_snapshot_create(job->image, job->name, &job->err);
+}
+
+static int remove_snapshot(struct snapshot_job *job) {
+    struct disk_progress progress = {on_progress, job};
+    return disk_snapshot_remove(job->image, job->name, &progress, &job->err);
 }
 
 static int start_jobs(struct machine *machine, struct error *err) {
@@ -137,7 +167,7 @@ static struct block *find_image(struct machine *machine, struct control_call *ca
 }
 
 static void change(struct machine *machine, struct control_call *call, const json_t *arguments,
-                   int (*how)(struct block *image, const char *name, struct error *err)) {
+                   int (*how)(struct snapshot_job *job)) {
     const char *name = json_string_value(json_object_get(arguments, "name"));
     struct block *image = find_image(machine, call, arguments);
     struct error err;
@@ -161,12 +191,12 @@ static void change(struct machine *machine, struct control_call *call, const jso
 }
 
 void vm_disk_snapshot(struct machine *machine, struct control_call *call, const json_t *arguments) {
-    change(machine, call, arguments, disk_snapshot_create);
+    change(machine, call, arguments, create_snapshot);
 }
 
 void vm_disk_remove_snapshot(struct machine *machine, struct control_call *call,
                              const json_t *arguments) {
-    change(machine, call, arguments, disk_snapshot_remove);
+    change(machine, call, arguments, remove_snapshot);
 }
 
 void vm_disk_query_snapshots(struct machine *machine, struct control_call *call,
@@ -189,6 +219,7 @@ void vm_disk_end(struct machine *machine) {
     struct disk_jobs *jobs = machine->disk_jobs;
     if (jobs == NULL)
         return;
+    atomic_store(&jobs->stopping, true);
     pool_destroy(jobs->pool);
     while (jobs->unanswered != NULL) {
         struct snapshot_job *job = jobs->unanswered;

@@ -60,7 +60,8 @@ struct run {
     unsigned saved_count, names;
     uint64_t stamps[SECTORS]; /* now */
     uint64_t next_stamp;
-    bool grown;
+    bool grown, removing, stopped; /* stopped: a removal, since the disk was opened */
+    struct event *removal;         /* of the snapshot that is being removed, until it is gone */
 };
 
 static uint64_t seed_shown;
@@ -243,7 +244,26 @@ static void do_reopen(struct run *run) {
     end(run, event, true);
     event = begin(run);
     run->disk = open_disk(run, run->device, NULL);
+    run->stopped = false;
     end(run, event, true);
+}
+
+static void report(void *context, const char *text) {
+    printf("%s: %s\n", (const char *)context, text);
+}
+
+/* All is committed and checkpointed: what the disk takes for used is what the file's trees have. */
+static void check_space(struct run *run) {
+    struct disk_check check = {.report = report, .context = (void *)(uintptr_t) "in use"};
+    struct disk_usage usage;
+    struct error err = {0};
+    CHECK(disk_check(simulated_block(run->device), &check, &err) == 0, "check: %s", err.text);
+    disk_get_usage(run->disk, &usage);
+    uint64_t blocks = simulated_block(run->device)->info.size / DISK_BLOCK;
+    uint64_t used = blocks - check.unused_bytes / DISK_BLOCK;
+    CHECK(usage.used_blocks == used ||
+              ((run->removing || run->stopped) && usage.used_blocks > used),
+          "%" PRIu64 " blocks taken for used, %" PRIu64 " are", usage.used_blocks, used);
 }
 
 static void do_snapshot(struct run *run) {
@@ -257,18 +277,56 @@ static void do_snapshot(struct run *run) {
     CHECK(disk_snapshot_create(run->disk, saved->name, &err) == 0, "snapshot: %s", err.text);
     memcpy(event->created, saved->name, sizeof event->created);
     end(run, event, true);
+    check_space(run);
+}
+
+/* A step of a removal. The snapshot is gone by now; the disk is worked on, or the removal stopped.
+ */
+static bool while_removing(void *context, unsigned done) {
+    struct run *run = context;
+    if (run->removal != NULL)
+        end(run, run->removal, true);
+    run->removal = NULL;
+    CHECK(done <= 1000, "progress: %u", done);
+    uint64_t what = pick(run, 16);
+    if (run->event_count >= EVENTS - 3 || what >= 9)
+        return true;
+    if (what == 0)
+        do_flush(run);
+    else if (what == 1 && pick(run, 4) == 0)
+        do_snapshot(run);
+    else if (what == 2)
+        do_zero(run, true);
+    else if (what == 3)
+        do_writes(run);
+    else
+        do_write(run, false);
+    run->stopped |= pick(run, 32) == 0;
+    return !run->stopped;
 }
 
 static void do_remove(struct run *run) {
     struct error err;
+    struct disk_progress progress = {while_removing, run};
     struct event *event = begin(run);
-    if (run->saved_count == 0)
+    if (run->saved_count == 0 || run->event_count >= EVENTS - 3)
         return;
     struct saved *saved = &run->saved[pick(run, run->saved_count)];
-    CHECK(disk_snapshot_remove(run->disk, saved->name, &err) == 0, "remove: %s", err.text);
-    memcpy(event->removed, saved->name, sizeof event->removed);
+    char name[sizeof saved->name];
+    memcpy(name, saved->name, sizeof name);
+    memcpy(event->removed, name, sizeof event->removed);
     *saved = run->saved[--run->saved_count];
-    end(run, event, true);
+    run->removal = event;
+    run->removing = true;
+    bool stopped = run->stopped;
+    run->stopped = false;
+    int result = disk_snapshot_remove(run->disk, name, &progress, &err);
+    CHECK(result == (run->stopped ? -ECANCELED : 0), "remove: %s", err.text);
+    run->stopped |= stopped;
+    if (run->removal != NULL)
+        end(run, event, true);
+    run->removal = NULL;
+    run->removing = false;
 }
 
 static void do_apply(struct run *run) {
@@ -321,10 +379,6 @@ static void work(struct run *run) {
 }
 
 /* ---- Checking ---- */
-
-static void report(void *context, const char *text) {
-    printf("%s: %s\n", (const char *)context, text);
-}
 
 static void check_metadata(struct simulated *device, const char *when) {
     struct disk_check check = {.report = report, .context = (void *)(uintptr_t)when};

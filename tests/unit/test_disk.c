@@ -158,12 +158,12 @@ static void *take_snapshots(void *argument) {
         s->wrong += disk_snapshot_create(s->disk, name, &err) != 0;
         struct block *reader = open_it(name);
         s->wrong += block_read(reader, 0, once, sizeof once) != 0;
-        s->wrong += disk_snapshot_remove(s->disk, name, &err) != -EBUSY;
+        s->wrong += disk_snapshot_remove(s->disk, name, NULL, &err) != -EBUSY;
         s->wrong += block_read(reader, 0, twice, sizeof twice) != 0;
         s->wrong += memcmp(once, twice, sizeof once) != 0;
         block_close(reader);
         if (s->taken % 2 == 0)
-            s->wrong += disk_snapshot_remove(s->disk, name, &err) != 0;
+            s->wrong += disk_snapshot_remove(s->disk, name, NULL, &err) != 0;
     }
     return NULL;
 }

@@ -196,9 +196,13 @@ static void give_up(struct checkpoint *c) {
 
 static void take_effect(struct checkpoint *c) {
     struct disk *disk = c->disk;
-    for (size_t i = 0; i < c->count; i++)
-        if (c->moved[i].old != 0 && disk_birth(c->moved[i].old) > disk->shared)
-            disk_space_release(&disk->space, disk_physical(c->moved[i].old), 1);
+    for (size_t i = 0; i < c->count; i++) {
+        uint64_t old = c->moved[i].old;
+        if (old != 0 && disk_birth(old) > disk->shared)
+            disk_space_release(&disk->space, disk_physical(old), 1);
+        else
+            disk_removal_lost(disk, old);
+    }
     disk_space_release(&disk->space, c->old_snapshots, c->old_snapshot_blocks);
     disk->superblock = c->superblock;
     disk->journal_head = 0;

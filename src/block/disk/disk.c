@@ -141,19 +141,30 @@ static int choose_snapshot(struct disk *disk, struct error *err) {
                      disk->config.snapshot);
 }
 
-/* Replays, and begins a journal of its own: what an earlier one left can never be taken for it. */
+/*
+ * Replays, and begins a journal of its own: what an earlier one left can never be taken for it.
+ * Snapshots whose removal was interrupted go, too.
+ */
 static int recover(struct disk *disk, struct error *err) {
+    struct disk_change change;
+    struct disk_snapshot *list = NULL;
     int result = disk_find_space(disk, err);
     if (result != 0)
         return result;
-    bool replayed = disk->map.dirty > 0;
-    struct disk_change change = {.superblock = disk->superblock, .snapshots = disk->snapshots};
-    change.superblock.journal_epoch = disk->superblock.sequence + 1;
-    disk->journal_sequence = 1;
-    result = disk_checkpoint(disk, &change);
-    if (result != 0)
+    bool changed = disk->map.dirty > 0;
+    result = disk_begin_change(disk, &change, &list);
+    if (result == 0) {
+        changed |= disk_removal_complete(&change, list);
+        change.superblock.journal_epoch = disk->superblock.sequence + 1;
+        disk->journal_sequence = 1;
+        result = disk_checkpoint(disk, &change);
+    }
+    if (result != 0) {
+        free(list);
         return error_set_errno(err, result, "cannot write to disk %s", disk->file->info.name);
-    return replayed ? disk_find_space(disk, err) : 0;
+    }
+    disk_adopt(disk, list);
+    return changed ? disk_find_space(disk, err) : 0;
 }
 
 /* The superblock and the table of snapshots that belongs to it. */

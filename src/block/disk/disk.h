@@ -65,17 +65,29 @@ void disk_get_counts(struct block *block, struct disk_counts *counts);
 void disk_get_usage(struct block *block, struct disk_usage *usage);
 bool disk_is(const struct block *block);
 
-/* ---- Snapshots: any thread; the disk's requests wait meanwhile, one's own `done` excluded ---- */
+/* ---- Snapshots: any thread, one's own `done` excluded ---- */
+
+/* How far a long operation is, in 1/1000: called now and then, on its thread. False: stop. */
+struct disk_progress {
+    bool (*tell)(void *context, unsigned done);
+    void *context;
+};
 
 /* Visible ones are filled into `all` (room for DISK_SNAPSHOTS_MAX); returns how many. */
 unsigned disk_snapshots(struct block *block, struct disk_snapshot *all);
 /*
- * -EEXIST, -E2BIG, -EINVAL (the name), or the file's error. The disk is unchanged then. Removing
- * one: -EBUSY while somebody has a snapshot of the disk open (see config.snapshot).
+ * The disk's requests wait meanwhile. -EEXIST, -E2BIG, -EINVAL (the name), or the file's error: the
+ * disk is unchanged then.
  */
 int disk_snapshot_create(struct block *block, const char *name, struct error *err);
 int disk_snapshot_apply(struct block *block, const char *name, struct error *err);
-int disk_snapshot_remove(struct block *block, const char *name, struct error *err);
+/*
+ * Requests go on but for two short moments. progress: may be NULL. -EBUSY: somebody has a snapshot
+ * of the disk open (see config.snapshot). -ECANCELED: stopped; the snapshot is gone, its space is
+ * free when the disk is opened next, as after a crash in the middle.
+ */
+int disk_snapshot_remove(struct block *block, const char *name,
+                         const struct disk_progress *progress, struct error *err);
 
 /* ---- Checking ---- */
 

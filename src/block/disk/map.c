@@ -109,6 +109,26 @@ int disk_map_look(struct disk_map *map, uint64_t block, uint64_t *entry, uint64_
     return 0;
 }
 
+int disk_map_table(struct disk_map *map, uint32_t level, uint64_t index, uint64_t *entry,
+                   struct disk_missing *missing) {
+    const struct disk_table *table = disk_map_find(map, level, index);
+    if (table != NULL || level >= map->levels) {
+        *entry = table != NULL && !table->dirty ? table->where : 0;
+        return 0;
+    }
+    *entry = map->root;
+    for (uint32_t at = map->levels - 1; at > level && disk_allocated(*entry); at--) {
+        uint64_t below = disk_span(at - level - 1);
+        table = disk_map_find(map, at, index / below / DISK_ENTRIES);
+        if (table == NULL) {
+            *missing = (struct disk_missing){at, index / below / DISK_ENTRIES, *entry};
+            return -EAGAIN;
+        }
+        *entry = table->entries[index / below % DISK_ENTRIES];
+    }
+    return 0;
+}
+
 static void set_dirty(struct disk_map *map, struct disk_table *table) {
     map->dirty += !table->dirty;
     table->dirty = true;

@@ -46,6 +46,11 @@ void disk_map_destroy(struct disk_map *map);
 int disk_map_look(struct disk_map *map, uint64_t block, uint64_t *entry, uint64_t *run,
                   struct disk_missing *missing);
 
+/* The entry of a table: where it lies in the file; 0 or DISK_ZERO: nowhere; 0 as well when it has
+ * changed since. -EAGAIN: `missing`. */
+int disk_map_table(struct disk_map *map, uint32_t level, uint64_t index, uint64_t *entry,
+                   struct disk_missing *missing);
+
 /* The leaf of a block, made where there is none, dirty. -EAGAIN, -ENOMEM. */
 int disk_map_leaf(struct disk_map *map, uint64_t block, struct disk_table **leaf,
                   struct disk_missing *missing);

@@ -232,6 +232,8 @@ static int unmap_block(struct disk *disk, struct disk_table *leaf, uint64_t bloc
         return 0;
     if (in_place(disk, *at))
         result = disk_add_free(disk, disk_physical(*at), 1);
+    else
+        disk_removal_lost(disk, *at);
     *at = entry;
     if (result == 0)
         result = disk_add_record(disk, (struct disk_record){block, entry, 1});
@@ -284,8 +286,11 @@ static void take_over(struct disk *disk, const struct disk_run *run) {
         struct disk_table *leaf = NULL;
         struct disk_missing missing;
         /* Pinned: it is there; a checkpoint may have cleaned it meanwhile. */
-        if (disk_map_leaf(&disk->map, run->first + i, &leaf, &missing) == 0)
-            leaf->entries[(run->first + i) % DISK_ENTRIES] = disk_entry(run->physical + i, birth);
+        if (disk_map_leaf(&disk->map, run->first + i, &leaf, &missing) != 0)
+            continue;
+        uint64_t *entry = &leaf->entries[(run->first + i) % DISK_ENTRIES];
+        disk_removal_lost(disk, *entry);
+        *entry = disk_entry(run->physical + i, birth);
     }
     disk_add_record(disk, (struct disk_record){.first = run->first,
                                                .entry = disk_entry(run->physical, birth),

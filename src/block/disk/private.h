@@ -10,6 +10,7 @@
 #include "block/disk/map.h"
 #include "block/disk/space.h"
 
+struct disk_change;
 struct disk_request;
 struct pool;
 
@@ -24,6 +25,13 @@ struct disk_batch {
     size_t record_count, record_room;
     struct disk_free *frees;
     size_t free_count, free_room;
+};
+
+/* A snapshot that is being removed, hidden already. */
+struct disk_removal {
+    uint32_t snapshot;        /* its id; 0: none, or no longer */
+    uint32_t above, upto;     /* its own blocks were born after the one and up to the other */
+    struct disk_space blocks; /* used: nobody will have it when the snapshot is gone */
 };
 
 struct disk {
@@ -41,6 +49,8 @@ struct disk {
     struct disk_map map;
     struct disk_space space;
     struct disk_batch batch; /* since the last commit began */
+    struct disk_removal removal;
+    bool trees_taken;
     struct disk_counts counts;
     int broken; /* a negative errno: metadata can no longer be trusted to reach the file */
 
@@ -85,6 +95,29 @@ void disk_thaw(struct disk *disk);
 void disk_drain_requests(struct disk *disk);
 /* What a loader does: reads the table that a request misses and goes on with it. */
 void disk_load_work(void *context, struct pool_job *job);
+
+/* Going back to a snapshot, and removing one: one at a time. */
+void disk_take_trees(struct disk *disk);
+void disk_end_trees(struct disk *disk);
+/* Reads what a look into the map has missed, and adds it. */
+int disk_load_missing(struct disk *disk, const struct disk_missing *missing);
+
+/* ---- snapshot.c ---- */
+
+/* The snapshot that is to be changed; or err. */
+int disk_need_snapshot(const struct disk *disk, const char *name, struct disk_snapshot **snapshot,
+                       struct error *err);
+/* A list of snapshots of its own to change, with room for one more, for disk_checkpoint. */
+int disk_begin_change(struct disk *disk, struct disk_change *change, struct disk_snapshot **list);
+/* After the checkpoint: the list is the disk's. */
+void disk_adopt(struct disk *disk, struct disk_snapshot *list);
+
+/* ---- removal.c ---- */
+
+/* The disk's tree has this entry no longer; it may be the last to have had it. The lock is held. */
+void disk_removal_lost(struct disk *disk, uint64_t entry);
+/* Drops the snapshots whose removal was interrupted; false: there are none. */
+bool disk_removal_complete(struct disk_change *change, struct disk_snapshot *list);
 
 /* ---- disk.c ---- */
 

@@ -152,18 +152,22 @@ static void next_phase(struct disk_request *r) {
 
 /* ---- Starting ---- */
 
-static void load(struct disk_request *r) {
-    struct disk *disk = r->disk;
+int disk_load_missing(struct disk *disk, const struct disk_missing *missing) {
     uint64_t entries[DISK_ENTRIES];
-    int result = disk_read_table(disk->file, DISK_PHYSICAL_MAX, &r->missing, entries);
+    int result = disk_read_table(disk->file, DISK_PHYSICAL_MAX, missing, entries);
     lock_take(&disk->lock);
     /* Somebody else may have read it too, changed it, and given its block up by now. */
-    if (disk_map_find(&disk->map, r->missing.level, r->missing.index) != NULL)
+    if (disk_map_find(&disk->map, missing->level, missing->index) != NULL)
         result = 0;
-    else if (result == 0 && disk_map_add(&disk->map, &r->missing, entries) == NULL)
+    else if (result == 0 && disk_map_add(&disk->map, missing, entries) == NULL)
         result = -ENOMEM;
     disk_map_trim(&disk->map);
     lock_release(&disk->lock);
+    return result;
+}
+
+static void load(struct disk_request *r) {
+    int result = disk_load_missing(r->disk, &r->missing);
     /* A damaged table is an I/O error of what it stands for. */
     note(r, result == -EINVAL ? -EIO : result);
 }
@@ -458,4 +462,19 @@ void disk_thaw(struct disk *disk) {
     disk->frozen--;
     lock_release(&disk->lock);
     scan(disk, 0);
+}
+
+void disk_take_trees(struct disk *disk) {
+    lock_take(&disk->lock);
+    while (disk->trees_taken)
+        pthread_cond_wait(&disk->idle, &disk->lock.mutex);
+    disk->trees_taken = true;
+    lock_release(&disk->lock);
+}
+
+void disk_end_trees(struct disk *disk) {
+    lock_take(&disk->lock);
+    disk->trees_taken = false;
+    pthread_cond_broadcast(&disk->idle);
+    lock_release(&disk->lock);
 }

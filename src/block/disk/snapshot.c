@@ -7,9 +7,7 @@
 #include <time.h>
 
 #include "base/bytes.h"
-#include "base/log.h"
 #include "block/disk/private.h"
-#include "block/raw.h"
 #include "block/sync.h"
 
 static struct disk_snapshot *find(const struct disk *disk, const char *name) {
@@ -19,8 +17,8 @@ static struct disk_snapshot *find(const struct disk *disk, const char *name) {
     return NULL;
 }
 
-static int need(const struct disk *disk, const char *name, struct disk_snapshot **snapshot,
-                struct error *err) {
+int disk_need_snapshot(const struct disk *disk, const char *name, struct disk_snapshot **snapshot,
+                       struct error *err) {
     *snapshot = find(disk, name);
     if (disk->config.readonly)
         return error_set(err, -EROFS, "disk %s is read-only", disk->block.info.name);
@@ -49,8 +47,7 @@ static int check_name(const struct disk *disk, const char *name, struct error *e
     return 0;
 }
 
-/* A list of its own to change, with room for one more. */
-static int begin(struct disk *disk, struct disk_change *change, struct disk_snapshot **list) {
+int disk_begin_change(struct disk *disk, struct disk_change *change, struct disk_snapshot **list) {
     *list = calloc(DISK_SNAPSHOTS_MAX, sizeof **list);
     if (*list == NULL)
         return -ENOMEM;
@@ -66,7 +63,7 @@ static int settle(struct disk *disk) {
 }
 
 /* disk_snapshots may look on. */
-static void adopt(struct disk *disk, struct disk_snapshot *list) {
+void disk_adopt(struct disk *disk, struct disk_snapshot *list) {
     lock_take(&disk->lock);
     free(disk->snapshots);
     disk->snapshots = list;
@@ -81,7 +78,7 @@ static int create(struct disk *disk, const char *name) {
     struct disk_snapshot *list = NULL;
     int result = settle(disk);
     if (result == 0)
-        result = begin(disk, &change, &list);
+        result = disk_begin_change(disk, &change, &list);
     if (result != 0)
         return result;
     struct disk_superblock *s = &change.superblock;
@@ -96,7 +93,7 @@ static int create(struct disk *disk, const char *name) {
     s->live.parent = made->id;
     result = disk_checkpoint(disk, &change);
     if (result == 0)
-        adopt(disk, list);
+        disk_adopt(disk, list);
     else
         free(list);
     return result;
@@ -136,7 +133,7 @@ static int apply(struct disk *disk, const struct disk_snapshot *snapshot, struct
     struct disk_snapshot *list = NULL;
     int result = settle(disk);
     if (result == 0)
-        result = begin(disk, &change, &list);
+        result = disk_begin_change(disk, &change, &list);
     if (result != 0)
         return error_set_errno(err, result, "cannot go back");
     change.keep_root = true;
@@ -148,108 +145,23 @@ static int apply(struct disk *disk, const struct disk_snapshot *snapshot, struct
         free(list);
         return error_set_errno(err, result, "cannot go back");
     }
-    adopt(disk, list);
+    disk_adopt(disk, list);
     disk->block.info.size = size;
     return reload(disk, err);
 }
 
-/* With the snapshot of that name, while no request runs and nobody else changes the disk. */
-static int with_snapshot(struct block *block, const char *name,
-                         int (*change)(struct disk *, const struct disk_snapshot *, struct error *),
-                         struct error *err) {
+int disk_snapshot_apply(struct block *block, const char *name, struct error *err) {
     struct disk *disk = disk_of(block);
     struct disk_snapshot *snapshot;
+    disk_take_trees(disk);
     disk_freeze(disk);
     disk_take_turn(disk);
-    int result = need(disk, name, &snapshot, err);
+    int result = disk_need_snapshot(disk, name, &snapshot, err);
     if (result == 0)
-        result = change(disk, snapshot, err);
+        result = apply(disk, snapshot, err);
     disk_end_turn(disk);
     disk_thaw(disk);
-    return result;
-}
-
-int disk_snapshot_apply(struct block *block, const char *name, struct error *err) {
-    return with_snapshot(block, name, apply, err);
-}
-
-/* ---- Removing ---- */
-
-/* Who goes on from a snapshot: other snapshots, and the disk. */
-static unsigned children(const struct disk_change *change, const struct disk_snapshot *list,
-                         uint32_t id) {
-    unsigned count = change->superblock.live.parent == id;
-    for (unsigned i = 0; i < change->superblock.snapshot_count; i++)
-        count += list[i].tree.parent == id;
-    return count;
-}
-
-/*
- * A snapshot that several go on from stays, hidden: without it they would take what they share
- * for their own.
- */
-static void drop(struct disk_change *change, struct disk_snapshot *list) {
-    for (unsigned i = 0; i < change->superblock.snapshot_count; i++) {
-        struct disk_snapshot gone = list[i];
-        if (!gone.hidden || children(change, list, gone.id) > 1)
-            continue;
-        change->superblock.snapshot_count--;
-        memmove(&list[i], &list[i + 1], (change->superblock.snapshot_count - i) * sizeof list[0]);
-        for (unsigned j = 0; j < change->superblock.snapshot_count; j++)
-            if (list[j].tree.parent == gone.id)
-                list[j].tree.parent = gone.tree.parent;
-        if (change->superblock.live.parent == gone.id)
-            change->superblock.live.parent = gone.tree.parent;
-        i = UINT32_MAX; /* from the start: others may go now */
-    }
-}
-
-/*
- * The blocks that only a removed snapshot had are free. Where that cannot be told they stay in use
- * until the disk is next opened.
- */
-static void find_space(struct disk *disk) {
-    struct disk_space before = disk->space;
-    struct error why;
-    disk->space = (struct disk_space){.blocks = before.blocks};
-    if (disk_find_space(disk, &why) == 0) {
-        disk_space_destroy(&before);
-        return;
-    }
-    disk_space_destroy(&disk->space);
-    disk->space = before;
-    log_warning("%s; the removed snapshot's space is not free yet", why.text);
-}
-
-static int remove_it(struct disk *disk, const struct disk_snapshot *snapshot, struct error *err) {
-    struct disk_change change;
-    struct disk_snapshot *list = NULL;
-    int result = settle(disk);
-    if (result == 0)
-        result = begin(disk, &change, &list);
-    if (result == 0) {
-        list[snapshot - disk->snapshots].hidden = true;
-        drop(&change, list);
-        result = disk_checkpoint(disk, &change);
-    }
-    if (result != 0) {
-        free(list);
-        return error_set_errno(err, result, "cannot remove the snapshot");
-    }
-    adopt(disk, list);
-    find_space(disk);
-    return 0;
-}
-
-int disk_snapshot_remove(struct block *block, const char *name, struct error *err) {
-    struct disk *disk = disk_of(block);
-    if (block_exclude_readers(disk->file, true) != 0)
-        return error_set(err, -EBUSY,
-                         "a snapshot of %s is being read, by a VM or another program; try again "
-                         "when it is through",
-                         block->info.name);
-    int result = with_snapshot(block, name, remove_it, err);
-    block_exclude_readers(disk->file, false);
+    disk_end_trees(disk);
     return result;
 }
 

@@ -55,10 +55,11 @@ static int grow(struct disk_space *space) {
     return 0;
 }
 
-/* The first free block from the cursor on, or the end. */
-static uint64_t seek_free(const struct disk_space *space, uint64_t from) {
+/* The first block from there on that is in use, or is not; or the end. */
+static uint64_t seek(const struct disk_space *space, uint64_t from, bool used) {
     while (from < space->blocks) {
-        uint64_t rest = ~space->used[from / BITS] >> from % BITS;
+        uint64_t word = space->used[from / BITS];
+        uint64_t rest = (used ? word : ~word) >> from % BITS;
         if (rest != 0) {
             from += (uint64_t)__builtin_ctzll(rest);
             break;
@@ -84,12 +85,12 @@ static int turn(struct disk_space *space) {
 }
 
 int64_t disk_space_take(struct disk_space *space, uint64_t want, uint64_t *first) {
-    uint64_t at = seek_free(space, space->cursor);
+    uint64_t at = seek(space, space->cursor, false);
     while (at == space->blocks) {
         int result = turn(space);
         if (result != 0)
             return result;
-        at = seek_free(space, space->cursor);
+        at = seek(space, space->cursor, false);
     }
     uint64_t count = 0;
     while (count < want && at + count < space->blocks && !disk_space_used(space, at + count))
@@ -107,10 +108,15 @@ void disk_space_release(struct disk_space *space, uint64_t first, uint64_t count
         }
 }
 
+static uint64_t next(const struct disk_space *space, uint64_t *from, bool used) {
+    *from = seek(space, *from, used);
+    return seek(space, *from, !used) - *from;
+}
+
 uint64_t disk_space_next_free(const struct disk_space *space, uint64_t *from) {
-    uint64_t at = seek_free(space, *from), count = 0;
-    *from = at;
-    while (at + count < space->blocks && !disk_space_used(space, at + count))
-        count++;
-    return count;
+    return next(space, from, false);
+}
+
+uint64_t disk_space_next_used(const struct disk_space *space, uint64_t *from) {
+    return next(space, from, true);
 }

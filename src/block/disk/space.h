@@ -29,5 +29,7 @@ void disk_space_release(struct disk_space *space, uint64_t first, uint64_t count
 
 /* The next run of blocks from `*from` on that nothing uses: its length, 0 at the end. */
 uint64_t disk_space_next_free(const struct disk_space *space, uint64_t *from);
+/* Likewise of blocks in use. */
+uint64_t disk_space_next_used(const struct disk_space *space, uint64_t *from);
 
 #endif

@@ -52,7 +52,26 @@ static int list(const struct disk_arguments *a, struct block *block, struct erro
     return EXIT_OK;
 }
 
+static bool tell_progress(void *context, unsigned done) {
+    disk_tool_progress(context, "removing", done);
+    return disk_tool_stopped == 0;
+}
+
+static int remove_snapshot(const struct disk_arguments *a, struct block *block, struct error *err) {
+    struct disk_progress progress = {tell_progress, (void *)(uintptr_t)a};
+    disk_tool_catch_signals();
+    int result = disk_snapshot_remove(block, a->operands[2], &progress, err);
+    disk_tool_progress(a, "removing", 1000);
+    return result;
+}
+
 /* ---- Of a running VM's disk ---- */
+
+static void on_event(void *context, const char *event, const json_t *data) {
+    if (strcmp(event, "SNAPSHOT_REMOVAL") == 0)
+        disk_tool_progress(context, "removing",
+                           (unsigned)json_integer_value(json_object_get(data, "done")));
+}
 
 static void list_running(const struct disk_arguments *a, const json_t *reply) {
     json_t *json = begin_list(a), *snapshot;
@@ -77,8 +96,10 @@ static int tell_running(const struct disk_arguments *a, const char *command, con
     }
     if (name != NULL)
         json_object_set_new(arguments, "name", json_string(name));
+    client_on_event(client, on_event, (void *)(uintptr_t)a);
     result = client_call(client, command, arguments, &reply, err);
     client_close(client);
+    disk_tool_progress(a, "removing", 1000);
     if (result == 0 && name == NULL)
         list_running(a, reply);
     json_decref(reply);
@@ -86,18 +107,17 @@ static int tell_running(const struct disk_arguments *a, const char *command, con
 }
 
 int disk_tool_snapshot(const struct disk_arguments *a, struct error *err) {
-    static int (*const actions[])(struct block *, const char *, struct error *) = {
-        disk_snapshot_create, disk_snapshot_apply, disk_snapshot_remove};
+    enum { CREATE, APPLY, REMOVE, ACTIONS };
     static const char *const names[] = {"create", "apply", "rm"};
     static const char *const commands[] = {"snapshot-disk", NULL, "remove-snapshot"};
     struct block *block;
     const char *action = a->count > 0 ? a->operands[0] : "";
     unsigned which = 0;
-    while (which < 3 && strcmp(action, names[which]) != 0)
+    while (which < ACTIONS && strcmp(action, names[which]) != 0)
         which++;
     bool listing = strcmp(action, "ls") == 0;
     int whole = listing ? 2 : 3; /* with a FILE; VM DISK are one more */
-    if ((!listing && which == 3) || (a->count != whole && a->count != whole + 1))
+    if ((!listing && which == ACTIONS) || (a->count != whole && a->count != whole + 1))
         return error_set(err, -EINVAL,
                          "usage: lodge disk snapshot create|apply|rm FILE|VM DISK NAME, "
                          "or lodge disk snapshot ls FILE|VM DISK");
@@ -114,7 +134,13 @@ int disk_tool_snapshot(const struct disk_arguments *a, struct error *err) {
     int result = disk_tool_open_lodge(a->operands[1], listing, &block, err);
     if (result != 0)
         return result;
-    result = listing ? list(a, block, err) : actions[which](block, a->operands[2], err);
+    if (listing)
+        result = list(a, block, err);
+    else if (which == REMOVE)
+        result = remove_snapshot(a, block, err);
+    else
+        result = (which == CREATE ? disk_snapshot_create
+                                  : disk_snapshot_apply)(block, a->operands[2], err);
     block_close(block);
     return result;
 }
