@@ -286,33 +286,60 @@ static void raw_close(struct block *block) {
 
 /* ---- Opening ---- */
 
-/* The file's bytes are the disk; one far behind them stands for its readers. */
-static int lock_bytes(struct raw *raw, short type, bool readers) {
-    struct flock bytes = {.l_type = type,
-                          .l_whence = SEEK_SET,
-                          .l_start = readers ? READERS_BYTE : 0,
-                          .l_len = readers ? 1 : READERS_BYTE};
+/*
+ * A writer locks every byte of the file but one far behind it, which stands for readers of
+ * snapshots. Who only reads locks, and looks at, the bytes that QEMU gives a meaning to, so that
+ * both can read one base image, and neither reads what the other writes: a shared lock on byte
+ * 100 + n says that its owner does n, one on 200 + n that nobody else may.
+ */
+enum { QEMU_DOES = 100, QEMU_KEEPS_FROM = 200 };
+enum { QEMU_READ = 0, QEMU_WRITE = 1, QEMU_RESIZE = 3 };
+
+static int lock_bytes(struct raw *raw, short type, off_t start, off_t length) {
+    struct flock bytes = {.l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
     return fcntl(raw->fd, F_OFD_SETLK, &bytes) == 0 ? 0 : errno == EACCES ? -EAGAIN : -errno;
+}
+
+/* Does anybody else have a lock on the byte? */
+static int look_at_lock(struct raw *raw, off_t at) {
+    struct flock byte = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = at, .l_len = 1};
+    if (fcntl(raw->fd, F_OFD_GETLK, &byte) != 0)
+        return -errno;
+    return byte.l_type == F_UNLCK ? 0 : -EAGAIN;
+}
+
+static int lock_to_read(struct raw *raw) {
+    static const short mine[] = {QEMU_DOES + QEMU_READ, QEMU_KEEPS_FROM + QEMU_WRITE,
+                                 QEMU_KEEPS_FROM + QEMU_RESIZE};
+    static const short others[] = {QEMU_KEEPS_FROM + QEMU_READ, QEMU_DOES + QEMU_WRITE,
+                                   QEMU_DOES + QEMU_RESIZE};
+    int result = 0;
+    for (unsigned i = 0; i < ARRAY_SIZE(mine) && result == 0; i++)
+        result = lock_bytes(raw, F_RDLCK, mine[i], 1);
+    for (unsigned i = 0; i < ARRAY_SIZE(others) && result == 0; i++)
+        result = look_at_lock(raw, others[i]);
+    return result;
 }
 
 int block_exclude_readers(struct block *file, bool exclude) {
     if (file->class != &raw_class)
         return 0;
-    int result = lock_bytes(raw_of(file), exclude ? F_WRLCK : F_UNLCK, true);
+    int result = lock_bytes(raw_of(file), exclude ? F_WRLCK : F_UNLCK, READERS_BYTE, 1);
     return result == -EAGAIN ? -EBUSY : 0; /* a file system without locks has said so before */
 }
 
 static int lock_image(struct raw *raw, const struct raw_config *config, struct error *err) {
-    int result =
-        lock_bytes(raw, config->readonly || config->reader ? F_RDLCK : F_WRLCK, config->reader);
+    int result = config->reader     ? lock_bytes(raw, F_RDLCK, READERS_BYTE, 1)
+                 : config->readonly ? lock_to_read(raw)
+                                    : lock_bytes(raw, F_WRLCK, 0, READERS_BYTE);
     if (result == 0)
         return 0;
     if (result == -EAGAIN && config->reader)
         return error_set(err, -EBUSY, "disk %s is removing a snapshot; try again soon", raw->path);
     if (result == -EAGAIN)
         return error_set(err, -EBUSY,
-                         "disk %s is in use by another VM; stop it, or attach the disk "
-                         "readonly to both",
+                         "disk %s is in use by another VM or program; stop it, or attach the "
+                         "disk readonly to both",
                          raw->path);
     errno = -result;
     if (errno == EINVAL || errno == ENOLCK || errno == EOPNOTSUPP) {

@@ -14,9 +14,9 @@ struct raw_config {
 };
 
 /*
- * Opens and locks (open file description locks): shared when readonly, else exclusively; a reader
- * only against block_exclude_readers. -EBUSY: in use. -EINVAL: neither a file nor a block device;
- * with direct: a file system without O_DIRECT.
+ * Opens and locks (open file description locks): against writers when readonly, QEMU's among them,
+ * else against everybody; a reader only against block_exclude_readers. -EBUSY: in use. -EINVAL:
+ * neither a file nor a block device; with direct: a file system without O_DIRECT.
  */
 int block_open_file(const char *path, const struct raw_config *config, struct block **block,
                     struct error *err);

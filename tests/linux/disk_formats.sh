@@ -132,6 +132,13 @@ for n in 1 2 3 4; do
     expect_exit 0 "of both" disk snapshot create keeps disk2 s$n
     expect_exit 0 "exported while the guest writes" disk convert -q k.lodge,snapshot=s$n s$n.raw
 done
+# The image below is another VM's, too, and QEMU's, as long as nobody writes to it.
+disk create n.lodge --backing b.qcow2
+expect_exit 0 "a second VM on the same image" lodge_run --disk n.lodge -- sh -c 'head -c 3000000 /dev/vda | sha256sum'
+expect_same "$(cut -d' ' -f1 out)" "$(head -c 3000000 content | sum)" "reads it"
+expect_exit 0 "QEMU reads it" qemu-img compare -q -f raw -F qcow2 content b.qcow2
+expect_exit 1 "and does not write to it" qemu-io -f qcow2 -c "write 0 4k" b.qcow2
+expect_text err "lock" "for the lock"
 expect_exit 1 "not twice" disk snapshot create keeps disk1 s1
 expect_one_line_error "a snapshot that exists"
 expect_exit 1 "of a lodge disk only" disk snapshot create keeps disk0 s1
@@ -153,6 +160,16 @@ for n in 1 3 4; do
 done
 expect_exit 0 "back to one" disk snapshot apply k.lodge s3
 expect_exit 0 "which it is" disk diff k.lodge s3.raw
+mkfifo qemu-asks
+qemu-io -f qcow2 b.qcow2 <qemu-asks >qemu-says 2>&1 &
+children="$children $!"
+exec 5>qemu-asks
+echo "read 0 512" >&5
+until grep -q "read 512/512" qemu-says || ! kill -0 $! 2>/dev/null; do sleep 0.1; done
+expect_exit 1 "an image that QEMU writes to is not read" disk convert b.qcow2 o.raw
+expect_text err "in use" "for its lock"
+exec 5>&-
+wait $!
 for n in 1 3 4; do expect_exit 0 "all go" disk snapshot rm k.lodge s$n; done
 expect_exit 0 "in order" disk check k.lodge
 expect_exit 0 "the disk is as before" disk diff k.lodge s3.raw
