@@ -25,6 +25,8 @@ enum {
     SPAN_MAX = 1024, /* bytes of a group, all turns' */
     STEP_MAX = REACH / TURNS_MIN,
     ORDINARY_TURNS = 3, /* before the checks are tried: many loops are that short */
+    COPIES = TURNS_MIN, /* of an unchecked body of few instructions, one behind the other */
+    COPIED_INSNS = 16,
 };
 
 /* ---- What a loop does to its registers ---- */
@@ -252,6 +254,14 @@ bool loop_at_once(const struct translation *t) {
     return path_is_long_turn(t, 0, t->loop.count);
 }
 
+/* The end of the turns is looked for behind the last copy only, so that there are as many turns, or
+ * a multiple. */
+static void choose_copies(struct translation *t) {
+    struct loop *loop = &t->loop;
+    loop->copies = loop->count <= COPIED_INSNS ? COPIES : 1;
+    loop->turns -= loop->turns % loop->copies;
+}
+
 /* The groups' ranges become those of all turns. In lock-step units are kept short. */
 static void choose_turns(struct translation *t) {
     struct loop *loop = &t->loop;
@@ -266,6 +276,7 @@ static void choose_turns(struct translation *t) {
     loop->turns = loop->all ? TURNS_MIN : most == 0 ? 0 : room / (unsigned)most;
     if (loop->turns > TURNS_MAX)
         loop->turns = TURNS_MAX;
+    choose_copies(t);
     for (unsigned g = 0; g < loop->group_count; g++) {
         struct loop_group *group = &loop->groups[g];
         int64_t reach = group->step * ((int64_t)loop->turns - 1);
@@ -465,7 +476,7 @@ static void load_host(struct translation *t, unsigned temp, unsigned g) {
 }
 
 /* By how much what counts may go up until the group that is nearest to its page's end has no
- * further turn there, beyond those that were checked: in TEMP_B. */
+ * further turns there, for all copies of the body, beyond those that were checked: in TEMP_B. */
 static void count_room(struct translation *t) {
     enum { CMOVG = 0x0f4f, SHIFT = 0xc1, SHR = 5 };
     struct emitter *e = &t->out;
@@ -495,7 +506,7 @@ static void count_room(struct translation *t) {
         shift++;
     emit_mov_imm(e, TEMP_B, (uint64_t)(PAGE_SIZE - (first->high - first->low)));
     emit_rr(e, OP_SUB_RM, 8, TEMP_B, TEMP_A);
-    emit_group1(e, 4, 8, TEMP_B, -first->step);
+    emit_group1(e, 4, 8, TEMP_B, -first->step * (int32_t)loop->copies);
     if (shift != 0) {
         emit_rr(e, SHIFT, 8, SHR, TEMP_B);
         emit8(e, (uint8_t)shift);
@@ -629,25 +640,46 @@ static void go_round(struct translation *t) {
     emit_aim(emit_jmp(e), loop->head);
 }
 
-bool loop_back(struct translation *t, bool *goes_on) {
-    if (!t->loops || t->index != t->loop.count - 1)
-        return false;
-    unsigned leaves = (t->insn->opcode & 15) ^ 1;
-    flags_to_host(t);
-    *goes_on = !t->loop.running || !lower_goto_if(t, leaves, lower_next_rip(t));
-    uint8_t *over = *goes_on ? emit_jcc(&t->out, leaves) : NULL;
-    unsigned flags = t->flags;
-    uint8_t recipe = t->recipe;
+static void flags_for_next_turn(struct translation *t) {
     if (t->live[0] != 0)
         flags_to_saved(t);
     else
         flags_not_needed(t);
     t->flags &= ~(unsigned)FLAGS_HOST;
+}
+
+/* It is right behind. left: the jump out of the loop has been made. */
+static void go_to_next_copy(struct translation *t, unsigned leaves, bool left) {
+    if (!left) {
+        uint8_t *stays = emit_jcc(&t->out, leaves ^ 1);
+        lower_goto(t, lower_next_rip(t));
+        emit_aim(stays, t->out.at);
+    }
+    flags_for_next_turn(t);
+}
+
+bool loop_back(struct translation *t, bool *goes_on) {
+    struct emitter *e = &t->out;
+    const struct loop *loop = &t->loop;
+    if (!t->loops || t->index != loop->count - 1)
+        return false;
+    unsigned leaves = (t->insn->opcode & 15) ^ 1;
+    flags_to_host(t);
+    *goes_on = !loop->running || !lower_goto_if(t, leaves, lower_next_rip(t));
+    if (loop->running && loop->copies_left != 0) {
+        go_to_next_copy(t, leaves, !*goes_on);
+        *goes_on = false;
+        return true;
+    }
+    uint8_t *over = *goes_on ? emit_jcc(e, leaves) : NULL;
+    unsigned flags = t->flags;
+    uint8_t recipe = t->recipe;
+    flags_for_next_turn(t);
     go_round(t);
     t->flags = flags;
     t->recipe = recipe;
     if (over != NULL)
-        emit_aim(over, t->out.at);
+        emit_aim(over, e->at);
     return true;
 }
 

@@ -179,10 +179,12 @@ static void lower_loop(struct translation *t, unsigned flags, struct loop_failur
     t->recipe = RECIPE_NONE;
     failures->count = loop_enter(t, failures->field);
     t->loop.running = true;
-    lower_body(t, t->loop.count);
+    for (t->loop.copies_left = t->loop.copies; t->loop.copies_left-- != 0;) {
+        lower_body(t, t->loop.count);
+        t->flags = flags;
+        t->recipe = RECIPE_NONE;
+    }
     t->loop.running = false;
-    t->flags = flags;
-    t->recipe = RECIPE_NONE;
 }
 
 static void lower_bodies(struct translation *t) {

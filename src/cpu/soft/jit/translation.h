@@ -317,6 +317,7 @@ struct loop {
     uint32_t varying;                 /* unless it changes otherwise */
     unsigned turns;                   /* between two checks */
     bool all;                         /* and as many more as there are on the page */
+    unsigned copies, copies_left;     /* of the unchecked body; behind the one that is being made */
     int limit;                        /* the register that counts them, or -1 */
     unsigned resident;                /* groups that keep a temporary register: the first so many */
     unsigned hosts;                   /* where jit_state.loop_host has the first's */
