@@ -126,7 +126,7 @@ static int open_backing(const char *image, const char *path, const char *format,
         result = error_set(err, -ENOMEM, "no memory for disk %s", path);
     if (result == 0) {
         result = open_any(full, &options, depth + 1, backing, err);
-        if (result != 0)
+        if (result != 0 && (result != -ELOOP || depth == 0)) /* a loop names itself */
             error_prefix(err, "the backing of %s", image);
     }
     free(full);

@@ -35,6 +35,42 @@ expect_one_line_error "unclear format"
 expect_exit 125 "qcow2 cannot be written" lodge_run --disk b.qcow2 -- true
 expect_one_line_error "a qcow2 disk"
 
+# ---- Hostile images: one line each, nothing made ----
+hostile() { # FILE WHAT
+    expect_exit 1 "$2: convert" disk convert -q "$1" "$1.raw"
+    expect_one_line_error "$2"
+    expect_exit 125 "$2: run" lodge_run --disk "$1,readonly" -- true
+    expect_one_line_error "$2"
+    expect_same "$(ls "$1".raw* 2>/dev/null)" "" "nothing is made"
+}
+patched() { # FILE OFFSET OCTAL...: a copy of b.qcow2 with these bytes there
+    cp b.qcow2 "$1"
+    printf "$3" | dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null
+}
+for n in 1 2; do qemu-img create -q -f qcow2 -b b.qcow2 -F qcow2 loop$n.qcow2; done
+qemu-img rebase -u -b loop2.qcow2 -F qcow2 loop1.qcow2
+qemu-img rebase -u -b loop1.qcow2 -F qcow2 loop2.qcow2
+hostile loop1.qcow2 "images that stand on one another"
+expect_text err "loop" "says so"
+disk create loop3.lodge --backing b.qcow2
+disk create loop4.lodge --backing loop3.lodge
+mv loop4.lodge loop3.lodge
+hostile loop3.lodge "a disk that stands on itself"
+expect_text err "loop" "says so"
+patched huge.qcow2 24 '\200\0\0\0\0\0\0\0'
+hostile huge.qcow2 "2^63 bytes"
+patched l1.qcow2 36 '\377\377\377\377'
+hostile l1.qcow2 "a table of 2^32 entries"
+patched far.qcow2 40 '\177\377\377\377\377\377\0\0'
+hostile far.qcow2 "a table out of range"
+cp a.lodge cut.lodge
+truncate -s 8192 cut.lodge
+hostile cut.lodge "a journal out of range"
+cp a.lodge worn.lodge
+printf 'x' | dd of=worn.lodge bs=1 seek=100 conv=notrunc 2>/dev/null
+printf 'x' | dd of=worn.lodge bs=1 seek=4196 conv=notrunc 2>/dev/null
+hostile worn.lodge "superblocks that are damaged"
+
 # Ctrl-C leaves nothing half-made.
 truncate -s 8G large
 head -c 64M /dev/zero | tr '\0' x >>large
@@ -132,6 +168,8 @@ for n in 1 2 3 4; do
     expect_exit 0 "of both" disk snapshot create keeps disk2 s$n
     expect_exit 0 "exported while the guest writes" disk convert -q k.lodge,snapshot=s$n s$n.raw
 done
+expect_exit 125 "a disk that another VM writes to" lodge_run --disk k.lodge -- true
+expect_one_line_error "a disk in use"
 # The image below is another VM's, too, and QEMU's, as long as nobody writes to it.
 disk create n.lodge --backing b.qcow2
 expect_exit 0 "a second VM on the same image" lodge_run --disk n.lodge -- sh -c 'head -c 3000000 /dev/vda | sha256sum'

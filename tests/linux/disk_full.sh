@@ -88,6 +88,7 @@ until [ "$(wc -l <"$work/guest")" -ge 2 ] || ! kill -0 $guest 2>/dev/null; do sl
 exec 5>&-
 wait $guest || fail "the guest's exit"
 expect_same "$(tr '\n' ' ' <"$work/guest")" "nvme0n1 has all 0 " "nothing is lost, and the guest saw no error"
+until grep -qF "$work/small/c goes on" "$work/served" || ! kill -0 $server 2>/dev/null; do sleep 0.1; done
 expect_text "$work/served" "$work/small/c goes on" "the process says so"
 kill $server
 wait $server || fail "the process's end"
@@ -118,31 +119,44 @@ expect_text "$work/out" "I/O error, dev vda" "virtio-blk"
 expect_text "$work/out" "critical space allocation error, dev nvme0n1" "NVMe: capacity exceeded"
 expect_exit 0 "the disk is in order" "$LODGE" disk check "$work/small/b.lodge"
 
+# ---- Files that cannot be written ----
+mkdir "$work/readonly"
+mount --bind "$work/small" "$work/readonly"
+mount -o remount,bind,ro "$work/readonly"
+for d in a b.lodge; do
+    expect_exit 125 "read-only: $d" lodge_run --disk "$work/readonly/$d" -- true
+    expect_one_line_error "read-only: $d"
+    expect_text "$work/err" "cannot open disk $work/readonly/$d for writing" "and why"
+done
+expect_exit 0 "reading them is possible" "$LODGE" disk diff "$work/readonly/b.lodge" "$work/readonly/b.lodge"
+umount "$work/readonly"
+
 # ---- Errors from below ----
 nbdkit -U "$work/socket" -f --filter=error memory 64M error=EIO error-file="$work/broken" error-rate=100% &
 children="$children $!"
 until [ -S "$work/socket" ]; do kill -0 $! || break; done
 mkfifo "$work/asks"
-lodge_run --name broken --disk "nbd+unix:///?socket=$work/socket" -- sh -c '
+lodge_run --name broken --disk "nbd+unix:///?socket=$work/socket" \
+    --disk "nbd+unix:///?socket=$work/socket,device=nvme,readonly" -- sh -c '
     head -c 1000000 /dev/urandom >/tmp/data
     dd if=/tmp/data of=/dev/vda bs=4k conv=fsync 2>/dev/null && echo written
     read -r word
     ! dd if=/tmp/data of=/dev/vda bs=4k seek=1000 conv=fsync 2>/dev/null && echo refused
     echo 3 >/proc/sys/vm/drop_caches
-    ! head -c 4096 /dev/vda 2>/dev/null >/tmp/none && echo "not read"
+    for d in vda nvme0n1; do ! head -c 4096 /dev/$d 2>/dev/null >/tmp/none && echo "not read"; done
     read -r word
-    head -c 1000000 /dev/vda | cmp - /tmp/data && echo "back again"' <"$work/asks" >"$work/guest" 2>"$work/told" &
+    for d in vda nvme0n1; do head -c 1000000 /dev/$d | cmp - /tmp/data && echo "back again"; done' <"$work/asks" >"$work/guest" 2>"$work/told" &
 guest=$!
 children="$children $guest"
 exec 5>"$work/asks"
-heard() { until grep -q "$1" "$work/guest" || ! kill -0 $guest 2>/dev/null; do sleep 0.1; done; }
-heard written
+heard() { until [ "$(grep -c "$1" "$work/guest")" = $2 ] || ! kill -0 $guest 2>/dev/null; do sleep 0.1; done; }
+heard written 1
 touch "$work/broken"
 echo >&5
-heard "not read"
+heard "not read" 2
 rm "$work/broken"
 echo >&5
 exec 5>&-
 wait $guest || fail "the guest's exit"
-expect_same "$(tr '\n' ' ' <"$work/guest")" "written refused not read back again " "the guest sees I/O errors while there are any"
+expect_same "$(tr '\n' ' ' <"$work/guest")" "written refused not read not read back again back again " "the guest sees I/O errors while there are any"
 finish

@@ -132,7 +132,8 @@ int disk_replay(struct disk *disk, struct error *err) {
     for (uint32_t i = 0; i < superblock->journal_blocks; i++) {
         uint64_t at = superblock->journal + i;
         if (at >= disk_file_blocks(disk->file))
-            break;
+            return error_set(err, -EINVAL, "%s: its journal lies behind its end",
+                             disk->block.info.name);
         int result = block_read(disk->file, at * DISK_BLOCK, block, sizeof block);
         int count = result != 0 ? result
                                 : disk_decode_journal(block, superblock->journal_epoch,
