@@ -156,7 +156,6 @@ int qos_create(struct loop *loop, const struct qos_time *time, struct qos **qos,
     lock_init(&made->lock, LOCK_BACKEND, "qos");
     pthread_cond_init(&made->idle, NULL);
     made->loop = loop;
-    made->window = QOS_WINDOW_MIN;
     made->time = time != NULL ? *time : host;
     *qos = made;
     return 0;

@@ -8,33 +8,30 @@
 
 enum {
     URGENT_PIECES_MAX = 64,
-    WINDOW_IDLE = 2 << 20, /* bytes below urgent in flight while there is no urgent traffic */
-    WINDOW_MAX = 4 << 20,  /* and at most while there is; at least QOS_WINDOW_MIN */
     VIRTUAL_SCALE = 64,
     COST = 1024,              /* bytes that a piece counts for beyond its own */
     CLEARED_PIECE = 16 << 20, /* discards and zeroes move no data */
     WHOLE = 1 << 30,          /* more than any request that moves data has */
+    PIECE_ALIGN = 4096,
 };
 #define URGENT_MEMORY_NS UINT64_C(100000000) /* urgent traffic is expected to go on for so long */
-#define PIECE_NS_MAX     UINT64_C(600000)    /* a piece below urgent should take no longer */
 #define NEVER            UINT64_MAX
 
-/* How requests of a class are cut: bytes of a piece, pieces of a request in flight, share. */
+/* How requests of a class are cut: by so many times the window's piece, so many pieces of a request
+ * in flight; and the share. */
 static const struct {
-    uint32_t piece;
-    unsigned depth, weight;
+    unsigned pieces, depth, weight;
 } classes[QOS_CLASSES] = {
-    [QOS_URGENT] = {WHOLE, 1, 0},
-    [QOS_HIGH] = {256 << 10, 8, QOS_WEIGHT_HIGH},
-    [QOS_MEDIUM] = {128 << 10, 4, QOS_WEIGHT_MEDIUM},
-    [QOS_LOW] = {128 << 10, 2, QOS_WEIGHT_LOW},
+    [QOS_HIGH] = {2, 8, QOS_WEIGHT_HIGH},
+    [QOS_MEDIUM] = {1, 4, QOS_WEIGHT_MEDIUM},
+    [QOS_LOW] = {1, 4, QOS_WEIGHT_LOW},
 };
 
 struct piece {
     struct block_request block;
     struct waiting *of;
-    uint64_t bytes; /* of data that it moves */
-    uint64_t began_ns;
+    uint64_t bytes;             /* of data that it moves */
+    struct qos_transit transit; /* below urgent */
     bool urgent;
     struct iovec vectors[];
 };
@@ -54,11 +51,18 @@ static bool urgent_lately(const struct qos *qos) {
 
 /* ---- Cutting; the lock is held ---- */
 
+/* A request's pieces are about equal, so that none is a remainder not worth its effort. */
 static uint64_t piece_length(const struct waiting *waiting) {
-    uint64_t most = waiting->flow->qos->differ ? classes[waiting->flow->class].piece : WHOLE;
+    const struct qos *qos = waiting->flow->qos;
+    enum qos_class class = waiting->flow->class;
+    uint64_t most = WHOLE;
+    if (qos->differ && class != QOS_URGENT)
+        most = classes[class].pieces * qos_window_piece(&qos->window);
     if (!moves_data(waiting->request) && most < CLEARED_PIECE)
         most = CLEARED_PIECE;
-    return waiting->left < most ? waiting->left : most;
+    uint64_t pieces = (waiting->left + most - 1) / most;
+    uint64_t length = round_up((waiting->left + pieces - 1) / pieces, PIECE_ALIGN);
+    return length < waiting->left ? length : waiting->left;
 }
 
 /* Vectors that hold the next `length` bytes. */
@@ -114,12 +118,11 @@ static void account(struct piece *piece) {
     waiting->in_flight++;
     flow->in_flight++;
     piece->urgent = flow->class == QOS_URGENT;
-    piece->began_ns = qos->time.now_ns();
     if (piece->urgent) {
         qos->urgent_pieces++;
         return;
     }
-    qos->window_bytes += piece->bytes;
+    qos_window_start(&qos->window, &piece->transit, piece->bytes, qos->time.now_ns());
     qos->virtual_time = flow->virtual_time;
     flow->virtual_time += (piece->bytes + COST) * VIRTUAL_SCALE / classes[flow->class].weight;
 }
@@ -187,12 +190,9 @@ static struct waiting *next_of(struct qos *qos, const struct flow *flow, uint64_
     return waiting;
 }
 
-static bool fits_window(const struct qos *qos, const struct waiting *waiting) {
-    if (!qos->differ)
-        return true;
-    uint64_t window = urgent_lately(qos) ? qos->window : WINDOW_IDLE;
+static bool fits_window(struct qos *qos, const struct waiting *waiting) {
     uint64_t length = moves_data(waiting->request) ? piece_length(waiting) : 0;
-    return qos->window_bytes == 0 || qos->window_bytes + length <= window;
+    return !qos->differ || qos_window_fits(&qos->window, length, qos->time.now_ns());
 }
 
 /* Whose piece starts next. One that does not fit is waited for: smaller ones would take its room
@@ -223,23 +223,6 @@ static void arm(struct qos *qos) {
 
 /* ---- Completing ---- */
 
-/*
- * What is under way should fill the store, but hardly wait in its queue, where an urgent piece
- * would wait as well: the window grows while pieces come back fast, and shrinks when they do not.
- */
-static void adapt_window(struct qos *qos, const struct piece *piece) {
-    if (piece->bytes == 0 || !urgent_lately(qos))
-        return;
-    if (qos->time.now_ns() - piece->began_ns < PIECE_NS_MAX)
-        qos->window += piece->bytes * piece->bytes / qos->window;
-    else
-        qos->window -= qos->window / 128; /* a slow one now and then means nothing */
-    if (qos->window < QOS_WINDOW_MIN)
-        qos->window = QOS_WINDOW_MIN;
-    if (qos->window > WINDOW_MAX)
-        qos->window = WINDOW_MAX;
-}
-
 /* A piece is through. True: so is its request, and nobody else will answer it. */
 static bool settle(struct piece *piece) {
     struct waiting *waiting = piece->of;
@@ -253,9 +236,7 @@ static bool settle(struct piece *piece) {
     if (piece->urgent)
         qos->urgent_pieces--;
     else
-        qos->window_bytes -= piece->bytes;
-    if (!piece->urgent)
-        adapt_window(qos, piece);
+        qos_window_end(&qos->window, &piece->transit, qos->time.now_ns());
     if (piece->block.result != 0 && waiting->result == 0)
         waiting->result = piece->block.result;
     if (waiting->result != 0 && waiting->left > 0) { /* the rest need not be tried */
@@ -318,9 +299,14 @@ static void piece_done(struct block_request *block) {
     struct piece *piece = container_of(block, struct piece, block);
     struct waiting *waiting = piece->of;
     struct qos *qos = waiting->flow->qos;
-    if (settle(piece))
+    bool urgent = piece->urgent, ended = settle(piece);
+    /* The store goes on while the answer is given, unless somebody waits for that. */
+    if (!urgent)
+        qos_dispatch(qos);
+    if (ended)
         answer(waiting);
-    qos_dispatch(qos);
+    if (urgent)
+        qos_dispatch(qos);
 }
 
 static void dispatch_on_loop(void *context) {

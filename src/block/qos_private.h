@@ -8,8 +8,9 @@
 
 #include "base/lock.h"
 #include "block/qos.h"
+#include "block/qos_window.h"
 
-enum { QOS_NAME_MAX = 32, QOS_WINDOW_MIN = 256 << 10 };
+enum { QOS_NAME_MAX = 32 };
 
 struct flow {
     struct block block; /* what the device sees */
@@ -35,12 +36,11 @@ struct qos {
     struct loop_timer *timer;
     struct qos_time time;
     struct flow *flows;
-    bool differ;         /* classes do */
-    uint64_t watched_ns; /* somebody looks on until then */
-    uint64_t wake_ns;    /* when the first of those that a limit holds may start */
-    uint64_t armed_ns;   /* when the timer is due */
-    uint64_t window;     /* bytes that may be in flight below urgent while there is such traffic */
-    uint64_t window_bytes; /* in flight below urgent */
+    bool differ;              /* classes do */
+    uint64_t watched_ns;      /* somebody looks on until then */
+    uint64_t wake_ns;         /* when the first of those that a limit holds may start */
+    uint64_t armed_ns;        /* when the timer is due */
+    struct qos_window window; /* of what is below urgent */
     unsigned urgent_pieces;
     uint64_t urgent_ns;    /* when an urgent request last came */
     uint64_t virtual_time; /* of the piece started last */
