@@ -12,13 +12,15 @@ enum {
     INTERVAL_NS = 8000000, /* a rate is measured over so long, and so many pieces */
     INTERVAL_PIECES = 16,
     SMALL_MOST = 128 << 10,
-    PROBE_LARGE = 256 << 10,
+    PROBE_LARGE = 512 << 10,
+    PIECES_A_SECOND = 20000,   /* are what processors should do at most */
     PROBE_FIRST_NS = 20000000, /* between pieces alone, until there are enough */
     PROBE_NS = 250000000,      /* and later */
 };
 
+/* Where the bounds contradict each other the upper one holds. */
 static uint64_t clamp(uint64_t value, uint64_t least, uint64_t most) {
-    return value < least ? least : value > most ? most : value;
+    return value > most ? most : value > least ? value : least < most ? least : most;
 }
 
 /* ---- What is known of the store ---- */
@@ -39,9 +41,23 @@ static const struct qos_transit *best_alone(const struct qos_window *window, uns
     return best;
 }
 
+/* What a small piece takes alone, most of the time: three quarters take no longer. */
+static uint64_t usual_alone(const struct qos_window *window) {
+    unsigned count = window->alone_count[SMALL];
+    uint64_t usual = UINT64_MAX;
+    count = count < QOS_SAMPLES ? count : QOS_SAMPLES;
+    for (unsigned i = 0; i < count; i++) {
+        unsigned no_longer = 0;
+        for (unsigned k = 0; k < count; k++)
+            no_longer += window->alone[SMALL][k].ns <= window->alone[SMALL][i].ns;
+        if (no_longer * 4 >= count * 3 && window->alone[SMALL][i].ns < usual)
+            usual = window->alone[SMALL][i].ns;
+    }
+    return count > 0 ? usual : 0;
+}
+
 uint64_t qos_window_bytes(const struct qos_window *window) {
-    const struct qos_transit *small = best_alone(window, SMALL);
-    uint64_t drain = clamp(QOS_DRAIN_NS + (small != NULL ? small->ns : 0), 0, NS_PER_SECOND);
+    uint64_t drain = clamp(QOS_DRAIN_NS + usual_alone(window), 0, NS_PER_SECOND);
     uint64_t megabytes = best_rate(window) / 1000000;
     if (window->rate_count == 0)
         return WINDOW_FIRST;
@@ -56,11 +72,12 @@ static uint64_t probe(const struct qos_window *window) {
 uint64_t qos_window_piece(const struct qos_window *window) {
     const struct qos_transit *small = best_alone(window, SMALL), *large = best_alone(window, LARGE);
     uint64_t most = qos_window_bytes(window) / PIECES;
+    uint64_t least = best_rate(window) / PIECES_A_SECOND;
     if (window->closing && window->pieces == 0)
         return probe(window);
     if (small != NULL && large != NULL && large->ns > small->ns) {
         uint64_t moved = (large->bytes - small->bytes) * QOS_PIECE_NS / (large->ns - small->ns);
-        most = moved < most ? moved : most;
+        most = clamp(moved, least, most);
     }
     return clamp(round_down(most, QOS_PIECE_MIN), QOS_PIECE_MIN, QOS_WINDOW_MAX);
 }

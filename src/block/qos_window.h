@@ -4,9 +4,10 @@
  * have to wait behind.
  *
  * The window is what the store does, at the best rate of the last intervals,
- * in the time that a small piece takes which has the store for itself, and
- * QOS_DRAIN_NS more. While a small window holds the rate down the next one is
- * larger, until the store is what limits.
+ * in the time that a small piece usually takes which has the store for itself
+ * (on a busy host most of it is waiting for a processor), and QOS_DRAIN_NS
+ * more. While a small window holds the rate down the next one is larger, until
+ * the store is what limits.
  *
  * A piece is as large as one channel of the store moves within QOS_PIECE_NS:
  * small and large pieces that have the store for themselves tell how long a

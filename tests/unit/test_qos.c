@@ -407,7 +407,7 @@ static void test_errors(void **state) {
     start(class, 2);
     assert_int_equal(run_one(flows[0], request), 0);
     assert_true(store.largest <= 256 << 10);
-    store.fail_every = 5;
+    store.fail_every = 2;
     assert_int_equal(run_one(flows[0], request), -EIO);
     store.fail_every = 0;
     assert_int_equal(run_one(flows[0], request), 0);
