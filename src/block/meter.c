@@ -30,8 +30,9 @@ bool block_meter_limits(const struct block_meter *meter) {
     return false;
 }
 
-uint64_t block_meter_when(const struct block_meter *meter, bool write) {
-    uint64_t latest = 0, burst = meter->limits.burst_ms * (NS_PER_SECOND / 1000);
+uint64_t block_meter_when(const struct block_meter *meter, bool write, unsigned leave) {
+    uint64_t latest = 0,
+             burst = meter->limits.burst_ms * (NS_PER_SECOND / 1000000) * (1000 - leave);
     for (unsigned i = 0; i < BLOCK_LIMITS; i++)
         if (meter->limits.per_second[i] != 0 && applies(i, write) && meter->due_ns[i] > latest)
             latest = meter->due_ns[i];

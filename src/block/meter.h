@@ -38,8 +38,8 @@ struct block_meter {
 /* New limits; what was charged before is forgotten. */
 void block_meter_set(struct block_meter *meter, const struct block_limits *limits);
 bool block_meter_limits(const struct block_meter *meter); /* there are any */
-/* When a request may start: not after `now`, or later. */
-uint64_t block_meter_when(const struct block_meter *meter, bool write);
+/* When a request may start that is to leave so much of the burst (in thousandths) to others. */
+uint64_t block_meter_when(const struct block_meter *meter, bool write, unsigned leave);
 void block_meter_charge(struct block_meter *meter, bool write, uint64_t bytes, uint64_t now);
 
 #endif

@@ -10,35 +10,41 @@
 
 #define WATCH_NS (5 * NS_PER_SECOND)
 
-const char *const qos_class_names[QOS_CLASSES + 1] = {"urgent", "high", "medium", "low", NULL};
+const char *const qos_class_names[QOS_CLASSES + 1] = {"urgent", "high",       "medium",
+                                                      "low",    "background", NULL};
 
 /* ---- The flow as a back end ---- */
+
+static enum qos_class class_of(const struct flow *flow) {
+    return flow->lanes[LANE_MOVING].class;
+}
 
 /* Whose requests are ordered and counted. */
 static void update_managed(struct qos *qos) {
     bool watched = qos->watched_ns > qos->time.now_ns();
     qos->differ = false;
     for (const struct flow *flow = qos->flows; flow != NULL; flow = flow->next)
-        qos->differ |= flow->class != qos->flows->class;
+        qos->differ |= class_of(flow) != class_of(qos->flows);
     for (struct flow *flow = qos->flows; flow != NULL; flow = flow->next)
-        atomic_store(&flow->managed, qos->differ || watched || flow->limited);
+        atomic_store(&flow->managed, qos->differ || watched || flow->limited || qos->limited);
     if (!watched)
         qos->watched_ns = 0;
 }
 
 static void enqueue(struct flow *flow, struct waiting *waiting) {
     struct qos *qos = flow->qos;
+    struct lane *lane = waiting->lane;
     lock_take(&qos->lock);
     waiting->began_ns = qos->time.now_ns();
     if (qos->watched_ns != 0 && qos->watched_ns <= waiting->began_ns)
         update_managed(qos); /* nobody has looked for a while */
-    if (flow->class == QOS_URGENT)
+    if (lane->class == QOS_URGENT)
         qos->urgent_ns = waiting->began_ns;
-    if (flow->first == NULL && flow->in_flight == 0 && flow->virtual_time < qos->virtual_time)
-        flow->virtual_time = qos->virtual_time;
-    *flow->last = waiting;
-    flow->last = &waiting->next;
-    flow->waiting++;
+    if (lane->first == NULL && lane->in_flight == 0 && lane->virtual_time < qos->virtual_time)
+        lane->virtual_time = qos->virtual_time;
+    *lane->last = waiting;
+    lane->last = &waiting->next;
+    lane->waiting++;
     flow->outstanding++;
     lock_release(&qos->lock);
 }
@@ -50,7 +56,9 @@ static int flow_submit(struct block *block, struct block_request *request) {
     struct waiting *waiting = calloc(1, sizeof *waiting);
     if (waiting == NULL)
         return block_submit(flow->target, request);
+    bool moves = request->operation == BLOCK_READ || request->operation == BLOCK_WRITE;
     *waiting = (struct waiting){.flow = flow,
+                                .lane = &flow->lanes[moves ? LANE_MOVING : LANE_CLEARING],
                                 .request = request,
                                 .offset = request->offset,
                                 .left = request->length,
@@ -178,10 +186,12 @@ int qos_add_flow(struct qos *qos, struct block *target, const char *name,
     flow->block = (struct block){.class = &flow_class, .info = target->info};
     flow->qos = qos;
     flow->target = target;
-    flow->class = settings->class;
+    flow->lanes[LANE_MOVING].class = settings->class;
+    flow->lanes[LANE_CLEARING].class = QOS_BACKGROUND;
+    for (unsigned i = 0; i < LANES; i++)
+        flow->lanes[i].last = &flow->lanes[i].first;
     block_meter_set(&flow->meter, &settings->limits);
     flow->limited = block_meter_limits(&flow->meter);
-    flow->last = &flow->first;
     snprintf(flow->name, sizeof flow->name, "%s", name);
     lock_take(&qos->lock);
     while (*link != NULL)
@@ -208,7 +218,7 @@ int qos_get(struct qos *qos, const char *name, struct qos_settings *settings, st
     lock_take(&qos->lock);
     const struct flow *flow = find(qos, name);
     if (flow != NULL)
-        *settings = (struct qos_settings){flow->class, flow->meter.limits};
+        *settings = (struct qos_settings){class_of(flow), flow->meter.limits};
     lock_release(&qos->lock);
     return flow != NULL ? 0 : no_such_disk(name, err);
 }
@@ -218,7 +228,7 @@ int qos_set(struct qos *qos, const char *name, const struct qos_settings *settin
     lock_take(&qos->lock);
     struct flow *flow = find(qos, name);
     if (flow != NULL) {
-        flow->class = settings->class;
+        flow->lanes[LANE_MOVING].class = settings->class;
         block_meter_set(&flow->meter, &settings->limits);
         flow->limited = block_meter_limits(&flow->meter);
         update_managed(qos);
@@ -228,6 +238,15 @@ int qos_set(struct qos *qos, const char *name, const struct qos_settings *settin
         return no_such_disk(name, err);
     qos_dispatch(qos);
     return 0;
+}
+
+void qos_limit(struct qos *qos, const struct block_limits *limits) {
+    lock_take(&qos->lock);
+    block_meter_set(&qos->meter, limits);
+    qos->limited = block_meter_limits(&qos->meter);
+    update_managed(qos);
+    lock_release(&qos->lock);
+    qos_dispatch(qos);
 }
 
 void qos_watch(struct qos *qos) {
@@ -245,14 +264,16 @@ unsigned qos_report(struct qos *qos, struct qos_report *reports, unsigned room) 
             continue;
         reports[n] = (struct qos_report){
             .name = flow->name,
-            .settings = {flow->class, flow->meter.limits},
+            .settings = {class_of(flow), flow->meter.limits},
             .requests = flow->requests,
             .pieces = flow->pieces,
             .bytes = flow->bytes,
             .latencies = flow->latencies,
-            .waiting = flow->waiting,
-            .in_flight = flow->in_flight,
         };
+        for (unsigned i = 0; i < LANES; i++) {
+            reports[n].waiting += flow->lanes[i].waiting;
+            reports[n].in_flight += flow->lanes[i].in_flight;
+        }
     }
     lock_release(&qos->lock);
     return n;

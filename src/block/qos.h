@@ -5,12 +5,14 @@
  * request of a low class does not hold up a small one of an urgent class:
  *
  *  - urgent pieces start at once, whole;
- *  - the others share a window of bytes in flight in proportion to their
- *    weights (start-time fair queueing). While there is urgent traffic the
- *    window is as large as keeps pieces fast, and the thread that submits a
- *    piece is not the one that does it.
+ *  - the others share a window of bytes in flight (qos_window.h) in proportion
+ *    to their weights (start-time fair queueing). While there is urgent traffic
+ *    the thread that submits a piece is not the one that does it;
+ *  - discards and zeroes are background work, whatever the flow's class: they
+ *    give way to all the others, but for one byte of a hundred or so.
  *
- * A flow may have limits of its own (meter.h), which come first.
+ * A flow may have limits of its own (meter.h), which come first; and there may
+ * be limits of all flows together, which are shared by class like the store.
  *
  * While all flows have the same class, a flow without limits passes its
  * requests straight through, uncut and uncounted, unless somebody looks on.
@@ -30,13 +32,18 @@
 struct loop;
 struct qos;
 
-enum qos_class { QOS_URGENT, QOS_HIGH, QOS_MEDIUM, QOS_LOW, QOS_CLASSES };
+enum qos_class { QOS_URGENT, QOS_HIGH, QOS_MEDIUM, QOS_LOW, QOS_BACKGROUND, QOS_CLASSES };
 
 /* "urgent" and so on; NULL at the end. */
 extern const char *const qos_class_names[QOS_CLASSES + 1];
 
 /* Shares of the classes below urgent, in proportion. */
-enum { QOS_WEIGHT_HIGH = 8, QOS_WEIGHT_MEDIUM = 4, QOS_WEIGHT_LOW = 1 };
+enum {
+    QOS_WEIGHT_HIGH = 64,
+    QOS_WEIGHT_MEDIUM = 32,
+    QOS_WEIGHT_LOW = 8,
+    QOS_WEIGHT_BACKGROUND = 1,
+};
 
 struct qos_settings {
     enum qos_class class;
@@ -67,6 +74,9 @@ int qos_add_flow(struct qos *qos, struct block *target, const char *name,
 int qos_get(struct qos *qos, const char *name, struct qos_settings *settings, struct error *err);
 int qos_set(struct qos *qos, const char *name, const struct qos_settings *settings,
             struct error *err);
+
+/* Limits of all flows together. No lock is held. */
+void qos_limit(struct qos *qos, const struct block_limits *limits);
 
 /* Counts for some seconds from now on even what would pass uncounted. */
 void qos_watch(struct qos *qos);

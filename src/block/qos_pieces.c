@@ -10,7 +10,10 @@ enum {
     URGENT_PIECES_MAX = 64,
     VIRTUAL_SCALE = 64,
     COST = 1024,              /* bytes that a piece counts for beyond its own */
-    CLEARED_PIECE = 16 << 20, /* discards and zeroes move no data */
+    CLEARED_PIECE = 16 << 20, /* discards and zeroes move no data, */
+    CLEARED_COST = 64 << 10,  /* count for so much, */
+    CLEARING_MAX = 2,         /* and so many are under way: each keeps a thread */
+    LEFT_TO_URGENT = 500,     /* of a thousandth of the burst of all flows' limits */
     WHOLE = 1 << 30,          /* more than any request that moves data has */
     PIECE_ALIGN = 4096,
 };
@@ -25,6 +28,7 @@ static const struct {
     [QOS_HIGH] = {2, 8, QOS_WEIGHT_HIGH},
     [QOS_MEDIUM] = {1, 4, QOS_WEIGHT_MEDIUM},
     [QOS_LOW] = {1, 4, QOS_WEIGHT_LOW},
+    [QOS_BACKGROUND] = {1, 2, QOS_WEIGHT_BACKGROUND},
 };
 
 struct piece {
@@ -54,7 +58,7 @@ static bool urgent_lately(const struct qos *qos) {
 /* A request's pieces are about equal, so that none is a remainder not worth its effort. */
 static uint64_t piece_length(const struct waiting *waiting) {
     const struct qos *qos = waiting->flow->qos;
-    enum qos_class class = waiting->flow->class;
+    enum qos_class class = waiting->lane->class;
     uint64_t most = WHOLE;
     if (qos->differ && class != QOS_URGENT)
         most = classes[class].pieces * qos_window_piece(&qos->window);
@@ -94,37 +98,47 @@ static void move_vectors(struct waiting *waiting, struct piece *piece, uint64_t 
 }
 
 static void forget(struct waiting *waiting) {
-    struct flow *flow = waiting->flow;
-    struct waiting **link = &flow->first;
+    struct lane *lane = waiting->lane;
+    struct waiting **link = &lane->first;
     while (*link != waiting)
         link = &(*link)->next;
     *link = waiting->next;
-    if (flow->last == &waiting->next)
-        flow->last = link;
-    flow->waiting--;
+    if (lane->last == &waiting->next)
+        lane->last = link;
+    lane->waiting--;
 }
 
 static void piece_done(struct block_request *block);
 
-static void account(struct piece *piece) {
-    struct waiting *waiting = piece->of;
+static void charge(struct waiting *waiting, const struct piece *piece, uint64_t now) {
     struct flow *flow = waiting->flow;
-    struct qos *qos = flow->qos;
     if (flow->limited && !waiting->charged)
         block_meter_charge(&flow->meter, writes(waiting),
-                           moves_data(waiting->request) ? waiting->request->length : 0,
-                           qos->time.now_ns());
+                           moves_data(waiting->request) ? waiting->request->length : 0, now);
     waiting->charged = true;
+    if (flow->qos->limited)
+        block_meter_charge(&flow->qos->meter, writes(waiting), piece->bytes, now);
+}
+
+static void account(struct piece *piece) {
+    struct waiting *waiting = piece->of;
+    struct lane *lane = waiting->lane;
+    struct qos *qos = waiting->flow->qos;
+    uint64_t now = qos->time.now_ns();
+    charge(waiting, piece, now);
     waiting->in_flight++;
-    flow->in_flight++;
-    piece->urgent = flow->class == QOS_URGENT;
+    lane->in_flight++;
+    piece->urgent = lane->class == QOS_URGENT;
+    qos->clearing_pieces += !moves_data(waiting->request);
     if (piece->urgent) {
         qos->urgent_pieces++;
         return;
     }
-    qos_window_start(&qos->window, &piece->transit, piece->bytes, qos->time.now_ns());
-    qos->virtual_time = flow->virtual_time;
-    flow->virtual_time += (piece->bytes + COST) * VIRTUAL_SCALE / classes[flow->class].weight;
+    if (piece->bytes > 0)
+        qos_window_start(&qos->window, &piece->transit, piece->bytes, now);
+    uint64_t cost = COST + (moves_data(waiting->request) ? piece->bytes : CLEARED_COST);
+    qos->virtual_time = lane->virtual_time;
+    lane->virtual_time += cost * VIRTUAL_SCALE / classes[lane->class].weight;
 }
 
 /* Takes the next piece off a request; NULL without memory: the request ends then. */
@@ -144,7 +158,7 @@ static struct piece *cut(struct waiting *waiting) {
         .may_unmap = request->may_unmap,
         .durable = request->durable,
         /* The processor that submits may be the one that has the urgent work. */
-        .background = waiting->flow->class != QOS_URGENT && urgent_lately(waiting->flow->qos),
+        .background = waiting->lane->class != QOS_URGENT && urgent_lately(waiting->flow->qos),
         .offset = waiting->offset,
         .length = length,
         .vectors = piece->vectors,
@@ -165,25 +179,30 @@ static struct piece *cut(struct waiting *waiting) {
 
 /* ---- Choosing; the lock is held ---- */
 
-/* True when the flow's limits let the request start; otherwise notes when they will. */
+/* True when the limits let the request start; otherwise notes when they will. */
 static bool within_limits(struct qos *qos, const struct waiting *waiting, uint64_t now) {
-    if (!waiting->flow->limited || waiting->charged)
-        return true;
-    uint64_t when = block_meter_when(&waiting->flow->meter, writes(waiting));
+    uint64_t when = 0;
+    if (waiting->flow->limited && !waiting->charged)
+        when = block_meter_when(&waiting->flow->meter, writes(waiting), 0);
+    if (when <= now && qos->limited)
+        when = block_meter_when(&qos->meter, writes(waiting),
+                                waiting->lane->class == QOS_URGENT ? 0 : LEFT_TO_URGENT);
     if (when > now && when < qos->wake_ns)
         qos->wake_ns = when;
     return when <= now;
 }
 
-/* The flow's request that is next: the first that may start and has not got its share of pieces in
+/* The lane's request that is next: the first that may start and has not got its share of pieces in
  * flight. */
-static struct waiting *next_of(struct qos *qos, const struct flow *flow, uint64_t now) {
-    unsigned depth = !qos->differ ? UINT32_MAX : classes[flow->class].depth;
-    struct waiting *waiting = flow->first;
-    if (qos->differ && flow->class == QOS_URGENT) {
-        if (qos->urgent_pieces >= URGENT_PIECES_MAX)
+static struct waiting *next_of(struct qos *qos, const struct lane *lane, uint64_t now) {
+    unsigned depth = UINT32_MAX;
+    struct waiting *waiting = lane->first;
+    if (qos->differ && waiting != NULL) {
+        bool clears = !moves_data(waiting->request);
+        if (clears ? qos->clearing_pieces >= CLEARING_MAX
+                   : lane->class == QOS_URGENT && qos->urgent_pieces >= URGENT_PIECES_MAX)
             return NULL;
-        depth = UINT32_MAX;
+        depth = lane->class == QOS_URGENT ? UINT32_MAX : classes[lane->class].depth;
     }
     while (waiting != NULL && (waiting->in_flight >= depth || !within_limits(qos, waiting, now)))
         waiting = waiting->next;
@@ -191,8 +210,8 @@ static struct waiting *next_of(struct qos *qos, const struct flow *flow, uint64_
 }
 
 static bool fits_window(struct qos *qos, const struct waiting *waiting) {
-    uint64_t length = moves_data(waiting->request) ? piece_length(waiting) : 0;
-    return !qos->differ || qos_window_fits(&qos->window, length, qos->time.now_ns());
+    return !qos->differ || !moves_data(waiting->request) ||
+           qos_window_fits(&qos->window, piece_length(waiting), qos->time.now_ns());
 }
 
 /* Whose piece starts next. One that does not fit is waited for: smaller ones would take its room
@@ -201,15 +220,15 @@ static struct waiting *choose(struct qos *qos) {
     struct waiting *best = NULL;
     uint64_t now = qos->time.now_ns();
     qos->wake_ns = NEVER;
-    for (const struct flow *flow = qos->flows; flow != NULL; flow = flow->next) {
-        struct waiting *waiting = next_of(qos, flow, now);
-        if (waiting == NULL)
-            continue;
-        if (flow->class == QOS_URGENT)
-            return waiting;
-        if (best == NULL || flow->virtual_time < best->flow->virtual_time)
-            best = waiting;
-    }
+    for (struct flow *flow = qos->flows; flow != NULL; flow = flow->next)
+        for (unsigned i = 0; i < LANES; i++) {
+            struct waiting *waiting = next_of(qos, &flow->lanes[i], now);
+            if (waiting != NULL && waiting->lane->class == QOS_URGENT)
+                return waiting;
+            if (waiting != NULL &&
+                (best == NULL || waiting->lane->virtual_time < best->lane->virtual_time))
+                best = waiting;
+        }
     return best != NULL && fits_window(qos, best) ? best : NULL;
 }
 
@@ -230,12 +249,13 @@ static bool settle(struct piece *piece) {
     struct qos *qos = flow->qos;
     lock_take(&qos->lock);
     waiting->in_flight--;
-    flow->in_flight--;
+    waiting->lane->in_flight--;
+    qos->clearing_pieces -= !moves_data(&piece->block);
     flow->pieces++;
     flow->bytes += piece->bytes;
     if (piece->urgent)
         qos->urgent_pieces--;
-    else
+    else if (piece->bytes > 0)
         qos_window_end(&qos->window, &piece->transit, qos->time.now_ns());
     if (piece->block.result != 0 && waiting->result == 0)
         waiting->result = piece->block.result;
@@ -348,10 +368,9 @@ bool qos_start(struct waiting *waiting) {
 
 /* ---- Giving up ---- */
 
-void qos_give_up(struct flow *flow) {
-    struct qos *qos = flow->qos;
-    while (flow->first != NULL) {
-        struct waiting *waiting = flow->first;
+static void give_up_lane(struct qos *qos, const struct lane *lane) {
+    while (lane->first != NULL) {
+        struct waiting *waiting = lane->first;
         waiting->left = 0;
         if (waiting->result == 0)
             waiting->result = -ECANCELED;
@@ -361,6 +380,11 @@ void qos_give_up(struct flow *flow) {
             qos->cancelled = waiting;
         }
     }
+}
+
+void qos_give_up(struct flow *flow) {
+    for (unsigned i = 0; i < LANES; i++)
+        give_up_lane(flow->qos, &flow->lanes[i]);
 }
 
 void qos_answer_cancelled(void *context) {

@@ -12,19 +12,27 @@
 
 enum { QOS_NAME_MAX = 32 };
 
+/* A flow's requests of one class that have pieces which have not started. */
+struct lane {
+    enum qos_class class;
+    struct waiting *first, **last;
+    uint64_t virtual_time;
+    unsigned waiting, in_flight; /* requests, pieces */
+};
+
+enum { LANE_MOVING, LANE_CLEARING, LANES }; /* what moves data, and what does not */
+
 struct flow {
     struct block block; /* what the device sees */
     struct qos *qos;
     struct block *target;
     struct flow *next;
     char name[QOS_NAME_MAX];
-    enum qos_class class;
     atomic_bool managed; /* requests are ordered and counted; otherwise they pass as they are */
     bool limited;
     struct block_meter meter;
-    struct waiting *first, **last; /* requests with pieces that have not started */
-    uint64_t virtual_time;
-    unsigned waiting, in_flight, outstanding; /* requests, pieces, requests not answered */
+    struct lane lanes[LANES];
+    unsigned outstanding; /* requests not answered */
     uint64_t requests, pieces, bytes;
     struct histogram latencies;
 };
@@ -41,7 +49,9 @@ struct qos {
     uint64_t wake_ns;         /* when the first of those that a limit holds may start */
     uint64_t armed_ns;        /* when the timer is due */
     struct qos_window window; /* of what is below urgent */
-    unsigned urgent_pieces;
+    unsigned urgent_pieces, clearing_pieces;
+    struct block_meter meter; /* of all flows together */
+    bool limited;
     uint64_t urgent_ns;    /* when an urgent request last came */
     uint64_t virtual_time; /* of the piece started last */
     bool posted, cancel_posted;
@@ -52,6 +62,7 @@ struct qos {
 struct waiting {
     struct waiting *next;
     struct flow *flow;
+    struct lane *lane;
     struct block_request *request;
     uint64_t offset, left, began_ns; /* what has not started */
     struct iovec *vector;            /* of what has not started */

@@ -131,7 +131,7 @@ void qos_window_end(struct qos_window *window, const struct qos_transit *piece, 
     window->in_flight -= piece->bytes;
     window->delivered += piece->bytes;
     window->completed++;
-    if (piece->alone && piece->bytes > 0)
+    if (piece->alone)
         note_alone(window, piece, now_ns);
     if (now_ns - window->began_ns >= INTERVAL_NS && window->completed >= INTERVAL_PIECES)
         end_interval(window, now_ns);

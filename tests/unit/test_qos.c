@@ -55,7 +55,8 @@ static struct store {
     struct late late[LATE_MAX];
     unsigned late_count;
     unsigned fail_every, seen;
-    uint64_t largest; /* bytes of the largest request seen */
+    uint64_t largest;                 /* bytes of the largest request seen */
+    unsigned clearing, most_clearing; /* zeroes under way */
 } store;
 
 static void schedule(struct late late) {
@@ -84,6 +85,10 @@ static uint64_t lateness(void) {
     return (uint64_t)rand_r(&store.seed) % most;
 }
 
+static uint64_t moved(const struct block_request *request) {
+    return request->operation == BLOCK_WRITE_ZEROES ? 0 : request->length;
+}
+
 static int store_submit(struct block *block, struct block_request *request) {
     (void)block;
     assert_true(request->offset % 512 == 0 && request->length % 512 == 0);
@@ -92,12 +97,15 @@ static int store_submit(struct block *block, struct block_request *request) {
         store.largest = request->length;
     if (store.bytes != NULL)
         move_bytes(request);
+    store.clearing += request->operation == BLOCK_WRITE_ZEROES;
+    if (store.clearing > store.most_clearing)
+        store.most_clearing = store.clearing;
     request->result = store.fail_every > 0 && ++store.seen % store.fail_every == 0 ? -EIO : 0;
     uint64_t *channel = &store.channel_free[0];
     for (unsigned i = 1; i < store.kind.channels; i++)
         if (store.channel_free[i] < *channel)
             channel = &store.channel_free[i];
-    *channel = (*channel > now ? *channel : now) + request->length * 1000 / store.kind.bytes_per_us;
+    *channel = (*channel > now ? *channel : now) + moved(request) * 1000 / store.kind.bytes_per_us;
     schedule(
         (struct late){.at = *channel + store.kind.latency_ns + lateness(), .request = request});
     return 0;
@@ -113,10 +121,12 @@ static void advance(void) {
     struct late late = store.late[first];
     store.late[first] = store.late[--store.late_count];
     now = late.at;
-    if (late.request != NULL)
+    if (late.request != NULL) {
+        store.clearing -= late.request->operation == BLOCK_WRITE_ZEROES;
         late.request->done(late.request);
-    else
+    } else {
         late.wake(late.context);
+    }
 }
 
 static void store_drain(struct block *block) {
@@ -298,36 +308,97 @@ static void test_isolation(void **state) {
     }
 }
 
-/* Three flows that would each fill the store get it in proportion. */
-static void test_shares(void **state) {
-    (void)state;
-    enum qos_class class[] = {QOS_HIGH, QOS_MEDIUM, QOS_LOW};
-    static const unsigned weights[] = {QOS_WEIGHT_HIGH, QOS_WEIGHT_MEDIUM, QOS_WEIGHT_LOW};
-    enum { EACH = 32 };
-    static struct job jobs[3 * EACH];
-    uint64_t end = now + 4 * NS_PER_SECOND, bytes[3] = {0}, total = 0;
-    struct qos_report reports[FLOWS];
-    start(class, 3);
+/* Reads (or writes) by 16 jobs for ten simulated seconds: requests and bytes a second. */
+static void hammer(struct block *flow, enum block_operation operation, uint32_t length,
+                   double *requests, double *bytes) {
+    enum { JOBS = 16, SECONDS = 10 };
+    static struct job jobs[JOBS];
+    uint64_t end = now + SECONDS * NS_PER_SECOND;
     stopped = false;
-    for (unsigned i = 0; i < 3 * EACH; i++) {
-        /* Small ones of the high class against large ones of the low. */
-        jobs[i] = (struct job){.flow = flows[i / EACH],
-                               .operation = i % 2 ? BLOCK_READ : BLOCK_WRITE,
-                               .length = 64u << 10 << 2 * (i / EACH)};
+    *requests = *bytes = 0;
+    for (unsigned i = 0; i < JOBS; i++) {
+        jobs[i] = (struct job){.flow = flow, .operation = operation, .length = length};
         job_begin(&jobs[i]);
     }
     while (now < end)
         advance();
     stopped = true;
-    assert_int_equal(qos_report(qos, reports, FLOWS), 3);
-    for (unsigned i = 0; i < 3; i++)
-        total += bytes[i] = reports[i].bytes;
-    for (unsigned i = 0; i < 3; i++) {
-        double share = (double)bytes[i] / (double)total, due = weights[i] / 13.0;
-        print_message("weight %u: %.3f of the bytes, due %.3f\n", weights[i], share, due);
+    for (unsigned i = 0; i < JOBS; i++) {
+        *bytes += (double)jobs[i].done_bytes / SECONDS;
+        *requests += (double)jobs[i].done_bytes / length / SECONDS;
+    }
+    while (store.late_count > 0)
+        advance();
+}
+
+/* ---- Shares ---- */
+
+enum { EACH = 32 };
+static const unsigned weights[FLOWS] = {QOS_WEIGHT_HIGH, QOS_WEIGHT_MEDIUM, QOS_WEIGHT_LOW,
+                                        QOS_WEIGHT_BACKGROUND};
+
+/* Four flows of the classes below urgent that would each fill the store, small requests of the high
+ * class against large ones of the background, and the low one's disk clears as well. */
+static void start_all_classes(void) {
+    static struct job jobs[FLOWS * EACH];
+    stopped = false;
+    for (unsigned i = 0; i < FLOWS * EACH; i++) {
+        unsigned flow = i / EACH;
+        jobs[i] = (struct job){.flow = flows[flow],
+                               .operation = i % 2 ? BLOCK_READ : BLOCK_WRITE,
+                               .length = 64u << 10 << (flow < 2 ? 2 * flow : 4)};
+        if (flow == 2 && i % 8 == 0)
+            jobs[i].operation = BLOCK_WRITE_ZEROES;
+        job_begin(&jobs[i]);
+    }
+}
+
+/* Bytes a second, once the flows have had them in proportion. */
+static double shared_for(uint64_t ns) {
+    struct qos_report before[FLOWS], after[FLOWS];
+    uint64_t end = now + ns, total = 0, all = 0;
+    assert_int_equal(qos_report(qos, before, FLOWS), FLOWS);
+    while (now < end)
+        advance();
+    qos_report(qos, after, FLOWS);
+    for (unsigned i = 0; i < FLOWS; i++) {
+        total += after[i].bytes - before[i].bytes;
+        all += weights[i];
+    }
+    for (unsigned i = 0; i < FLOWS; i++) {
+        double share = (double)(after[i].bytes - before[i].bytes) / (double)total;
+        double due = (double)weights[i] / (double)all;
+        print_message("weight %u: %.4f of the bytes, due %.4f\n", weights[i], share, due);
         assert_true(share > due * 0.95 && share < due * 1.05);
     }
-    assert_true((double)total / 4e6 > BYTES_PER_US * 0.95);
+    return (double)total * 1e9 / (double)ns;
+}
+
+static void test_shares(void **state) {
+    (void)state;
+    enum qos_class class[] = {QOS_HIGH, QOS_MEDIUM, QOS_LOW, QOS_BACKGROUND};
+    start(class, FLOWS);
+    start_all_classes();
+    assert_true(shared_for(8 * NS_PER_SECOND) > BYTES_PER_US * 1e6 * 0.95);
+    /* A limit of them all is shared alike. */
+    const struct block_limits limits = {.per_second[LIMIT_BPS] = 50 << 20};
+    qos_limit(qos, &limits);
+    double rate = shared_for(64 * NS_PER_SECOND);
+    assert_true(rate > 0.98 * (50 << 20) && rate < 1.02 * (50 << 20));
+    stopped = true;
+}
+
+/* What nobody else asks for is the background's; and so is clearing, of a disk of any class. */
+static void test_background(void **state) {
+    (void)state;
+    enum qos_class class[] = {QOS_URGENT, QOS_BACKGROUND};
+    double requests, bytes;
+    start(class, 2);
+    hammer(flows[1], BLOCK_WRITE, 1 << 20, &requests, &bytes);
+    assert_true(bytes > BYTES_PER_US * 1e6 * 0.95);
+    hammer(flows[0], BLOCK_WRITE_ZEROES, 1 << 20, &requests, &bytes);
+    assert_true(requests > 1000);
+    assert_true(store.most_clearing <= 2);
 }
 
 /* ---- Bytes ---- */
@@ -428,29 +499,6 @@ static void test_errors(void **state) {
 }
 
 /* ---- Limits ---- */
-
-/* Reads (or writes) by 16 jobs for ten simulated seconds: requests and bytes a second. */
-static void hammer(struct block *flow, enum block_operation operation, uint32_t length,
-                   double *requests, double *bytes) {
-    enum { JOBS = 16, SECONDS = 10 };
-    static struct job jobs[JOBS];
-    uint64_t end = now + SECONDS * NS_PER_SECOND;
-    stopped = false;
-    *requests = *bytes = 0;
-    for (unsigned i = 0; i < JOBS; i++) {
-        jobs[i] = (struct job){.flow = flow, .operation = operation, .length = length};
-        job_begin(&jobs[i]);
-    }
-    while (now < end)
-        advance();
-    stopped = true;
-    for (unsigned i = 0; i < JOBS; i++) {
-        *bytes += (double)jobs[i].done_bytes / SECONDS;
-        *requests += (double)jobs[i].done_bytes / length / SECONDS;
-    }
-    while (store.late_count > 0)
-        advance();
-}
 
 static void limit(enum block_limit which, uint64_t per_second) {
     struct qos_settings settings;
@@ -683,6 +731,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_isolation),
         TEST(test_shares),
+        TEST(test_background),
         TEST(test_bytes),
         TEST(test_errors),
         TEST(test_limits),
