@@ -8,7 +8,7 @@
 #include "cli/exit_codes.h"
 #include "cli/limits.h"
 
-enum { OPT_SOCKET, OPT_DISK, OPT_VERBOSE, OPT_HELP };
+enum { OPT_SOCKET, OPT_DISK, OPT_LIMIT, OPT_VERBOSE, OPT_HELP };
 
 const struct option_spec device_options[] = {
     [OPT_SOCKET] = {"socket", 's', "PATH",
@@ -16,6 +16,8 @@ const struct option_spec device_options[] = {
                     .path = OPTION_NEW_PATH},
     [OPT_DISK] = {"disk", 'd', "FILE[,WORD...]",
                   "a disk, as lodge run's; with class=", .path = OPTION_PATH},
+    [OPT_LIMIT] = {"limit", 'l', "WORD[,WORD...]",
+                   "limits of all disks together, which their classes share: bps=20M"},
     [OPT_VERBOSE] = {"verbose", 'v', NULL, "say when clients come and go"},
     [OPT_HELP] = {"help", 'h', NULL, "show this help"},
     {NULL, 0, NULL, NULL},
@@ -24,6 +26,7 @@ const struct option_spec device_options[] = {
 struct arguments {
     struct device_function *functions;
     unsigned count;
+    struct block_limits limits;
     bool help;
 };
 
@@ -86,12 +89,28 @@ static int add_disk(struct arguments *a, char *value, struct error *err) {
     return rc;
 }
 
+static int add_limits(struct arguments *a, char *value, struct error *err) {
+    char *save = NULL;
+    int rc = 0;
+    for (char *word = strtok_r(value, ",", &save); word != NULL && rc == 0;
+         word = strtok_r(NULL, ",", &save)) {
+        rc = parse_limit(&a->limits, word, NULL, err);
+        if (rc == -ENOENT)
+            return error_set(err, -EINVAL,
+                             "--limit: unknown word '%.40s'; there are iops=, bps= (also read- and "
+                             "write-) and burst=",
+                             word);
+    }
+    return rc == 0 ? 0 : error_prefix(err, "--limit");
+}
+
 static int parse(struct option_parser *parser, struct arguments *a, struct error *err) {
     int option, rc = 0;
     while (rc == 0 && (option = option_next(parser, err)) != OPTION_END) {
         switch (option) {
         case OPT_SOCKET: rc = add_socket(a, parser->value, err); break;
         case OPT_DISK: rc = add_disk(a, (char *)parser->value, err); break;
+        case OPT_LIMIT: rc = add_limits(a, (char *)parser->value, err); break;
         case OPT_VERBOSE: log_set_level(LOG_INFO); break;
         case OPT_HELP: a->help = true; break;
         default: rc = err->code;
@@ -113,7 +132,7 @@ static int parse(struct option_parser *parser, struct arguments *a, struct error
 
 static int serve(struct arguments *a) {
     struct error err = {0};
-    int rc = device_serve_nvme(a->functions, a->count, &err);
+    int rc = device_serve_nvme(a->functions, a->count, &a->limits, &err);
     return rc < 0 ? cli_error(EXIT_FAILED, err.text) : EXIT_OK;
 }
 

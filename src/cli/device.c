@@ -6,6 +6,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/loop.h"
@@ -26,7 +27,7 @@ struct function {
 struct service {
     struct loop *loop;
     struct qos *qos;
-    struct loop_signal *signals[2];
+    struct loop_signal *signals[3];
     struct loop_timer *retry;
     struct function functions[DEVICE_FUNCTIONS_MAX];
     unsigned count, disks;
@@ -166,6 +167,21 @@ static int open_function(struct service *service, const struct device_function *
                    : rc;
 }
 
+/* What the disks have had so far: what nothing orders is counted while somebody looks. */
+static void on_question(void *context, int signal) {
+    struct service *service = context;
+    static struct qos_report reports[DEVICE_FUNCTIONS_MAX * NVME_NAMESPACES_MAX];
+    (void)signal;
+    qos_watch(service->qos);
+    unsigned count = qos_report(service->qos, reports, ARRAY_SIZE(reports));
+    for (unsigned i = 0; i < count; i++)
+        printf("%s class=%s requests=%llu bytes=%llu waiting=%u p99-us=%.0f\n", reports[i].name,
+               qos_class_names[reports[i].settings.class], (unsigned long long)reports[i].requests,
+               (unsigned long long)reports[i].bytes, reports[i].waiting,
+               (double)histogram_quantile_ns(&reports[i].latencies, 990) / 1e3);
+    fflush(stdout);
+}
+
 /* ---- Life ---- */
 
 static void on_signal(void *context, int signal) {
@@ -187,6 +203,9 @@ static int set_up(struct service *service, const struct device_function *functio
         rc = loop_signal_add(service->loop, SIGINT, on_signal, service, &service->signals[0], err);
     if (rc == 0)
         rc = loop_signal_add(service->loop, SIGTERM, on_signal, service, &service->signals[1], err);
+    if (rc == 0)
+        rc = loop_signal_add(service->loop, SIGUSR1, on_question, service, &service->signals[2],
+                             err);
     for (unsigned i = 0; i < count && rc == 0; i++)
         rc = open_function(service, &functions[i], err);
     return rc;
@@ -208,11 +227,14 @@ static void tear_down(struct service *service) {
         loop_destroy(service->loop);
 }
 
-int device_serve_nvme(const struct device_function *functions, unsigned count, struct error *err) {
+int device_serve_nvme(const struct device_function *functions, unsigned count,
+                      const struct block_limits *limits, struct error *err) {
     struct service service = {0};
     int rc = set_up(&service, functions, count, err);
-    if (rc == 0)
+    if (rc == 0) {
+        qos_limit(service.qos, limits);
         loop_run(service.loop);
+    }
     tear_down(&service);
     return rc;
 }

@@ -25,9 +25,11 @@ struct device_function {
 };
 
 /*
- * Serves until SIGINT or SIGTERM. Commands that the host has no space for wait and are tried again
- * every second; standard error, and a client of lodge's, learn of it.
+ * Serves until SIGINT or SIGTERM. limits: of all disks together. Commands that the host has no
+ * space for wait and are tried again every second; standard error, and a client of lodge's, learn
+ * of it.
  */
-int device_serve_nvme(const struct device_function *functions, unsigned count, struct error *err);
+int device_serve_nvme(const struct device_function *functions, unsigned count,
+                      const struct block_limits *limits, struct error *err);
 
 #endif

@@ -70,7 +70,7 @@ static int take_settings(struct qos_settings *settings, const json_t *arguments,
     while (class != NULL && value < QOS_CLASSES && strcmp(qos_class_names[value], class) != 0)
         value++;
     if (value == QOS_CLASSES)
-        return error_set(err, -EINVAL, "a class is urgent, high, medium or low");
+        return error_set(err, -EINVAL, "a class is urgent, high, medium, low or background");
     if (class != NULL)
         settings->class = (enum qos_class)value;
     for (unsigned i = 0; i < BLOCK_LIMITS; i++) {
