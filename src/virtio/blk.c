@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/log.h"
 
 enum { REQUESTS = 0, QUEUE_SIZE = 256 };
@@ -51,11 +52,36 @@ enum {
     CONFIG_SIZE = 60,
 };
 
+/*
+ * Requests that are done when they are submitted come back one by one, each with an interrupt,
+ * though the driver may be about to submit more. So when they come fast it is tried to interrupt
+ * once for several. Where they then fail to come, as the driver waits for each, there is an
+ * interrupt after IDLE_NS, and for as few as there were from then on; each time doubles the number
+ * of requests until the next trial.
+ */
+enum {
+    TOGETHER_MAX = 8,
+    IDLE_NS = 1000000,
+    BUSY_NS = 500000, /* each: requests come fast */
+    PATIENCE_MIN = 64,
+    PATIENCE_MAX = 1 << 13,
+    PROVEN = 16, /* interrupts for several in a row */
+};
+
+struct moderation {
+    struct vm_timer *timer;
+    unsigned together; /* requests that one interrupt is for */
+    unsigned seen, patience, proven;
+    uint64_t since_ns, last_ns;
+    bool waits; /* an interrupt does; the timer is armed */
+};
+
 struct virtio_blk {
     struct virtio_device virtio;
     struct block *block;
     uint64_t capacity; /* sectors */
     char serial[VIRTIO_BLK_SERIAL_MAX];
+    struct moderation moderation;
 };
 
 /* A request under way. */
@@ -112,6 +138,63 @@ static void request_done(struct block_request *block) {
     finish_request(request);
     virtq_signal(&blk->virtio.queues[REQUESTS]);
     virtio_release(&blk->virtio);
+    lock_release(&blk->virtio.device.lock);
+}
+
+/* ---- Interrupts ---- */
+
+static uint64_t now(const struct virtio_blk *blk) {
+    return vm_clock_ns(blk->virtio.device.platform->clock);
+}
+
+/* Perhaps requests come fast enough to try an interrupt for more of them. */
+static void consider(struct virtio_blk *blk) {
+    struct moderation *m = &blk->moderation;
+    if (m->seen++ == 0)
+        m->since_ns = now(blk);
+    if (m->seen < m->patience)
+        return;
+    if (now(blk) - m->since_ns < (uint64_t)m->seen * BUSY_NS)
+        m->together = TOGETHER_MAX;
+    m->seen = m->proven = 0;
+}
+
+/* After a turn in which the driver has notified. */
+static void interrupt(struct virtio_blk *blk) {
+    struct moderation *m = &blk->moderation;
+    struct virtq *queue = &blk->virtio.queues[REQUESTS];
+    if (queue->unsignalled == 0)
+        return;
+    if (m->together < TOGETHER_MAX)
+        consider(blk);
+    if (queue->unsignalled >= m->together) {
+        if (m->together == TOGETHER_MAX && ++m->proven == PROVEN)
+            m->patience = PATIENCE_MIN;
+        virtq_signal(queue);
+        return;
+    }
+    m->last_ns = now(blk);
+    if (!m->waits)
+        vm_timer_arm(m->timer, m->last_ns + IDLE_NS);
+    m->waits = true;
+}
+
+static void on_idle(void *context) {
+    struct virtio_blk *blk = context;
+    struct moderation *m = &blk->moderation;
+    lock_take(&blk->virtio.device.lock);
+    struct virtq *queue = &blk->virtio.queues[REQUESTS];
+    if (queue->unsignalled > 0 && now(blk) < m->last_ns + IDLE_NS) {
+        vm_timer_arm(m->timer, m->last_ns + IDLE_NS);
+    } else {
+        if (queue->unsignalled > 0) {
+            m->together = queue->unsignalled < m->together ? queue->unsignalled : 1;
+            m->patience = m->patience < PATIENCE_MAX ? m->patience * 2 : PATIENCE_MAX;
+            m->seen = m->proven = 0;
+            virtq_signal(queue);
+        }
+        m->waits = false;
+    }
     lock_release(&blk->virtio.device.lock);
 }
 
@@ -264,7 +347,7 @@ static bool blk_notify(struct virtio_device *device, unsigned index) {
         if (status >= 0)
             complete(blk, &chain, (uint8_t)status, 0);
     }
-    virtq_signal(queue);
+    interrupt(blk);
     return more;
 }
 
@@ -351,10 +434,17 @@ static int blk_init(struct device *device, const void *config, struct error *err
     blk->block = blk_config->block;
     blk->capacity = blk->block->info.size / BLOCK_SECTOR;
     memcpy(blk->serial, serial, strnlen(serial, sizeof blk->serial));
-    int result = virtio_create(&blk->virtio, &blk_virtio_class, blk_features(&blk->block->info),
-                               &blk_config->options, err);
+    blk->moderation = (struct moderation){.together = 1, .patience = PATIENCE_MIN};
+    int result = vm_timer_create(device->platform->clock, device->platform->loop, on_idle, blk,
+                                 &blk->moderation.timer, err);
+    if (result < 0)
+        return result;
+    result = virtio_create(&blk->virtio, &blk_virtio_class, blk_features(&blk->block->info),
+                           &blk_config->options, err);
     if (result == 0)
         block_on_resize(blk->block, blk_grown, blk);
+    else
+        vm_timer_free(blk->moderation.timer);
     return result;
 }
 
@@ -368,6 +458,7 @@ static void blk_destroy(struct device *device) {
     struct virtio_blk *blk = container_of(device, struct virtio_blk, virtio.device);
     block_on_resize(blk->block, NULL, NULL);
     block_drain(blk->block);
+    vm_timer_free(blk->moderation.timer);
     virtio_destroy(&blk->virtio);
 }
 
