@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <linux/vm_sockets.h>
@@ -210,8 +211,42 @@ static void work_control(void) {
     }
 }
 
+/* ---- Being found again: a machine that goes on from a snapshot has lost its connections ---- */
+
+enum { AGAIN_MS = 1000 };
+
+static void begin_control(int fd) {
+    channel_init(&agent.control, fd);
+    send_hello();
+    channel_flush(&agent.control);
+}
+
+static int64_t now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* At once, then every second. Answers for how many ms to wait at most, -1: nothing is to be done.
+ */
+static int connect_again(void) {
+    static int64_t next;
+    if (agent.control.fd >= 0)
+        return -1;
+    int64_t now = now_ms();
+    if (now < next)
+        return (int)(next - now);
+    next = now + AGAIN_MS;
+    int fd = connect_host();
+    if (fd < 0)
+        return AGAIN_MS;
+    begin_control(fd);
+    return -1;
+}
+
 static void serve(void) {
     for (;;) {
+        int wait_ms = connect_again();
         struct pollfd fds[4 + SESSIONS_MAX * SESSION_FDS];
         unsigned n = 0;
         fds[n++] = (struct pollfd){agent.signals, POLLIN, 0};
@@ -222,7 +257,7 @@ static void serve(void) {
             agent.control.fd, agent.control.fd < 0 ? (short)0 : channel_events(&agent.control), 0};
         for (unsigned i = 0; i < agent.session_count; i++)
             n += session_poll(agent.sessions[i], fds + n);
-        if (poll(fds, n, -1) < 0 && errno != EINTR)
+        if (poll(fds, n, wait_ms) < 0 && errno != EINTR)
             say("poll: %s", strerror(errno));
         take_signals();
         reap();
@@ -266,8 +301,6 @@ int main(void) {
         say("no vsock to the host: %s", strerror(errno));
         return 1;
     }
-    channel_init(&agent.control, control);
-    send_hello();
-    channel_flush(&agent.control);
+    begin_control(control);
     serve();
 }

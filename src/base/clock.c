@@ -18,6 +18,7 @@
 #include "base/host_clock.h"
 #include "base/lock.h"
 #include "base/loop.h"
+#include "base/state.h"
 
 typedef unsigned __int128 uint128;
 
@@ -418,6 +419,56 @@ void vm_clock_move_wall(struct vm_clock *clock, int64_t seconds) {
     atomic_fetch_add(&clock->wall_origin, (uint64_t)seconds * NS_PER_SECOND);
 }
 
+/* ---- Going on from a saved time ---- */
+
+static const struct state_field clock_fields[] = {
+    STATE_FIELD(struct vm_clock_state, tsc, 1),
+    STATE_FIELD(struct vm_clock_state, tsc_hz, 1),
+    STATE_FIELD(struct vm_clock_state, rate, 1),
+};
+const struct state_table vm_clock_state_table =
+    STATE_TABLE("clock", 1, struct vm_clock_state, clock_fields);
+
+static void set_hz(struct vm_clock *clock, uint64_t hz) {
+    clock->tsc_hz = hz;
+    clock->ns_a_tick = (uint64_t)(((uint128)NS_PER_SECOND << NS_SHIFT) / hz);
+}
+
+void vm_clock_get_state(struct vm_clock *clock, struct vm_clock_state *state) {
+    lock_take(&clock->lock);
+    *state = (struct vm_clock_state){vm_clock_tsc(clock), clock->tsc_hz, clock->rate};
+    lock_release(&clock->lock);
+}
+
+/* A frequency that a host may have, a scale that may be set, and no more than a century. */
+static bool is_possible(const struct vm_clock_state *state) {
+    const uint64_t century = 100 * 366 * UINT64_C(86400);
+    double scale = (double)state->rate / (double)RATE_ONE;
+    return state->tsc_hz >= 1000 * 1000 && state->tsc_hz <= 100 * NS_PER_SECOND &&
+           state->tsc / state->tsc_hz < century && scale >= CLOCK_SCALE_MIN * 0.999 &&
+           scale <= CLOCK_SCALE_MAX * 1.001;
+}
+
+int vm_clock_set_state(struct vm_clock *clock, const struct vm_clock_state *state,
+                       struct error *err) {
+    if (!is_possible(state))
+        return error_set(err, -EINVAL, "the clock's saved time cannot be");
+    lock_take(&clock->lock);
+    struct moment moment = change_begin(clock);
+    uint64_t before = tsc_to_ns(clock, moment.tsc);
+    set_hz(clock, state->tsc_hz);
+    moment.tsc = state->tsc;
+    uint64_t now = tsc_to_ns(clock, moment.tsc);
+    atomic_fetch_add(&clock->wall_origin, before - now);
+    clock->rate = state->rate;
+    clock->lost = 0;
+    set_lines(clock, moment.host.ns, now);
+    change_end(clock, &moment);
+    point_timers(clock);
+    lock_release(&clock->lock);
+    return 0;
+}
+
 static struct follower *follower_create(void) {
     struct follower *made = aligned_alloc(_Alignof(struct follower), sizeof *made);
     if (made == NULL)
@@ -437,8 +488,7 @@ int vm_clock_create(struct vm_clock **clock, struct error *err) {
         return error_set_errno(err, -ENOMEM, "cannot make the VM's clock");
     }
     lock_init(&made->lock, LOCK_CLOCK, "clock");
-    made->tsc_hz = host_tsc_hz();
-    made->ns_a_tick = (uint64_t)(((uint128)NS_PER_SECOND << NS_SHIFT) / made->tsc_hz);
+    set_hz(made, host_tsc_hz());
     made->rate = RATE_ONE;
     clock_gettime(CLOCK_REALTIME, &now);
     made->wall_origin = (uint64_t)now.tv_sec * NS_PER_SECOND + (uint64_t)now.tv_nsec;

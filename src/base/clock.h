@@ -19,6 +19,7 @@
 
 struct clock_line;
 struct loop;
+struct state_table;
 struct vm_clock;
 struct vm_timer;
 
@@ -71,6 +72,19 @@ double vm_clock_scale(struct vm_clock *clock);
 void vm_clock_set_catch_up(struct vm_clock *clock, bool on);
 /* Guest nanoseconds that are still to be made up for. */
 uint64_t vm_clock_behind_ns(const struct vm_clock *clock);
+
+/*
+ * Where the clock is, to go on from there in another process: guest time stands still in between,
+ * and the wall clock (the RTC's) is the new host's. -EINVAL: a time that cannot be.
+ */
+struct vm_clock_state {
+    uint64_t tsc, tsc_hz;
+    uint64_t rate; /* the scale, 32 bits of it behind the point */
+};
+extern const struct state_table vm_clock_state_table;
+void vm_clock_get_state(struct vm_clock *clock, struct vm_clock_state *state);
+int vm_clock_set_state(struct vm_clock *clock, const struct vm_clock_state *state,
+                       struct error *err);
 
 /* Moves the wall clock, which is the host's at first. Before the guest runs. */
 void vm_clock_move_wall(struct vm_clock *clock, int64_t seconds);

@@ -28,6 +28,7 @@ int cmd_logs(int argc, char **argv);
 int cmd_memory(int argc, char **argv);
 int cmd_pause(int argc, char **argv);
 int cmd_resume(int argc, char **argv);
+int cmd_snapshot(int argc, char **argv);
 int cmd_time(int argc, char **argv);
 int cmd_reset(int argc, char **argv);
 int cmd_device(int argc, char **argv);
@@ -42,8 +43,8 @@ int cmd_completion(int argc, char **argv);
 
 extern const struct option_spec run_options[], start_options[], stop_options[], rm_options[],
     ps_options[], exec_options[], cp_options[], cpus_options[], console_options[], logs_options[],
-    memory_options[], pause_options[], profile_options[], qos_options[], time_options[],
-    image_options[], disk_options[], device_options[];
+    memory_options[], pause_options[], profile_options[], qos_options[], snapshot_options[],
+    time_options[], image_options[], disk_options[], device_options[];
 
 /* "lodge: TEXT" on standard error; returns the exit code. */
 int cli_error(int exit_code, const char *text);

@@ -18,6 +18,7 @@ const struct verb verbs[] = {
     {"logs", "print what a VM has said on its console", cmd_logs, logs_options},
     {"pause", "hold running VMs", cmd_pause, pause_options},
     {"resume", "let paused VMs go on", cmd_resume, pause_options},
+    {"snapshot", "keep a running VM's whole state, go back to it", cmd_snapshot, snapshot_options},
     {"time", "show a running VM's time, set how fast it passes", cmd_time, time_options},
     {"reset", "press VMs' reset button", cmd_reset, pause_options},
     {"qos", "show or set how a running VM's disks share", cmd_qos, qos_options},

@@ -264,6 +264,8 @@ static bool mount_volume(struct run *run, unsigned index) {
 static void on_ready(void *context, const char *release) {
     struct run *run = context;
     const struct machine_config *machine = &run->config->machine;
+    if (run->was_ready && !run->restarting) /* only its connection was lost */
+        return;
     if (run->config->verbose > 0)
         fprintf(stderr, "lodge: boot of Linux %s took %.2f s\n", release,
                 seconds_since(run->started_ns));
@@ -472,6 +474,8 @@ static int set_up(struct run *run, bool default_guest, struct error *err) {
         result = vm_control_create(run->machine, run->config->name, &run->control, err);
     if (result == 0)
         vm_control_console(run->control, run->hub);
+    if (result == 0 && run->config->directory != NULL)
+        result = vm_control_snapshots(run->control, run->config->directory, err);
     if (result == 0 && run->config->perf_map)
         result = vm_control_perf_map(run->control, err);
     return result;

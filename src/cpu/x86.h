@@ -9,6 +9,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+struct state_table;
+
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15 };
 enum { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS, SEG_COUNT };
 
@@ -201,5 +203,8 @@ struct x86_state {
     bool nmi_pending;
     bool waiting_for_sipi; /* an application processor before its SIPI */
 };
+
+/* Of struct x86_state: for saving, loading and printing (base/state.h). */
+extern const struct state_table x86_state_table;
 
 #endif

@@ -46,6 +46,9 @@ struct platform {
     struct pci_bus *pci;
     /* What devices ask of the machine. Any thread; returns at once. */
     void (*request)(struct platform *platform, enum platform_request request);
+    /* A device that is quiet (device_class.quiesce) has no work under way any more. As above; a
+     * device's lock may be held. May be NULL. */
+    void (*idle)(struct platform *platform);
 };
 
 struct device;
@@ -60,6 +63,11 @@ struct device_class {
     /* After state_reset: what a table cannot say (lower a line, stop a timer). Called without the
      * device's lock. Optional. */
     void (*reset)(struct device *device);
+    /* quiet: begins nothing any more and leaves guest memory alone, so that both can be saved, but
+     * for work under way; false: there is some (platform.idle is called at its end). Not quiet:
+     * goes on with what has come meanwhile. No vCPU runs, the lock is not held. NULL: only vCPUs
+     * and timers make it do anything. */
+    bool (*quiesce)(struct device *device, bool quiet);
     void (*destroy)(struct device *device);
 };
 

@@ -331,6 +331,16 @@ static const struct state_field fifo_fields[] = {
 static const struct state_table fifo_state =
     STATE_TABLE("fifo", 1, struct serial_fifo, fifo_fields, .after_load = fifo_after_load);
 
+/* This back end has room, and will not say so. */
+static int serial_after_load(void *object, struct error *err) {
+    struct serial *serial = object;
+    (void)err;
+    if (serial->transmit.count)
+        drain(serial);
+    update_interrupt(serial);
+    return 0;
+}
+
 static const struct state_field serial_fields[] = {
     STATE_FIELD(struct serial, ier, 1),
     STATE_FIELD(struct serial, lcr, 1, .reset = 0x03),
@@ -345,7 +355,7 @@ static const struct state_field serial_fields[] = {
     STATE_NESTED(struct serial, transmit, &fifo_state, 1),
 };
 static const struct state_table serial_state =
-    STATE_TABLE("serial", 1, struct serial, serial_fields);
+    STATE_TABLE("serial", 1, struct serial, serial_fields, .after_load = serial_after_load);
 
 static int serial_init(struct device *device, const void *config_, struct error *err) {
     struct serial *serial = (struct serial *)device;

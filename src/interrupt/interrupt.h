@@ -98,6 +98,8 @@ int lapic_create(struct irqchip *chip, unsigned id, void (*wake)(void *context),
 void lapic_destroy(struct lapic *lapic);
 void lapic_reset(struct lapic *lapic, bool init); /* init: by INIT, keeps the APIC id and base */
 const struct state_table *lapic_state(void);
+/* That of vCPU `id`; NULL: the engine has local APICs of its own. No vCPU runs. */
+struct lapic *irqchip_lapic(const struct irqchip *chip, unsigned id);
 
 /* The vCPU's own thread only, all of these: */
 

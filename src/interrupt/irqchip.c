@@ -225,6 +225,10 @@ const struct state_table *irqchip_state(const struct irqchip *chip, void **objec
     return &irqchip_table;
 }
 
+struct lapic *irqchip_lapic(const struct irqchip *chip, unsigned id) {
+    return id < LAPIC_MAX ? chip->lapics[id] : NULL;
+}
+
 static int map(struct irqchip *chip, struct error *err) {
     static const struct {
         const char *name;

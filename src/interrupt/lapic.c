@@ -33,6 +33,7 @@ enum {
 enum { VERSION = 0x14 | (LVT_COUNT - 1) << 16 | 1 << 24 };
 enum { SVR_WRITABLE = 0x13ff, SVR_RESET = 0xff, ICR_WRITABLE = 0xccfff };
 #define BASE_ADDRESS UINT64_C(0x0000fffffffff000)
+#define BASE_BITS    (BASE_ADDRESS | BASE_ENABLED | BASE_X2APIC | BASE_BSP)
 
 static const uint32_t lvt_writable[LVT_COUNT] = {
     [LVT_TIMER] = 0x700ff, [LVT_THERMAL] = 0x107ff, [LVT_COUNTERS] = 0x107ff,
@@ -261,9 +262,8 @@ static bool transition_legal(uint64_t before, uint64_t after) {
 
 bool lapic_set_base(struct lapic *lapic, uint64_t value) {
     uint64_t before = peek(&lapic->base);
-    uint64_t bits = BASE_ADDRESS | BASE_ENABLED | BASE_X2APIC | BASE_BSP;
 
-    if ((value & ~bits) || !transition_legal(before, value))
+    if ((value & ~BASE_BITS) || !transition_legal(before, value))
         return false;
     value = (value & ~(uint64_t)BASE_BSP) | (before & BASE_BSP);
     if (!(value & BASE_ENABLED) && (before & BASE_ENABLED))
@@ -277,10 +277,18 @@ bool lapic_set_base(struct lapic *lapic, uint64_t value) {
 
 /* ---- Life ---- */
 
+/* What waits is found out anew, here and where this state goes. */
+static void look_again(void *object) {
+    atomic_fetch_or(&((struct lapic *)object)->signals, SIGNAL_POSTED);
+}
+
 static int after_load(void *object, struct error *err) {
     struct lapic *lapic = object;
-    (void)err;
-    atomic_fetch_or(&lapic->signals, SIGNAL_POSTED);
+    uint64_t base = peek(&lapic->base), modes = base & (BASE_ENABLED | BASE_X2APIC);
+    if ((base & ~BASE_BITS) || modes == BASE_X2APIC)
+        return error_set(err, -EINVAL, "local APIC %u: a base of %#llx cannot be", lapic->id,
+                         (unsigned long long)base);
+    look_again(lapic);
     return 0;
 }
 
@@ -303,8 +311,8 @@ static const struct state_field lapic_fields[] = {
     STATE_FIELD(struct lapic, timer_deadline, 1, .reset = UINT64_MAX),
     STATE_FIELD(struct lapic, tsc_deadline, 1),
 };
-static const struct state_table lapic_table =
-    STATE_TABLE("lapic", 1, struct lapic, lapic_fields, .after_load = after_load);
+static const struct state_table lapic_table = STATE_TABLE(
+    "lapic", 1, struct lapic, lapic_fields, .after_load = after_load, .before_save = look_again);
 
 const struct state_table *lapic_state(void) {
     return &lapic_table;

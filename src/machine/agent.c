@@ -96,6 +96,10 @@ bool agent_is_ready(const struct agent *agent) {
     return agent->ready;
 }
 
+bool agent_comes_again(const struct agent *agent) {
+    return agent->ready && agent->version >= AGENT_VERSION_AGAIN;
+}
+
 bool agent_shutdown(struct agent *agent) {
     return agent->ready && agent_channel_send(&agent->control, AGENT_SHUTDOWN, 0, NULL, 0);
 }
@@ -104,7 +108,7 @@ bool agent_mount(struct agent *agent, const char *tag, const char *path, bool re
     uint8_t payload[4096];
     store_le32(payload, readonly ? AGENT_MOUNT_READONLY : 0);
     int length = snprintf((char *)payload + 4, sizeof payload - 4, "%s%c%s", tag, 0, path);
-    if (!agent->ready || agent->version < AGENT_VERSION || length < 0 ||
+    if (!agent->ready || agent->version < AGENT_VERSION_MOUNT || length < 0 ||
         (size_t)length + 5 > sizeof payload ||
         !agent_channel_send(&agent->control, AGENT_MOUNT, 0, payload, (size_t)length + 5))
         return false;

@@ -33,6 +33,8 @@ int agent_create(struct device *vsock, struct loop *loop, const struct agent_eve
 void agent_destroy(struct agent *agent);
 
 bool agent_is_ready(const struct agent *agent);
+/* It would connect again after its connection was lost: older ones do not. */
+bool agent_comes_again(const struct agent *agent);
 /* Asks for a clean power-off. False: there is no agent to ask. */
 bool agent_shutdown(struct agent *agent);
 

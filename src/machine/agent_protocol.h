@@ -6,7 +6,8 @@
  *
  *   control   the agent connects to the host's port AGENT_PORT when the guest
  *             is up, sends HELLO and keeps the connection. The host sends
- *             MOUNT, answered in order by MOUNTED, and SHUTDOWN on it.
+ *             MOUNT, answered in order by MOUNTED, and SHUTDOWN on it. When it is
+ *             lost (the machine goes on from a snapshot) the agent connects again.
  *   session   the host connects to the guest's port AGENT_PORT, sends EXEC and
  *             then data. The agent ends it with EXIT. One program a session;
  *             when the connection is lost, the agent hangs the program up.
@@ -30,8 +31,10 @@
 #include <string.h>
 
 enum {
-    AGENT_VERSION = 3,
-    AGENT_VERSION_OLDEST = 2, /* what images may have that were made earlier: it has no MOUNT */
+    AGENT_VERSION = 4,
+    AGENT_VERSION_OLDEST = 2, /* what images may have that were made earlier */
+    AGENT_VERSION_MOUNT = 3,  /* the first that has MOUNT */
+    AGENT_VERSION_AGAIN = 4, /* the first that connects again when the control connection is lost */
     AGENT_PORT = 1024,
     AGENT_HEADER_SIZE = 8,
     AGENT_PAYLOAD_MAX = 64 << 10,

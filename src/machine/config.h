@@ -107,6 +107,9 @@ struct machine_config {
     enum reboot_policy on_reboot;
     enum panic_policy on_panic;
     enum watchdog_policy on_watchdog;
+    /* A directory with a saved machine (machine_state.h) that this one goes on from; NULL: it
+     * boots. */
+    const char *restore;
     double time_scale;   /* guest seconds in a host second; 0: 1. The soft engine's */
     int64_t time_offset; /* seconds that the guest's wall clock is ahead of the host's */
     bool no_catch_up;    /* time lost in a pause stays lost */

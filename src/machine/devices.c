@@ -334,6 +334,7 @@ static int create_firmware(struct machine *machine, struct error *err) {
 int devices_create(struct machine *machine, struct error *err) {
     machine->platform.loop = machine->config.loop;
     machine->platform.request = machine_request;
+    machine->platform.idle = machine_idle;
     int result = create_memory(machine, err);
     if (result == 0)
         result = create_buses(machine, err);

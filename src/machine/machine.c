@@ -13,6 +13,7 @@
 #include "device/q35.h"
 #include "machine/acpi.h"
 #include "machine/layout.h"
+#include "machine/machine_state.h"
 #include "machine/private.h"
 #include "machine/smbios.h"
 
@@ -161,7 +162,16 @@ void machine_with_vcpus_parked(struct machine *machine, void (*call)(void *conte
         unpark(machine, false);
 }
 
+/* A frozen machine stands anyway; what it does afterwards can be changed. */
+static bool set_paused_after(struct machine *machine, bool paused) {
+    bool changes = machine->was_paused != paused;
+    machine->was_paused = paused;
+    return changes;
+}
+
 bool machine_pause(struct machine *machine) {
+    if (machine->frozen)
+        return set_paused_after(machine, true);
     if (machine->paused || !machine->running)
         return false;
     lock_take(&machine->lock);
@@ -173,6 +183,8 @@ bool machine_pause(struct machine *machine) {
 }
 
 bool machine_resume(struct machine *machine) {
+    if (machine->frozen)
+        return set_paused_after(machine, false);
     if (!machine->paused || !machine->running)
         return false;
     lock_take(&machine->lock);
@@ -202,7 +214,65 @@ void machine_why_paused(const struct machine *machine, char *text, size_t size) 
 }
 
 bool machine_is_paused(const struct machine *machine) {
-    return machine->paused;
+    return machine->frozen ? machine->was_paused : machine->paused;
+}
+
+/* ---- Freezing ---- */
+
+static bool quiesce(struct machine *machine, bool quiet) {
+    bool idle = true;
+    for (struct device *device = machine->devices; device != NULL; device = device->next)
+        if (device->class->quiesce != NULL)
+            idle &= device->class->quiesce(device, quiet);
+    return idle;
+}
+
+bool machine_is_disturbed(const struct machine *machine) {
+    return atomic_load(&machine->pending) & (PENDING_STOP | PENDING_DISK);
+}
+
+static void check_settled(void *context) {
+    struct machine *machine = context;
+    void (*settled)(void *) = machine->settled;
+    if (settled == NULL || (!quiesce(machine, true) && !machine_is_disturbed(machine)))
+        return;
+    machine->settled = NULL;
+    settled(machine->settled_context);
+}
+
+void machine_idle(struct platform *platform) {
+    struct machine *machine = container_of(platform, struct machine, platform);
+    loop_post(machine->config.loop, check_settled, machine);
+}
+
+int machine_freeze(struct machine *machine, void (*settled)(void *context), void *context,
+                   struct error *err) {
+    bool crashed = machine->held || atomic_load(&machine->panic_seen);
+    if (!machine->running || machine->frozen || crashed || atomic_load(&machine->pending) != 0)
+        return error_set(err, -EBUSY, "the guest %s",
+                         crashed ? "has crashed" : "is just being started or ended");
+    machine->was_paused = machine->paused;
+    lock_take(&machine->lock);
+    machine->paused = true;
+    lock_release(&machine->lock);
+    park(machine);
+    vm_clock_pause(machine->platform.clock);
+    machine->frozen = true;
+    machine->settled_context = context;
+    machine->settled = settled;
+    quiesce(machine, true);
+    machine_idle(&machine->platform);
+    return 0;
+}
+
+void machine_thaw(struct machine *machine) {
+    machine->frozen = false;
+    machine->settled = NULL;
+    quiesce(machine, false);
+    if (!machine->was_paused)
+        machine_resume(machine);
+    if (atomic_load(&machine->pending) != 0)
+        loop_post(machine->config.loop, serve, machine);
 }
 
 /* ---- Time ---- */
@@ -475,6 +545,10 @@ static void serve(void *context) {
     struct machine *machine = context;
     if (!machine->running)
         return;
+    if (machine->frozen) { /* it is taken up when it has thawed */
+        check_settled(machine);
+        return;
+    }
     park(machine);
     unsigned pending = atomic_exchange(&machine->pending, 0);
     if (pending & PENDING_STOP)
@@ -575,7 +649,13 @@ static int create(struct machine *machine, struct error *err) {
         result = create_vcpus(machine, err);
     if (result == 0)
         result = set_up_time(machine, err);
-    return result == 0 ? start_guest(machine, err) : result;
+    if (result < 0)
+        return result;
+    if (config->restore == NULL)
+        return start_guest(machine, err);
+    result = machine_restore(machine, config->restore, err);
+    machine->started_ns = vm_clock_ns(machine->platform.clock);
+    return result;
 }
 
 int machine_create(const struct machine_config *config, const struct machine_events *events,
@@ -668,6 +748,8 @@ static int plug(struct machine *machine, struct error *err) {
 
 int machine_set_vcpus(struct machine *machine, unsigned count, struct error *err) {
     const struct machine_config *config = &machine->config;
+    if (machine->frozen)
+        return error_set(err, -EBUSY, "a snapshot of it is being taken");
     if (count < config->vcpus)
         return error_set(err, -EINVAL,
                          "it has %u processors, which stay; take some offline in the guest",

@@ -102,6 +102,16 @@ bool machine_is_paused(const struct machine *machine);
  * which tries them again. One line about the first disk with such requests; empty: there is none.
  */
 void machine_why_paused(const struct machine *machine, char *text, size_t size);
+/*
+ * Holds guest, clock and devices so that all of the machine can be saved, and calls `settled` on
+ * the loop once nothing is under way any more, or will not end (machine_is_disturbed). Until
+ * machine_thaw resets and the like wait. -EBUSY: it does not run, or is ending. Control thread.
+ */
+int machine_freeze(struct machine *machine, void (*settled)(void *context), void *context,
+                   struct error *err);
+void machine_thaw(struct machine *machine);
+/* Any thread: the frozen machine is to end, or a disk cannot go on; who saves it gives up. */
+bool machine_is_disturbed(const struct machine *machine);
 /* -ENOTSUP: the KVM engine. -ERANGE: see base/clock.h. Control thread. */
 int machine_set_time_scale(struct machine *machine, double scale, struct error *err);
 /* For reading. */

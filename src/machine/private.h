@@ -86,6 +86,9 @@ struct machine {
     /* Control thread. */
     struct machine_result *result;
     unsigned quick_resets;
+    bool frozen, was_paused;        /* machine_freeze; what it found */
+    void (*settled)(void *context); /* is still to be called; NULL: has been */
+    void *settled_context;
     bool held;           /* crashed for good: only a reset lets vCPUs run again */
     uint64_t started_ns; /* guest time of the last start */
 };
@@ -112,7 +115,8 @@ void machine_with_vcpus_parked(struct machine *machine, void (*call)(void *conte
 void machine_disk_failed(void *machine);
 void machine_user_device_full(void *user_device);
 
-/* The platform's request callback. */
+/* The platform's callbacks. */
 void machine_request(struct platform *platform, enum platform_request request);
+void machine_idle(struct platform *platform);
 
 #endif

@@ -16,6 +16,7 @@
 #include "machine/vm_exec.h"
 #include "machine/vm_memory.h"
 #include "machine/vm_qos.h"
+#include "machine/vm_snapshot.h"
 
 enum { INTERVAL_US = 1000, TOP = 20, TOP_MAX = 1000 };
 
@@ -25,7 +26,8 @@ struct vm_control {
     struct control *socket;
     struct vm_exec *exec;
     struct vm_memory *memory;
-    struct console_hub *console; /* NULL: none to attach to */
+    struct vm_snapshots *snapshots; /* NULL: there is no place for them */
+    struct console_hub *console;    /* NULL: none to attach to */
     uint64_t started_ns;
     bool panicked;
     struct perf_map *perf_map;
@@ -240,6 +242,23 @@ static void query_qos(void *context, struct control_call *call, const json_t *ar
 
 static void set_qos(void *context, struct control_call *call, const json_t *arguments) {
     vm_qos_set(((struct vm_control *)context)->machine, call, arguments);
+}
+
+/* ---- Snapshots of the whole VM ---- */
+
+static void create_snapshot(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    if (control->snapshots == NULL)
+        control_fail(call, "NotSupported",
+                     "this VM ends with its 'lodge run'; those of 'lodge create' have snapshots");
+    else
+        vm_snapshots_take(control->snapshots, control->agent, call, arguments);
+}
+
+int vm_control_snapshots(struct vm_control *control, const char *directory, struct error *err) {
+    return control == NULL ? 0
+                           : vm_snapshots_create(control->machine, directory, tell, control,
+                                                 &control->snapshots, err);
 }
 
 /* ---- Memory ---- */
@@ -487,6 +506,7 @@ static const struct control_command commands[] = {
     {.name = "snapshot-disk", .run = snapshot_disk, .arguments = {"disk:s", "name:s"}},
     {.name = "remove-snapshot", .run = remove_snapshot, .arguments = {"disk:s", "name:s"}},
     {.name = "query-snapshots", .run = query_snapshots, .arguments = {"disk:s"}},
+    {.name = "snapshot-create", .run = create_snapshot, .arguments = {"name:s", "description:s"}},
     {.name = "query-qos", .run = query_qos},
     {.name = "set-qos",
      .run = set_qos,
@@ -516,6 +536,7 @@ static int listen_for(struct vm_control *control, const char *name, struct error
 }
 
 static void free_parts(struct vm_control *control) {
+    vm_snapshots_destroy(control->snapshots);
     vm_memory_destroy(control->memory);
     vm_exec_destroy(control->exec);
     control_destroy(control->socket);

@@ -42,6 +42,10 @@ void vm_control_ended(struct vm_control *control, const char *reason);
 /* The console that clients may attach to; outlives the control. Without: there is none. */
 void vm_control_console(struct vm_control *control, struct console_hub *hub);
 
+/* Where snapshots are kept: the VM's directory (vm_store.h), which stays the caller's. Without,
+ * none can be taken. */
+int vm_control_snapshots(struct vm_control *control, const char *directory, struct error *err);
+
 /* Perf maps from the beginning. */
 int vm_control_perf_map(struct vm_control *control, struct error *err);
 

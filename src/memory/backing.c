@@ -124,9 +124,26 @@ static bool is_kept(const struct ram_region *region, uint64_t page) {
            (MEM_PAGE_HIDDEN | MEM_PAGE_READONLY | MEM_PAGE_ABSENT);
 }
 
+/*
+ * Dropped pages of an image's mapping would be the file's again, so other memory takes their
+ * place. A process may have some 65,000 mappings: small pieces, and all once there is no room for
+ * more, are cleared instead.
+ */
+static int replace(uint8_t *host, uint64_t size) {
+    enum { LEAST = 64 << 10 };
+    if (size < LEAST || map_fixed(host, size, MAP_NORESERVE) == MAP_FAILED)
+        memset(host, 0, size);
+    else
+        madvise(host, size, MADV_DONTDUMP);
+    return 0;
+}
+
 /* Whole pages; they read as zeros after. */
 static int give_back(const struct ram_region *region, uint64_t gpa, uint64_t size) {
-    return madvise(host_at(region, gpa), size, region->shared ? MADV_REMOVE : MADV_DONTNEED);
+    uint8_t *host = host_at(region, gpa);
+    if (region->from_image)
+        return replace(host, size);
+    return madvise(host, size, region->shared ? MADV_REMOVE : MADV_DONTNEED);
 }
 
 static uint64_t discard_run(struct memory *memory, const struct ram_region *region, uint64_t gpa,

@@ -272,6 +272,25 @@ int view_remap(struct view *view, uint64_t gpa, uint64_t target);
 /* Undoes view_protect and view_remap. */
 void view_restore(struct view *view, uint64_t gpa, uint64_t size);
 
+/* ---- Images: all of RAM in a file ---- */
+
+/* Bytes of a file with all of RAM, pluggable regions included, ROM not. */
+uint64_t memory_image_size(const struct memory *memory);
+/*
+ * Writes it into an empty file, with holes for pages of zeros; nobody changes memory meanwhile.
+ * progress (may be NULL) hears how many bytes are dealt with; false: that is enough, -ECANCELED.
+ * *written: bytes that are not holes, also on failure (-ENOSPC and so on).
+ */
+typedef bool memory_image_progress(void *context, uint64_t done);
+int memory_save_image(const struct memory *memory, int fd, memory_image_progress *progress,
+                      void *context, uint64_t *written);
+/*
+ * RAM becomes what the file holds, read as it is touched and copied as it is written to: the file,
+ * which nobody may change as long as the memory lives, stays the caller's. No vCPU or device has
+ * used memory. -EINVAL: the file has another size; -ENOTSUP: memory that is shared, or huge pages.
+ */
+int memory_map_image(struct memory *memory, int fd, struct error *err);
+
 /* ---- Dirty log ---- */
 
 /*

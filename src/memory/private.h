@@ -37,6 +37,7 @@ struct ram_region {
     bool rom;
     bool pluggable;  /* memory_add_pluggable */
     bool huge_pages; /* of the host's pool */
+    bool from_image; /* memory_map_image: pages not written to are a file's */
     bool shared;     /* these two memfds hold the bytes and the flags */
     int fd, flags_fd;
     void *mapping; /* with its guard pages */

@@ -264,6 +264,7 @@ const struct device_class virtio_balloon_class = {
     .state = &balloon_state,
     .init = balloon_init,
     .reset = balloon_reset,
+    .quiesce = virtio_quiesce,
     .destroy = balloon_destroy,
 };
 
@@ -299,7 +300,7 @@ void virtio_balloon_set_target(struct device *device, uint64_t bytes) {
 
 bool virtio_balloon_ask(struct device *device) {
     struct virtio_balloon *balloon = locked(device);
-    bool asked = virtio_running(&balloon->virtio) && balloon->has_buffer;
+    bool asked = virtio_running(&balloon->virtio) && !balloon->virtio.quiet && balloon->has_buffer;
     unsigned index = 0;
     while (asked && role_of(balloon, index) != STATISTICS && index < QUEUES - 1)
         index++;

@@ -468,5 +468,6 @@ const struct device_class virtio_blk_class = {
     .state = &blk_state,
     .init = blk_init,
     .reset = blk_reset,
+    .quiesce = virtio_quiesce,
     .destroy = blk_destroy,
 };

@@ -214,5 +214,6 @@ const struct device_class virtio_console_class = {
     .state = &console_state,
     .init = console_init,
     .reset = console_reset,
+    .quiesce = virtio_quiesce,
     .destroy = console_destroy,
 };

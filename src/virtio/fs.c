@@ -263,5 +263,6 @@ const struct device_class virtio_fs_class = {
     .state = &fs_state,
     .init = fs_device_init,
     .reset = fs_device_reset,
+    .quiesce = virtio_quiesce,
     .destroy = fs_device_destroy,
 };

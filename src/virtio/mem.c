@@ -277,6 +277,7 @@ const struct device_class virtio_mem_class = {
     .state = &mem_state,
     .init = mem_init,
     .reset = mem_reset,
+    .quiesce = virtio_quiesce,
     .destroy = mem_destroy,
 };
 

@@ -266,5 +266,6 @@ const struct device_class virtio_net_class = {
     .state = &net_state,
     .init = net_init,
     .reset = net_reset,
+    .quiesce = virtio_quiesce,
     .destroy = net_destroy,
 };

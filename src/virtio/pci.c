@@ -29,6 +29,8 @@ static const struct state_field virtio_fields[] = {
     STATE_NESTED_ARRAY(struct virtio_device, queues, &virtq_state, 1),
 };
 
+static void serve_all(struct virtio_device *device);
+
 static int virtio_after_load(void *object, struct error *err) {
     struct virtio_device *device = object;
     if (device->features & ~device->offered)
@@ -36,6 +38,7 @@ static int virtio_after_load(void *object, struct error *err) {
                          device->device.name);
     if (!pci_msix_enabled(device->function))
         pci_intx_set(device->function, device->isr != 0);
+    serve_all(device);
     return 0;
 }
 
@@ -76,13 +79,36 @@ void virtio_config_changed(struct virtio_device *device) {
 
 static void serve_turn(void *context);
 
-void virtio_serve(struct virtio_device *device, unsigned queue) {
-    if (!virtio_running(device) || !device->queues[queue].ready ||
-        !device->class->notify(device, queue))
-        return;
-    device->turn_queues |= 1u << queue;
+static void post_turn(struct virtio_device *device) {
     if (!device->turn_posted)
         device->turn_posted = loop_post(device->device.platform->loop, serve_turn, device) == 0;
+}
+
+void virtio_serve(struct virtio_device *device, unsigned queue) {
+    if (!virtio_running(device) || !device->queues[queue].ready)
+        return;
+    if (!device->quiet && !device->class->notify(device, queue))
+        return;
+    device->turn_queues |= 1u << queue;
+    if (!device->quiet)
+        post_turn(device);
+}
+
+/* All queues, soon: nobody says which of them have something to do. */
+static void serve_all(struct virtio_device *device) {
+    device->turn_queues = (1u << device->class->queues) - 1;
+    post_turn(device);
+}
+
+bool virtio_quiesce(struct device *base, bool quiet) {
+    struct virtio_device *device = container_of(base, struct virtio_device, device);
+    lock_take(&base->lock);
+    device->quiet = quiet;
+    if (!quiet && device->turn_queues != 0)
+        post_turn(device);
+    bool idle = device->in_flight == 0;
+    lock_release(&base->lock);
+    return idle;
 }
 
 static void serve_turn(void *context) {
@@ -128,8 +154,13 @@ void virtio_hold(struct virtio_device *device) {
 }
 
 void virtio_release(struct virtio_device *device) {
-    if (--device->in_flight == 0 && device->reset_wanted)
+    struct platform *platform = device->device.platform;
+    if (--device->in_flight > 0)
+        return;
+    if (device->reset_wanted)
         finish_reset(device);
+    if (device->quiet && platform->idle != NULL)
+        platform->idle(platform);
 }
 
 static void driver_reset(struct virtio_device *device) {

@@ -77,5 +77,6 @@ const struct device_class virtio_rng_class = {
     .state = &rng_state,
     .init = rng_init,
     .reset = rng_reset,
+    .quiesce = virtio_quiesce,
     .destroy = rng_destroy,
 };

@@ -339,5 +339,6 @@ const struct device_class virtio_scsi_class = {
     .state = &scsi_state,
     .init = scsi_init,
     .reset = scsi_reset,
+    .quiesce = virtio_quiesce,
     .destroy = scsi_destroy,
 };

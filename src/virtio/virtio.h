@@ -109,6 +109,7 @@ struct virtio_device {
     unsigned in_flight;    /* virtio_hold */
     bool reset_wanted;     /* the driver asked while work was in flight */
     bool turn_posted;
+    bool quiet;           /* virtio_quiesce */
     uint32_t turn_queues; /* bit n: continue queue n on the loop */
 };
 
@@ -131,6 +132,9 @@ int virtio_create(struct virtio_device *device, const struct virtio_class *class
 
 /* The machine resets the device (device_class.reset). Lock not held; nothing is in flight. */
 void virtio_reset(struct virtio_device *device);
+
+/* All virtio devices' device_class.quiesce: queues wait, guest memory is left alone. */
+bool virtio_quiesce(struct device *device, bool quiet);
 
 /* Lock not held, no vCPU and no loop running. */
 void virtio_destroy(struct virtio_device *device);

@@ -455,5 +455,6 @@ const struct device_class virtio_vsock_class = {
     .state = &vsock_state,
     .init = vsock_init,
     .reset = vsock_reset,
+    .quiesce = virtio_quiesce,
     .destroy = vsock_destroy,
 };

@@ -10,6 +10,7 @@
 #include "cpu/soft/others.h"
 #include "cpu/soft/profile.h"
 #include "cpu/soft/run.h"
+#include "cpu/soft/vec.h"
 #include "cpu/soft/verify.h"
 
 /* Decoded instructions of a vCPU; soft_share. */
@@ -204,6 +205,10 @@ static int check_state(const struct x86_state *state, struct error *err) {
         return error_set(err, -EINVAL, "vCPU state: EFER.LMA does not follow from LME and paging");
     if (lma && !(state->cr4 & CR4_PAE))
         return error_set(err, -EINVAL, "vCPU state: long mode without CR4.PAE");
+    if (!system_offers(state->cr4, state->efer) || state->cr3 >> 52)
+        return error_set(err, -EINVAL, "vCPU state: a bit of CR3, CR4 or EFER that is not offered");
+    if (!system_xcr0_legal(state->xcr0) || (state->mxcsr & ~(uint32_t)MXCSR_VALID))
+        return error_set(err, -EINVAL, "vCPU state: XCR0 or MXCSR cannot be");
     return 0;
 }
 

@@ -351,6 +351,9 @@ bool system_set_cr3(struct soft_cpu *cpu, uint64_t value);
 bool system_set_cr4(struct soft_cpu *cpu, uint64_t value);
 bool system_set_xcr0(struct soft_cpu *cpu, uint64_t value);
 bool system_set_efer(struct soft_cpu *cpu, uint64_t value);
+/* Values that a whole state may have; no processor is asked. */
+bool system_xcr0_legal(uint64_t value);
+bool system_offers(uint64_t cr4, uint64_t efer);
 bool msr_read(struct soft_cpu *cpu, uint32_t msr, uint64_t *value);
 bool msr_write(struct soft_cpu *cpu, uint32_t msr, uint64_t value);
 void cpuid_query(const struct soft_cpu *cpu, uint32_t leaf, uint32_t subleaf, uint32_t out[4]);

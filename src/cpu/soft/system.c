@@ -79,12 +79,21 @@ bool system_set_cr4(struct soft_cpu *cpu, uint64_t value) {
     return true;
 }
 
-bool system_set_xcr0(struct soft_cpu *cpu, uint64_t value) {
+bool system_xcr0_legal(uint64_t value) {
     enum { X87 = 1, SSE = 2, AVX = 4 };
-    if (value & ~(uint64_t)(X87 | SSE | AVX) || !(value & X87) || (value & AVX && !(value & SSE)))
+    return !(value & ~(uint64_t)(X87 | SSE | AVX)) && (value & X87) &&
+           (!(value & AVX) || (value & SSE));
+}
+
+bool system_set_xcr0(struct soft_cpu *cpu, uint64_t value) {
+    if (!system_xcr0_legal(value))
         return false;
     cpu->xcr0 = value;
     return true;
+}
+
+bool system_offers(uint64_t cr4, uint64_t efer) {
+    return !(cr4 & ~(uint64_t)CR4_OFFERED) && !(efer & ~(uint64_t)EFER_OFFERED);
 }
 
 bool system_set_efer(struct soft_cpu *cpu, uint64_t value) {

@@ -1,0 +1,37 @@
+#include "cli/start.h"
+
+#include "cli/background.h"
+#include "cli/vm_options.h"
+#include "image/image.h"
+
+static int monitor(void *context, struct background *background) {
+    struct run_config *config = context;
+    config->background = background;
+    return run_guest(config);
+}
+
+/* In this process, where its progress is seen; the monitor then finds it there. */
+static int fetch_guest(const struct run_config *config, struct error *err) {
+    struct image_default image;
+    return run_wants_default_guest(config) ? image_default(false, &image, err) : 0;
+}
+
+int start_vm(const char *name, const struct vm_directory *directory, json_t *options,
+             const struct start_from *from, struct error *err) {
+    struct run_config config = RUN_DEFAULTS;
+    char log[PATH_MAX];
+    config.name = name;
+    config.directory = directory->path;
+    config.lasts = true;
+    int result = vm_options_apply(options, &config, err);
+    if (result < 0)
+        return error_prefix(err, "'%s'", name);
+    if (from != NULL) {
+        config.machine.restore = from->snapshot;
+        config.machine.vcpus = from->vcpus;
+    }
+    if ((result = fetch_guest(&config, err)) < 0 ||
+        (result = vm_store_path(name, "monitor.log", log, err)) < 0)
+        return result;
+    return background_start(log, monitor, &config, err);
+}

@@ -1,0 +1,23 @@
+/* Starting a VM that lasts, for the verbs that do. */
+#ifndef LODGE_CLI_START_H
+#define LODGE_CLI_START_H
+
+#include <jansson.h>
+
+#include "machine/vm_store.h"
+
+/* What it begins with, other than a boot. */
+struct start_from {
+    const char *snapshot; /* its directory */
+    unsigned vcpus;
+};
+
+/*
+ * Starts the VM in the background and waits until it is up. It is locked, and stays so until its
+ * monitor has ended, which inherits the lock. options: vm_store_load's. from: NULL boots. Returns
+ * as background_start.
+ */
+int start_vm(const char *name, const struct vm_directory *directory, json_t *options,
+             const struct start_from *from, struct error *err);
+
+#endif

@@ -1,0 +1,308 @@
+#include "machine/machine_state.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "base/crc32c.h"
+#include "image/file.h"
+#include "machine/private.h"
+
+/* docs/snapshots.md: a header, sections, each a part's table, and an empty section "end". */
+static const uint8_t magic[8] = "LODGEVM\n";
+enum { HEADER = 16, NAME_MAX_LENGTH = 63 };
+enum { SECTION_LENGTH = 0, SECTION_CRC = 8, SECTION_FIXED = 12 }; /* behind the name */
+
+/* One walk over all parts serves saving and loading. */
+struct pass {
+    struct machine *machine;
+    struct state_buffer *out; /* saving; NULL: loading */
+    const uint8_t *data;
+    size_t length, used;
+    struct error *err;
+};
+
+/* ---- What the machine is ---- */
+
+struct facts {
+    uint64_t memory, memory_max;
+    uint32_t vcpus, vcpus_max;
+    uint32_t features[2]; /* of the host's processor: the guest may use them */
+};
+
+static const struct state_field facts_fields[] = {
+    STATE_FIELD(struct facts, memory, 1),   STATE_FIELD(struct facts, memory_max, 1),
+    STATE_FIELD(struct facts, vcpus, 1),    STATE_FIELD(struct facts, vcpus_max, 1),
+    STATE_ARRAY(struct facts, features, 1),
+};
+static const struct state_table facts_state = STATE_TABLE("machine", 1, struct facts, facts_fields);
+
+/* CPUID 1, ECX without OSXSAVE, and 7, EBX: what differs among x86-64 processors, mostly. */
+static void host_features(uint32_t features[2]) {
+    features[0] = features[1] = 0;
+#if defined(__x86_64__)
+    enum { OSXSAVE = 1 << 27 };
+    unsigned eax, ebx, ecx, edx;
+    if (__get_cpuid(1, &eax, &ebx, &ecx, &edx))
+        features[0] = ecx & ~(unsigned)OSXSAVE;
+    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx))
+        features[1] = ebx;
+#endif
+}
+
+static struct facts facts_of(const struct machine *machine) {
+    struct facts facts = {.memory = machine->config.memory,
+                          .memory_max = machine->config.memory_max,
+                          .vcpus = machine->config.vcpus,
+                          .vcpus_max = machine->config.vcpus_max};
+    host_features(facts.features);
+    return facts;
+}
+
+static int compare_facts(const struct facts *saved, const struct facts *here, struct error *err) {
+    if (saved->memory != here->memory || saved->memory_max != here->memory_max)
+        return error_set(err, -EINVAL, "it is of a machine with %llu MiB of memory, not %llu",
+                         (unsigned long long)(saved->memory >> 20),
+                         (unsigned long long)(here->memory >> 20));
+    if (saved->vcpus != here->vcpus || saved->vcpus_max != here->vcpus_max)
+        return error_set(err, -EINVAL, "it is of a machine with %u processors, not %u",
+                         saved->vcpus, here->vcpus);
+    if ((saved->features[0] & ~here->features[0]) || (saved->features[1] & ~here->features[1]))
+        return error_set(err, -ENOTSUP,
+                         "this host's processor lacks features that the snapshot's had");
+    return 0;
+}
+
+/* ---- Sections ---- */
+
+static int append(struct state_buffer *out, const void *bytes, size_t length) {
+    if (length > out->capacity - out->length) {
+        size_t capacity = out->length + length + 4096;
+        uint8_t *grown = realloc(out->data, capacity);
+        if (grown == NULL)
+            return -ENOMEM;
+        out->data = grown;
+        out->capacity = capacity;
+    }
+    memcpy(out->data + out->length, bytes, length);
+    out->length += length;
+    return 0;
+}
+
+static int save_part(struct pass *pass, const char *name, const struct state_table *table,
+                     void *object) {
+    struct state_buffer *out = pass->out;
+    uint8_t head[1 + NAME_MAX_LENGTH + SECTION_FIXED] = {(uint8_t)strlen(name)};
+    size_t head_length = 1 + strlen(name) + SECTION_FIXED, at = out->length;
+    memcpy(head + 1, name, strlen(name));
+    int result = append(out, head, head_length);
+    if (result < 0)
+        return error_set_errno(pass->err, result, "cannot save the state of %s", name);
+    if (table != NULL)
+        result = state_save(table, object, out, pass->err);
+    if (result < 0)
+        return result;
+    uint8_t *fixed = out->data + at + 1 + strlen(name);
+    const uint8_t *body = fixed + SECTION_FIXED;
+    size_t length = out->length - at - head_length;
+    store_le64(fixed + SECTION_LENGTH, length);
+    store_le32(fixed + SECTION_CRC, crc32c(0, body, length));
+    return 0;
+}
+
+static int ends_early(struct pass *pass, const char *name) {
+    return error_set(pass->err, -EINVAL, "it ends before its part '%s' does", name);
+}
+
+static int load_part(struct pass *pass, const char *name, const struct state_table *table,
+                     void *object) {
+    const uint8_t *at = pass->data + pass->used;
+    size_t left = pass->length - pass->used, used = 0;
+    if (left < 1 || left - 1 < at[0] || left - 1 - at[0] < SECTION_FIXED)
+        return ends_early(pass, name);
+    if (strlen(name) != at[0] || memcmp(at + 1, name, at[0]) != 0)
+        return error_set(pass->err, -EINVAL,
+                         "it has a part '%.*s' where this machine has '%s': it is of a machine "
+                         "that is made differently",
+                         at[0] < NAME_MAX_LENGTH ? at[0] : NAME_MAX_LENGTH, (const char *)at + 1,
+                         name);
+    const uint8_t *fixed = at + 1 + at[0], *body = fixed + SECTION_FIXED;
+    uint64_t length = load_le64(fixed + SECTION_LENGTH);
+    if (length > left - 1 - at[0] - SECTION_FIXED)
+        return ends_early(pass, name);
+    if (crc32c(0, body, (size_t)length) != load_le32(fixed + SECTION_CRC))
+        return error_set(pass->err, -EINVAL, "its part '%s' is damaged", name);
+    int result =
+        table != NULL ? state_load(table, object, body, (size_t)length, &used, pass->err) : 0;
+    if (result == 0 && used != length)
+        result = error_set(pass->err, -EINVAL, "its part '%s' is longer than it ought to be", name);
+    pass->used += (size_t)(body - at) + (size_t)length;
+    return result < 0 && table != NULL ? error_prefix(pass->err, "%s", name) : result;
+}
+
+static int part(struct pass *pass, const char *name, const struct state_table *table,
+                void *object) {
+    return pass->out != NULL ? save_part(pass, name, table, object)
+                             : load_part(pass, name, table, object);
+}
+
+/* ---- The walk ---- */
+
+static int walk_facts(struct pass *pass) {
+    struct facts here = facts_of(pass->machine), facts = here;
+    int result = part(pass, "machine", &facts_state, &facts);
+    return result == 0 ? compare_facts(&facts, &here, pass->err) : result;
+}
+
+static int walk_clock(struct pass *pass) {
+    struct vm_clock *clock = pass->machine->platform.clock;
+    struct vm_clock_state state;
+    vm_clock_get_state(clock, &state);
+    int result = part(pass, "clock", &vm_clock_state_table, &state);
+    if (result == 0 && pass->out == NULL)
+        result = vm_clock_set_state(clock, &state, pass->err);
+    return result;
+}
+
+/* The processor first: setting CR8 leaves less of the task priority than the local APIC has. */
+static int walk_vcpu(struct pass *pass, unsigned id) {
+    struct vcpu *vcpu = pass->machine->vcpus[id].vcpu;
+    struct lapic *lapic = irqchip_lapic(pass->machine->platform.irqchip, id);
+    struct x86_state state;
+    char name[32];
+    if (lapic == NULL)
+        return error_set(pass->err, -ENOTSUP,
+                         "the KVM engine cannot be saved yet; use --engine soft");
+    vcpu_get_state(vcpu, &state);
+    snprintf(name, sizeof name, "vcpu%u", id);
+    int result = part(pass, name, &x86_state_table, &state);
+    if (result == 0 && pass->out == NULL)
+        result = vcpu_set_state(vcpu, &state, pass->err);
+    snprintf(name, sizeof name, "lapic%u", id);
+    return result == 0 ? part(pass, name, lapic_state(), lapic) : result;
+}
+
+static int walk_pci(struct pass *pass) {
+    struct pci_bus *bus = pass->machine->platform.pci;
+    struct pci_function *function = NULL;
+    int result = part(pass, "pci", pci_bus_state(), bus);
+    while (result == 0 && (function = pci_bus_next(bus, function)) != NULL) {
+        const uint8_t *config = pci_config_bytes(function);
+        char name[32];
+        snprintf(name, sizeof name, "pci %02x %04x:%04x", pci_function_slot(function),
+                 load_le16(config), load_le16(config + 2));
+        result = part(pass, name, pci_function_state(), function);
+    }
+    return result;
+}
+
+static int walk_devices(struct pass *pass) {
+    int result = 0;
+    for (struct device *device = pass->machine->devices; device != NULL && result == 0;
+         device = device->next) {
+        if (device->class->state == NULL)
+            continue;
+        lock_take(&device->lock);
+        if (pass->out != NULL)
+            result = part(pass, device->name, device->class->state, device);
+        lock_release(&device->lock);
+        if (pass->out == NULL) /* what follows from a state may take the lock */
+            result = part(pass, device->name, device->class->state, device);
+    }
+    return result;
+}
+
+/*
+ * In this order since loading a part may raise what an earlier one takes: devices look at the
+ * clock, drive wires, and reach local APICs.
+ */
+static int walk(struct pass *pass) {
+    void *chip;
+    const struct state_table *chip_state = irqchip_state(pass->machine->platform.irqchip, &chip);
+    int result = walk_facts(pass);
+    if (result == 0)
+        result = walk_clock(pass);
+    for (unsigned i = 0; i < pass->machine->config.vcpus && result == 0; i++)
+        result = walk_vcpu(pass, i);
+    if (result == 0)
+        result = part(pass, "interrupts", chip_state, chip);
+    if (result == 0)
+        result = walk_pci(pass);
+    if (result == 0)
+        result = walk_devices(pass);
+    return result == 0 ? part(pass, "end", NULL, NULL) : result;
+}
+
+int machine_save_state(struct machine *machine, struct state_buffer *out, struct error *err) {
+    struct pass pass = {.machine = machine, .out = out, .err = err};
+    uint8_t header[HEADER] = {0};
+    memcpy(header, magic, sizeof magic);
+    store_le32(header + sizeof magic, MACHINE_STATE_FORMAT);
+    int result = append(out, header, sizeof header);
+    if (result < 0)
+        return error_set_errno(err, result, "cannot save the machine's state");
+    return walk(&pass);
+}
+
+static int check_header(const uint8_t *data, size_t length, struct error *err) {
+    if (length < HEADER || memcmp(data, magic, sizeof magic) != 0)
+        return error_set(err, -EINVAL, "it is no saved state of lodge's");
+    uint32_t format = load_le32(data + sizeof magic), rest = load_le32(data + 12);
+    if (format != MACHINE_STATE_FORMAT || rest != 0)
+        return error_set(err, -ENOTSUP, "it has format %u; this lodge knows %d", format,
+                         MACHINE_STATE_FORMAT);
+    return 0;
+}
+
+int machine_load_state(struct machine *machine, const uint8_t *data, size_t length,
+                       struct error *err) {
+    struct error why = {0};
+    struct pass pass = {
+        .machine = machine, .data = data, .length = length, .used = HEADER, .err = &why};
+    int result = check_header(data, length, &why);
+    if (result == 0)
+        result = walk(&pass);
+    if (result == 0 && pass.used != length)
+        result = error_set(&why, -EINVAL, "there is more behind its end");
+    return result < 0 ? error_set(err, result, "saved state: %s", why.text) : 0;
+}
+
+/* ---- From files ---- */
+
+static int load_file(struct machine *machine, const char *path, struct error *err) {
+    struct file_bytes bytes;
+    int result = file_read(path, &bytes, err);
+    if (result < 0)
+        return result;
+    if (bytes.length > MACHINE_STATE_MAX)
+        result = error_set(err, -EINVAL, "%s is too long for a saved state", path);
+    else
+        result = machine_load_state(machine, bytes.data, bytes.length, err);
+    file_free(&bytes);
+    return result;
+}
+
+static int map_file(struct machine *machine, const char *path, struct error *err) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return error_set_errno(err, -errno, "%s", path);
+    int result = memory_map_image(machine->platform.memory, fd, err);
+    close(fd);
+    return result < 0 ? error_prefix(err, "%s", path) : 0;
+}
+
+/* Memory comes last: loading devices' state may plug some in, which clears it. */
+int machine_restore(struct machine *machine, const char *directory, struct error *err) {
+    char state[PATH_MAX], ram[PATH_MAX];
+    int result = path_join(state, directory, "state", err);
+    if (result == 0)
+        result = path_join(ram, directory, "ram", err);
+    if (result == 0)
+        result = load_file(machine, state, err);
+    return result == 0 ? map_file(machine, ram, err) : result;
+}

@@ -1,0 +1,282 @@
+#include "machine/snapshot_store.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "image/file.h"
+#include "machine/control_names.h"
+
+static const char being_made[] = ".unfinished", being_removed[] = ".removed";
+
+/* ---- Places ---- */
+
+static int store_path(const char *directory, char path[PATH_MAX], struct error *err) {
+    return path_join(path, directory, "snapshots", err);
+}
+
+static int place(const char *directory, const char *file, char path[PATH_MAX], struct error *err) {
+    char store[PATH_MAX];
+    int result = store_path(directory, store, err);
+    return result == 0 ? path_join(path, store, file, err) : result;
+}
+
+int snapshot_path(const char *directory, const char *name, char path[PATH_MAX], struct error *err) {
+    struct error why;
+    if (vm_name_check(name, &why) < 0)
+        return error_set(err, -EINVAL,
+                         "'%.40s' is no name for a snapshot: letters, digits, '-', '_' and '.'",
+                         name);
+    return place(directory, name, path, err);
+}
+
+void snapshot_disk_name(const char *name, char text[SNAPSHOT_DISK_NAME_MAX]) {
+    snprintf(text, SNAPSHOT_DISK_NAME_MAX, "vm:%s", name);
+}
+
+static bool exists(const char *path) {
+    struct stat status;
+    return lstat(path, &status) == 0;
+}
+
+static int sync_path(const char *path, struct error *err) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int result = fd < 0 || fsync(fd) < 0 ? error_set_errno(err, -errno, "%s", path) : 0;
+    if (fd >= 0)
+        close(fd);
+    return result;
+}
+
+/* Whole and durable, or as it was: DIRECTORY/NAME. */
+static int write_json(const char *directory, const char *name, const json_t *value,
+                      struct error *err) {
+    char path[PATH_MAX], new_path[PATH_MAX], new_name[32];
+    snprintf(new_name, sizeof new_name, ".%.20s.new", name);
+    int result = path_join(path, directory, name, err);
+    if (result == 0)
+        result = path_join(new_path, directory, new_name, err);
+    if (result < 0)
+        return result;
+    int fd = open(new_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    bool good = fd >= 0 && json_dumpfd(value, fd, JSON_INDENT(2) | JSON_ENCODE_ANY) == 0 &&
+                fsync(fd) == 0 && rename(new_path, path) == 0;
+    if (!good)
+        result = error_set_errno(err, errno != 0 ? -errno : -EIO, "%s", path);
+    if (fd >= 0)
+        close(fd);
+    return result == 0 ? sync_path(directory, err) : result;
+}
+
+/* ---- Which one the VM goes on from ---- */
+
+static json_t *current(const char *directory) {
+    char path[PATH_MAX];
+    json_t *name = place(directory, "current", path, NULL) == 0
+                       ? json_load_file(path, JSON_DECODE_ANY, NULL)
+                       : NULL;
+    if (json_is_string(name))
+        return name;
+    json_decref(name);
+    return json_null();
+}
+
+static int set_current(const char *directory, const json_t *name, struct error *err) {
+    char store[PATH_MAX];
+    int result = store_path(directory, store, err);
+    return result == 0 ? write_json(store, "current", name, err) : result;
+}
+
+int snapshot_set_current(const char *directory, const char *name, struct error *err) {
+    json_t *value = json_string(name);
+    int result = set_current(directory, value, err);
+    json_decref(value);
+    return result;
+}
+
+/* ---- Making ---- */
+
+int snapshot_begin(const char *directory, const char *name, char work[PATH_MAX],
+                   struct error *err) {
+    char path[PATH_MAX], store[PATH_MAX];
+    int result = snapshot_path(directory, name, path, err);
+    if (result == 0)
+        result = store_path(directory, store, err);
+    if (result == 0)
+        result = make_directories(store, err);
+    if (result == 0)
+        result = path_join(work, store, being_made, err);
+    if (result < 0)
+        return result;
+    if (exists(path))
+        return error_set(err, -EEXIST, "there is a snapshot '%s' already", name);
+    remove_tree(work);
+    return mkdir(work, 0700) < 0 ? error_set_errno(err, -errno, "%s", work) : 0;
+}
+
+static void describe(const char *directory, const char *name, json_t *about) {
+    char when[32];
+    time_t now = time(NULL);
+    struct tm utc;
+    strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
+    json_object_set_new(about, "format", json_integer(SNAPSHOT_FORMAT));
+    json_object_set_new(about, "name", json_string(name));
+    json_object_set_new(about, "created", json_string(when));
+    json_object_set_new(about, "parent", current(directory));
+}
+
+static int sync_file(const char *work, const char *name, struct error *err) {
+    char path[PATH_MAX];
+    int result = path_join(path, work, name, err);
+    return result == 0 ? sync_path(path, err) : result;
+}
+
+int snapshot_commit(const char *directory, const char *name, const char *work, json_t *about,
+                    struct error *err) {
+    char path[PATH_MAX], store[PATH_MAX];
+    int result = snapshot_path(directory, name, path, err);
+    if (result == 0)
+        result = store_path(directory, store, err);
+    if (result == 0)
+        result = sync_file(work, "state", err);
+    if (result == 0)
+        result = sync_file(work, "ram", err);
+    describe(directory, name, about);
+    if (result == 0)
+        result = write_json(work, "snapshot.json", about, err);
+    if (result == 0 && rename(work, path) < 0)
+        result = error_set_errno(err, -errno, "%s", path);
+    if (result == 0)
+        result = sync_path(store, err);
+    return result == 0 ? snapshot_set_current(directory, name, err) : result;
+}
+
+/* ---- Reading ---- */
+
+int snapshot_load(const char *directory, const char *name, json_t **about, struct error *err) {
+    char path[PATH_MAX], file[PATH_MAX];
+    json_error_t where;
+    int result = snapshot_path(directory, name, path, err);
+    if (result == 0)
+        result = path_join(file, path, "snapshot.json", err);
+    if (result < 0)
+        return result;
+    if (!exists(path))
+        return error_set(err, -ENOENT, "there is no snapshot '%s'", name);
+    json_t *value = json_load_file(file, JSON_REJECT_DUPLICATES, &where);
+    if (value == NULL)
+        return error_set(err, -EPROTO, "%s, line %d: %s", file, where.line, where.text);
+    json_int_t format = json_integer_value(json_object_get(value, "format"));
+    bool whole = json_is_string(json_object_get(value, "created")) &&
+                 json_is_integer(json_object_get(value, "vcpus")) &&
+                 json_is_array(json_object_get(value, "disks"));
+    if (format == SNAPSHOT_FORMAT && whole) {
+        *about = value;
+        return 0;
+    }
+    json_decref(value);
+    if (format > SNAPSHOT_FORMAT)
+        return error_set(err, -EPROTO, "snapshot '%s' is of a newer lodge (format %lld, not %d)",
+                         name, (long long)format, SNAPSHOT_FORMAT);
+    return error_set(err, -EPROTO, "%s is not as lodge writes it", file);
+}
+
+static int is_snapshot(const struct dirent *entry) {
+    return vm_name_check(entry->d_name, NULL) == 0 && strcmp(entry->d_name, "current") != 0;
+}
+
+/* By time, then by name, which the list is sorted by. */
+static void insert(json_t *list, json_t *about) {
+    const char *created = json_string_value(json_object_get(about, "created"));
+    size_t at = json_array_size(list);
+    while (at > 0 &&
+           strcmp(json_string_value(json_object_get(json_array_get(list, at - 1), "created")),
+                  created) > 0)
+        at--;
+    json_array_insert_new(list, at, about);
+}
+
+int snapshot_list(const char *directory, json_t **list, struct error *err) {
+    char store[PATH_MAX];
+    struct dirent **entries = NULL;
+    int result = store_path(directory, store, err);
+    if (result < 0)
+        return result;
+    int found = scandir(store, &entries, is_snapshot, alphasort);
+    if (found < 0 && errno != ENOENT)
+        return error_set_errno(err, -errno, "cannot read %s", store);
+    json_t *now = current(directory);
+    *list = json_array();
+    for (int i = 0; i < found; i++) {
+        json_t *about = NULL;
+        if (result == 0)
+            result = snapshot_load(directory, entries[i]->d_name, &about, err);
+        if (about != NULL) {
+            json_object_set_new(about, "current",
+                                json_boolean(json_equal(now, json_object_get(about, "name"))));
+            insert(*list, about);
+        }
+        free(entries[i]);
+    }
+    free(entries);
+    json_decref(now);
+    if (result < 0)
+        json_decref(*list);
+    return result;
+}
+
+/* ---- Removing ---- */
+
+static int give_children(const char *directory, const json_t *name, const json_t *parent,
+                         struct error *err) {
+    json_t *list = NULL, *about, *now = current(directory);
+    size_t i;
+    int result = json_equal(now, name) ? set_current(directory, parent, err) : 0;
+    json_decref(now);
+    if (result == 0)
+        result = snapshot_list(directory, &list, err);
+    if (result < 0)
+        return result;
+    json_array_foreach(list, i, about) {
+        char path[PATH_MAX];
+        if (!json_equal(json_object_get(about, "parent"), name))
+            continue;
+        json_object_del(about, "current");
+        json_object_set(about, "parent", (json_t *)parent);
+        result =
+            snapshot_path(directory, json_string_value(json_object_get(about, "name")), path, err);
+        if (result == 0)
+            result = write_json(path, "snapshot.json", about, err);
+        if (result < 0)
+            break;
+    }
+    json_decref(list);
+    return result;
+}
+
+int snapshot_remove(const char *directory, const char *name, struct error *err) {
+    char path[PATH_MAX], work[PATH_MAX];
+    json_t *about = NULL;
+    int result = snapshot_load(directory, name, &about, err);
+    if (result == -ENOENT || result == -EINVAL)
+        return result;
+    json_t *own = json_string(name), *parent = json_object_get(about, "parent");
+    result = snapshot_path(directory, name, path, err);
+    if (result == 0)
+        result = place(directory, being_removed, work, err);
+    if (result == 0)
+        result = give_children(directory, own, parent != NULL ? parent : json_null(), err);
+    json_decref(own);
+    json_decref(about);
+    if (result < 0)
+        return result;
+    remove_tree(work);
+    if (rename(path, work) < 0)
+        return error_set_errno(err, -errno, "cannot remove %s", path);
+    remove_tree(work);
+    return exists(work) ? error_set(err, -EACCES, "some of it cannot be removed: see %s", work) : 0;
+}
