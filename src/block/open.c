@@ -166,9 +166,9 @@ static int open_qcow2(const char *path, const struct block_options *options, uns
     struct block *file = NULL, *backing = NULL;
     if (!options->readonly)
         return error_set(err, -ENOTSUP,
-                         "%s: qcow2 images are only read; use it readonly, make a disk on top of "
-                         "it (lodge disk create --backing %s NEW.lodge), or convert it",
-                         path, path);
+                         "%s: qcow2 images are only read; for one run say %s,temporary, else make "
+                         "a disk on top of it: lodge disk create --backing %s NEW.lodge",
+                         path, path, path);
     int result = block_open_file(path, &raw, &file, err);
     if (result == 0)
         result = qcow2_read_backing(file, &names, err);

@@ -165,6 +165,10 @@ static int parse_disk_word(struct disk_config *disk, const char *word, struct er
         disk->controller = word + 11;
         return 0;
     }
+    if (strcmp(word, "temporary") == 0) {
+        disk->temporary = true;
+        return 0;
+    }
     if (strncmp(word, "class=", 6) == 0) {
         int class = parse_choice("disk class", word + 6, qos_class_names, err);
         disk->qos.class = (enum qos_class) class;
@@ -177,11 +181,12 @@ static int parse_disk_word(struct disk_config *disk, const char *word, struct er
         if (result == -ENOENT)
             result = block_option_parse(&disk->options, word, err);
         if (result == -ENOENT)
-            return error_set(err, -EINVAL,
-                             "--disk: unknown word '%.40s'; there are readonly, format=, cache=, "
-                             "snapshot=, class=, iops=, bps= (also read- and write-), burst=, "
-                             "on-full=, device= and controller=",
-                             word);
+            return error_set(
+                err, -EINVAL,
+                "--disk: unknown word '%.40s'; there are readonly, temporary, format=, "
+                "cache=, snapshot=, class=, iops=, bps= (also read- and write-), burst=, "
+                "on-full=, device= and controller=",
+                word);
         return result == 0 ? 0 : error_prefix(err, "--disk");
     }
     int device = parse_choice("disk device", word + 7, disk_devices, err);
@@ -204,6 +209,8 @@ static int parse_disk(struct machine_config *machine, char *value, struct error 
         result = parse_disk_word(&disk, word, err);
     if (result == 0 && disk.controller != NULL && disk.device != DISK_NVME)
         return error_set(err, -EINVAL, "--disk: controller= is for device=nvme");
+    if (result == 0 && disk.temporary && disk.options.readonly)
+        return error_set(err, -EINVAL, "--disk: either readonly or temporary");
     if (result == 0)
         machine->disks[machine->disk_count++] = disk;
     return result;

@@ -449,7 +449,9 @@ static int create_machine(struct run *run, struct error *err) {
 
 static int set_up(struct run *run, bool default_guest, struct error *err) {
     struct agent_events agent = {.ready = on_ready, .mounted = on_mounted, .context = run};
-    int result = run->config->cloud_init != NULL ? run_image_seed(&run->own, run->config, err) : 0;
+    int result = run_image_temporary(&run->own, run->config, err);
+    if (result == 0 && run->config->cloud_init != NULL)
+        result = run_image_seed(&run->own, run->config, err);
     if (result == 0)
         result = loop_create(&run->loop, err);
     if (result == 0)

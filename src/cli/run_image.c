@@ -11,7 +11,9 @@ int run_image_open(struct run_image *own, struct run_config *config, struct erro
     } else {
         result = image_find_or_build(config->image, &own->image, err);
         if (result == 0)
-            result = overlay_temporary(&own->image, &own->overlay, err);
+            result = overlay_temporary(own->image.disk,
+                                       &(struct block_options){.format = BLOCK_FORMAT_RAW},
+                                       &own->overlay, err);
         path = own->overlay.path;
     }
     if (result < 0)
@@ -23,6 +25,22 @@ int run_image_open(struct run_image *own, struct run_config *config, struct erro
     if (machine->firmware == FIRMWARE_NONE) {
         machine->kernel = own->image.kernel;
         machine->initrd = own->image.initrd;
+    }
+    return 0;
+}
+
+int run_image_temporary(struct run_image *own, struct run_config *config, struct error *err) {
+    for (unsigned i = 0; i < config->machine.disk_count; i++) {
+        struct disk_config *disk = &config->machine.disks[i];
+        struct nameless *top = &own->tops[i];
+        if (!disk->temporary)
+            continue;
+        int result = overlay_temporary(disk->path, &disk->options, top, err);
+        if (result < 0)
+            return error_prefix(err, "--disk");
+        disk->path = top->path;
+        disk->options =
+            (struct block_options){.format = BLOCK_FORMAT_LODGE, .direct = disk->options.direct};
     }
     return 0;
 }
@@ -44,4 +62,6 @@ int run_image_seed(struct run_image *own, struct run_config *config, struct erro
 void run_image_close(struct run_image *own) {
     nameless_close(&own->overlay);
     nameless_close(&own->seed);
+    for (unsigned i = 0; i < MACHINE_DISKS_MAX; i++)
+        nameless_close(&own->tops[i]);
 }

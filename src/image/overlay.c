@@ -19,27 +19,28 @@ void nameless_close(struct nameless *file) {
     file->path[0] = 0;
 }
 
-/* `base` as it stands in the new disk's header. */
-static int format_on(const char *path, const char *base, uint64_t size, struct error *err) {
+static int format(const char *path, struct disk_create *create, struct error *err) {
     struct raw_config raw = {.growable = true};
-    struct disk_create create = {
-        .size = size, .backing_path = base, .backing_format = "raw", .backing_size = size};
     struct block *file;
-    if (getrandom(create.uuid, sizeof create.uuid, 0) != (ssize_t)sizeof create.uuid)
+    if (getrandom(create->uuid, sizeof create->uuid, 0) != (ssize_t)sizeof create->uuid)
         return error_set_errno(err, -errno, "getrandom");
     int result = block_open_file(path, &raw, &file, err);
     if (result != 0)
         return result;
-    result = disk_format(file, &create, err);
+    result = disk_format(file, create, err);
     if (result == 0 && (result = block_flush(file)) != 0)
         error_set_errno(err, result, "cannot write %s", path);
     block_close(file);
     return result;
 }
 
-int overlay_temporary(const struct disk_image *image, struct nameless *file, struct error *err) {
-    char path[PATH_MAX];
-    int result = images_path(".run-XXXXXX", path, err);
+static int nameless_create(struct nameless *file, struct error *err) {
+    char root[PATH_MAX], path[PATH_MAX];
+    int result = images_path(".", root, err);
+    if (result == 0)
+        result = make_directories(root, err);
+    if (result == 0)
+        result = path_join(path, root, ".run-XXXXXX", err);
     if (result < 0)
         return result;
     file->fd = mkostemp(path, O_CLOEXEC);
@@ -47,7 +48,32 @@ int overlay_temporary(const struct disk_image *image, struct nameless *file, str
         return error_set_errno(err, -errno, "%s", path);
     unlink(path);
     snprintf(file->path, sizeof file->path, "/proc/self/fd/%d", file->fd);
-    return format_on(file->path, image->disk, image->size, err);
+    return 0;
+}
+
+int overlay_temporary(const char *base, const struct block_options *options, struct nameless *file,
+                      struct error *err) {
+    struct block_options look = *options;
+    struct disk_create create = {.backing_path = base, .backing_snapshot = options->snapshot};
+    char absolute[PATH_MAX];
+    struct block *disk;
+    look.readonly = true;
+    int result = block_find_format(base, options->format, &look.format, err);
+    if (result == 0)
+        result = block_open(base, &look, &disk, err);
+    if (result < 0)
+        return result;
+    create.backing_format = block_formats[look.format];
+    create.size = create.backing_size = disk->info.size;
+    block_close(disk);
+    /* The new disk has no directory from which a path could be seen. */
+    if (look.format != BLOCK_FORMAT_NBD) {
+        if (realpath(base, absolute) == NULL)
+            return error_set_errno(err, -errno, "%s", base);
+        create.backing_path = absolute;
+    }
+    result = nameless_create(file, err);
+    return result == 0 ? format(file->path, &create, err) : result;
 }
 
 /* ---- In a VM's directory ---- */
@@ -88,7 +114,11 @@ int overlay_keep(const struct disk_image *image, const char *directory, struct e
     if (fd < 0)
         return error_set_errno(err, -errno, "%s", disk);
     close(fd);
-    return format_on(disk, "image/disk.raw", image->size, err);
+    struct disk_create create = {.size = image->size,
+                                 .backing_path = "image/disk.raw",
+                                 .backing_format = "raw",
+                                 .backing_size = image->size};
+    return format(disk, &create, err);
 }
 
 int overlay_find(const char *directory, struct disk_image *image, char disk[PATH_MAX],

@@ -1,6 +1,7 @@
 /*
- * What a machine that boots an image writes to: a disk of lodge's format on top of the image's,
- * for one run or in the directory of a VM that lasts; and a disk for cloud-init.
+ * What a machine writes to instead of an image or a disk that is to stay as it is: a disk of
+ * lodge's format on top of it, for one run or in the directory of a VM that lasts; and a disk for
+ * cloud-init.
  *
  * Files that only this process is to see have no name: they are opened as /proc/self/fd/N, and end
  * with the process however it ends. Any thread.
@@ -8,6 +9,7 @@
 #ifndef LODGE_IMAGE_OVERLAY_H
 #define LODGE_IMAGE_OVERLAY_H
 
+#include "block/open.h"
 #include "image/store.h"
 
 enum { NAMELESS_PATH_MAX = 32 };
@@ -19,8 +21,10 @@ struct nameless {
 };
 void nameless_close(struct nameless *file);
 
-/* An empty disk on top of the image's, beside the images, for one run. */
-int overlay_temporary(const struct disk_image *image, struct nameless *file, struct error *err);
+/* An empty disk on top of another, beside the images, for one run. Its options are as for
+ * block_open, whose errors these are, too. */
+int overlay_temporary(const char *base, const struct block_options *options, struct nameless *file,
+                      struct error *err);
 
 /* In a VM's directory: `image` with links to the image's files (copies, if it lies on another file
  * system), and disk.lodge on top of them. */

@@ -33,6 +33,7 @@ struct disk_config {
     enum disk_device device;
     struct qos_settings qos; /* against the machine's other disks */
     bool errors_when_full;   /* the guest gets an error where the host is full; else it is paused */
+    bool temporary;          /* for who makes the config: what is written ends with the run */
     const char *controller;  /* NVMe disks with the same name share one; NULL: one of its own */
 };
 

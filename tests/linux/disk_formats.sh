@@ -19,6 +19,7 @@ expect_one_line_error "a wrong command"
 # ---- qcow2 and back, against QEMU's own tools ----
 head -c 3000000 /dev/urandom >content
 truncate -s 64M content && head -c 700000 /dev/urandom >>content && truncate -s 67109888 content
+cp --sparse=always content content.was
 expect_exit 0 "raw to qcow2" disk convert content b.qcow2
 expect_exit 0 "QEMU finds no error in it" qemu-img check -q b.qcow2
 expect_exit 0 "and the same content" qemu-img compare -q -f raw -F qcow2 content b.qcow2
@@ -34,6 +35,11 @@ expect_exit 125 "a raw file that looks like another format is refused" lodge_run
 expect_one_line_error "unclear format"
 expect_exit 125 "qcow2 cannot be written" lodge_run --disk b.qcow2 -- true
 expect_one_line_error "a qcow2 disk"
+expect_text err "b.qcow2,temporary" "a qcow2 disk: what to do"
+expect_exit 125 "readonly and temporary" lodge_run --disk b.qcow2,readonly,temporary -- true
+expect_one_line_error "readonly and temporary"
+expect_exit 125 "temporary, and not there" lodge_run --disk none.qcow2,temporary -- true
+expect_one_line_error "temporary, and not there"
 
 # ---- Hostile images: one line each, nothing made ----
 hostile() { # FILE WHAT
@@ -86,7 +92,8 @@ rm -f large large.lodge
 # ---- A guest on an overlay of a qcow2 image; snapshots ----
 expect_exit 0 "an overlay" disk create e.lodge --backing b.qcow2
 expect_exit 0 "snapshot" disk snapshot create e.lodge before
-expect_exit 0 "a guest reads what shows through, writes over it, discards" lodge_run --disk e.lodge -- sh -c '
+expect_exit 0 "a guest reads what shows through, writes over it, discards; two that keep nothing" lodge_run --disk e.lodge \
+    --disk b.qcow2,temporary --disk content,temporary,device=nvme -- sh -c '
     head -c 3000000 /dev/vda | sha256sum
     head -c 5000000 /dev/urandom >/tmp/data
     dd if=/tmp/data of=/dev/vda bs=4k seek=100 conv=fsync 2>/dev/null
@@ -96,11 +103,18 @@ expect_exit 0 "a guest reads what shows through, writes over it, discards" lodge
     sha256sum </tmp/data
     dd if=/dev/vda bs=4k skip=100 2>/dev/null | head -c 5000000 | sha256sum
     echo 3 >/proc/sys/vm/drop_caches
-    sha256sum </dev/vda'
+    sha256sum </dev/vda
+    for disk in /dev/vdb /dev/nvme0n1; do
+        dd if=/tmp/data of=$disk bs=64k seek=9 conv=fsync 2>/dev/null
+        dd if=$disk iflag=direct bs=64k skip=9 2>/dev/null | head -c 5000000 | sha256sum
+    done'
 expect_same "$(sed -n 1p out | cut -d' ' -f1)" "$(head -c 3000000 content | sum)" "the backing shows"
 expect_same "$(sed -n 2p out)" 0 "discarded blocks read as zeroes, not as the backing"
 expect_same "$(sed -n 3p out | cut -d' ' -f1)" "$(sed -n 4p out | cut -d' ' -f1)" "reads back what it wrote"
+expect_same "$(sed -n 6,7p out | uniq)" "$(sed -n 3p out)" "so it does on a qcow2 image and a raw one that are temporary"
 whole=$(sed -n 5p out | cut -d' ' -f1)
+expect_exit 0 "which are as they were" qemu-img compare -q -f raw -F qcow2 content b.qcow2
+expect_same "$(sha256sum <content)" "$(sha256sum <content.was)" "both of them"
 expect_exit 0 "the overlay, by itself" disk convert e.lodge f.raw
 expect_same "$(sum <f.raw)" "$whole" "has on the host what the guest saw"
 expect_exit 0 "check" disk check e.lodge
