@@ -9,13 +9,14 @@ enum { SMALL, LARGE };
 enum {
     WINDOW_FIRST = 1 << 20,
     PIECES = 4,            /* that the window has room for, at least */
-    INTERVAL_NS = 8000000, /* a rate is measured over so long, and so many pieces */
+    INTERVAL_NS = 4000000, /* a rate is measured over so long, and so many pieces */
     INTERVAL_PIECES = 16,
     SMALL_MOST = 128 << 10,
     PROBE_LARGE = 512 << 10,
     PIECES_A_SECOND = 20000,   /* are what processors should do at most */
     PROBE_FIRST_NS = 20000000, /* between pieces alone, until there are enough */
     PROBE_NS = 250000000,      /* and later */
+    RATE_NS = 250000000,
 };
 
 /* Where the bounds contradict each other the upper one holds. */
@@ -108,11 +109,20 @@ void qos_window_start(struct qos_window *window, struct qos_transit *piece, uint
     window->in_flight += bytes;
 }
 
+static void note_rate(struct qos_window *window, uint64_t rate, uint64_t now_ns) {
+    if (window->rate_count == 0 || now_ns - window->rate_ns >= RATE_NS) {
+        window->rates[window->rate_count++ % QOS_SAMPLES] = rate;
+        window->rate_ns = now_ns;
+    }
+    uint64_t *last = &window->rates[(window->rate_count - 1) % QOS_SAMPLES];
+    *last = rate > *last ? rate : *last;
+}
+
 /* A rate that only the demand has limited says nothing of the store, unless it is the best yet. */
 static void end_interval(struct qos_window *window, uint64_t now_ns) {
     uint64_t rate = window->delivered * 1000000 / ((now_ns - window->began_ns) / 1000);
     if (window->held || rate > best_rate(window))
-        window->rates[window->rate_count++ % QOS_SAMPLES] = rate;
+        note_rate(window, rate, now_ns);
     window->began_ns = now_ns;
     window->delivered = window->completed = 0;
     window->held = false;

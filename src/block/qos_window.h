@@ -3,7 +3,7 @@
  * what pieces: enough to keep it busy, and little that an urgent request would
  * have to wait behind.
  *
- * The window is what the store does, at the best rate of the last intervals,
+ * The window is what the store does, at the best rate of the last two seconds,
  * in the time that a small piece usually takes which has the store for itself
  * (on a busy host most of it is waiting for a processor), and QOS_DRAIN_NS
  * more. While a small window holds the rate down the next one is larger, until
@@ -44,8 +44,9 @@ struct qos_window {
     uint64_t delivered;          /* bytes since */
     unsigned completed;          /* pieces since */
     bool held;                   /* something had to wait since */
-    uint64_t rates[QOS_SAMPLES]; /* bytes a second */
+    uint64_t rates[QOS_SAMPLES]; /* bytes a second: the best of a quarter of a second each */
     unsigned rate_count;         /* so far */
+    uint64_t rate_ns;            /* when the last of them began */
     struct qos_transit alone[2][QOS_SAMPLES]; /* small ones, large ones */
     unsigned alone_count[2];
     uint64_t alone_ns; /* when one was measured last */
