@@ -15,7 +15,7 @@ enum {
     PROBE_LARGE = 512 << 10,
     PIECES_A_SECOND = 20000,   /* are what processors should do at most */
     PROBE_FIRST_NS = 20000000, /* between pieces alone, until there are enough */
-    PROBE_NS = 250000000,      /* and later */
+    PROBE_NS = 400000000,      /* and later */
     RATE_NS = 250000000,
 };
 
@@ -87,11 +87,12 @@ uint64_t qos_window_piece(const struct qos_window *window) {
 
 bool qos_window_fits(struct qos_window *window, uint64_t bytes, uint64_t now_ns) {
     bool enough = window->alone_count[SMALL] + window->alone_count[LARGE] >= QOS_SAMPLES;
-    if (now_ns - window->alone_ns >= (enough ? PROBE_NS : PROBE_FIRST_NS))
+    if (!window->probing && now_ns - window->alone_ns >= (enough ? PROBE_NS : PROBE_FIRST_NS))
         window->closing = true;
     if (window->pieces == 0)
         return true;
-    bool fits = !window->closing && window->in_flight + bytes <= qos_window_bytes(window);
+    bool fits = !window->closing && !window->probing &&
+                window->in_flight + bytes <= qos_window_bytes(window);
     window->held |= !fits;
     return fits;
 }
@@ -99,6 +100,8 @@ bool qos_window_fits(struct qos_window *window, uint64_t bytes, uint64_t now_ns)
 void qos_window_start(struct qos_window *window, struct qos_transit *piece, uint64_t bytes,
                       uint64_t now_ns) {
     *piece = (struct qos_transit){bytes, now_ns, window->pieces == 0};
+    window->undisturbed = piece->alone;
+    window->probing = window->closing;
     window->closing = false;
     if (window->began_ns == 0) {
         window->began_ns = now_ns;
@@ -141,8 +144,9 @@ void qos_window_end(struct qos_window *window, const struct qos_transit *piece, 
     window->in_flight -= piece->bytes;
     window->delivered += piece->bytes;
     window->completed++;
-    if (piece->alone)
+    if (piece->alone && window->undisturbed)
         note_alone(window, piece, now_ns);
+    window->probing = false;
     if (now_ns - window->began_ns >= INTERVAL_NS && window->completed >= INTERVAL_PIECES)
         end_interval(window, now_ns);
     if (window->pieces == 0 && !window->held)

@@ -12,7 +12,7 @@
  * A piece is as large as one channel of the store moves within QOS_PIECE_NS:
  * small and large pieces that have the store for themselves tell how long a
  * byte takes. So that there are such pieces under load, the window closes at
- * times until nothing is in flight.
+ * times until nothing is in flight, and until one piece is through then.
  *
  * No clock and no lock: the caller's.
  */
@@ -50,7 +50,9 @@ struct qos_window {
     struct qos_transit alone[2][QOS_SAMPLES]; /* small ones, large ones */
     unsigned alone_count[2];
     uint64_t alone_ns; /* when one was measured last */
-    bool closing;      /* nothing starts until nothing is in flight */
+    bool closing;      /* nothing starts until nothing is in flight, */
+    bool probing;      /* and nothing beside the piece that does then */
+    bool undisturbed;  /* a piece is alone, and has been all the time */
 };
 
 /* How many bytes may be in flight. */
