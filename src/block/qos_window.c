@@ -65,17 +65,12 @@ uint64_t qos_window_bytes(const struct qos_window *window) {
     return clamp(megabytes * (drain / 1000), QOS_WINDOW_MIN, QOS_WINDOW_MAX);
 }
 
-/* The smaller kind is measured first, then whichever was measured less often. */
-static uint64_t probe(const struct qos_window *window) {
-    return window->alone_count[SMALL] <= window->alone_count[LARGE] ? QOS_PIECE_MIN : PROBE_LARGE;
-}
-
 uint64_t qos_window_piece(const struct qos_window *window) {
     const struct qos_transit *small = best_alone(window, SMALL), *large = best_alone(window, LARGE);
     uint64_t most = qos_window_bytes(window) / PIECES;
     uint64_t least = best_rate(window) / PIECES_A_SECOND;
     if (window->closing && window->pieces == 0)
-        return probe(window);
+        return window->probe_large ? PROBE_LARGE : QOS_PIECE_MIN;
     if (small != NULL && large != NULL && large->ns > small->ns) {
         uint64_t moved = (large->bytes - small->bytes) * QOS_PIECE_NS / (large->ns - small->ns);
         most = clamp(moved, least, most);
@@ -102,6 +97,7 @@ void qos_window_start(struct qos_window *window, struct qos_transit *piece, uint
     *piece = (struct qos_transit){bytes, now_ns, window->pieces == 0};
     window->undisturbed = piece->alone;
     window->probing = window->closing;
+    window->probe_large ^= window->probing;
     window->closing = false;
     if (window->began_ns == 0) {
         window->began_ns = now_ns;

@@ -26,7 +26,7 @@ enum {
     QOS_WINDOW_MIN = 256 << 10,
     QOS_WINDOW_MAX = 64 << 20,
     QOS_PIECE_MIN = 64 << 10,
-    QOS_DRAIN_NS = 600000,
+    QOS_DRAIN_NS = 700000,
     QOS_PIECE_NS = 200000,
     QOS_SAMPLES = 8, /* so many last measurements count */
 };
@@ -52,6 +52,7 @@ struct qos_window {
     uint64_t alone_ns; /* when one was measured last */
     bool closing;      /* nothing starts until nothing is in flight, */
     bool probing;      /* and nothing beside the piece that does then */
+    bool probe_large;  /* the next one is */
     bool undisturbed;  /* a piece is alone, and has been all the time */
 };
 
