@@ -170,10 +170,9 @@ static int entry_of_heir(struct walk *walk, int level, uint64_t index, uint64_t 
         lock_release(&disk->lock);
         if (!live)
             return entry_of_tree(walk, &tree, level, index, entry);
-        if (result == -EAGAIN)
-            result = disk_load_missing(disk, &missing);
-        else
+        if (result != -EAGAIN)
             return result;
+        result = disk_load_missing(disk, &missing);
         if (result != 0)
             return result;
     }
@@ -328,7 +327,7 @@ static void end(struct disk *disk) {
 }
 
 static int complete(struct disk *disk, const struct disk_progress *progress) {
-    struct disk_snapshot gone;
+    struct disk_snapshot gone = {0};
     int result;
     while ((result = begin(disk, &gone)) == 1) {
         result = walk_tree(disk, &gone, progress);
