@@ -143,7 +143,10 @@ static void add_boot_path(struct machine *machine, const char *node, const char 
 
 static int add_virtio_disk(struct machine *machine, unsigned index, struct error *err) {
     struct virtio_blk_config config = {.options = virtio_options(machine),
-                                       .block = machine->blocks[index]};
+                                       .block = machine->blocks[index],
+                                       .queues = machine->config.vcpus > machine->config.vcpus_max
+                                                     ? machine->config.vcpus
+                                                     : machine->config.vcpus_max};
     char name[16];
     snprintf(name, sizeof name, "disk%u", index);
     int result = add(machine, &virtio_blk_class, name, &config, NULL, err);

@@ -7,7 +7,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 
-enum { REQUESTS = 0, QUEUE_SIZE = 256 };
+enum { QUEUES = VIRTIO_QUEUES_MAX, QUEUE_SIZE = 256 };
 
 /* Feature bits: 5.2.3. */
 enum {
@@ -18,6 +18,7 @@ enum {
     F_BLK_SIZE = 6,
     F_FLUSH = 9,
     F_TOPOLOGY = 10,
+    F_MQ = 12,
     F_DISCARD = 13,
     F_WRITE_ZEROES = 14,
 };
@@ -69,6 +70,8 @@ enum {
 };
 
 struct moderation {
+    struct virtio_blk *blk;
+    struct virtq *queue;
     struct vm_timer *timer;
     unsigned together; /* requests that one interrupt is for */
     unsigned seen, patience, proven;
@@ -80,14 +83,16 @@ struct virtio_blk {
     struct virtio_device virtio;
     struct block *block;
     uint64_t capacity; /* sectors */
+    uint16_t queues;   /* told to the driver */
     char serial[VIRTIO_BLK_SERIAL_MAX];
-    struct moderation moderation;
+    struct moderation moderation[QUEUES];
 };
 
 /* A request under way. */
 struct blk_request {
     struct block_request block;
     struct virtio_blk *blk;
+    struct virtq *queue;
     struct virtq_chain *chain;
     uint32_t transfers; /* bytes the back end writes to the guest */
     struct iovec vectors[];
@@ -107,16 +112,14 @@ static struct virtio_blk *blk_of(struct virtio_device *device) {
 /* ---- Completion ---- */
 
 /* Writes the status byte, the last writable one, and gives the chain back. */
-static void complete(struct virtio_blk *blk, const struct virtq_chain *chain, uint8_t status,
+static void complete(struct virtq *queue, const struct virtq_chain *chain, uint8_t status,
                      uint32_t written) {
-    struct virtq *queue = &blk->virtio.queues[REQUESTS];
     if (virtq_write(queue, chain, chain->writable_length - 1, &status, 1) == 1)
         virtq_push(queue, chain->token, written + 1);
 }
 
 static void finish_request(struct blk_request *request) {
-    struct virtio_blk *blk = request->blk;
-    struct virtq *queue = &blk->virtio.queues[REQUESTS];
+    struct virtq *queue = request->queue;
     bool ok = request->block.result == 0;
     /* After a reset of the whole machine the ring is no more. */
     if (request->transfers != 0)
@@ -124,7 +127,7 @@ static void finish_request(struct blk_request *request) {
     if (queue->ready) {
         if (ok)
             virtq_wrote(queue, request->chain, 0, request->transfers);
-        complete(blk, request->chain, ok ? S_OK : S_IOERR, ok ? request->transfers : 0);
+        complete(queue, request->chain, ok ? S_OK : S_IOERR, ok ? request->transfers : 0);
     }
     free(request->chain);
     free(request);
@@ -134,9 +137,10 @@ static void finish_request(struct blk_request *request) {
 static void request_done(struct block_request *block) {
     struct blk_request *request = container_of(block, struct blk_request, block);
     struct virtio_blk *blk = request->blk;
+    struct virtq *queue = request->queue;
     lock_take(&blk->virtio.device.lock);
     finish_request(request);
-    virtq_signal(&blk->virtio.queues[REQUESTS]);
+    virtq_signal(queue);
     virtio_release(&blk->virtio);
     lock_release(&blk->virtio.device.lock);
 }
@@ -148,42 +152,40 @@ static uint64_t now(const struct virtio_blk *blk) {
 }
 
 /* Perhaps requests come fast enough to try an interrupt for more of them. */
-static void consider(struct virtio_blk *blk) {
-    struct moderation *m = &blk->moderation;
+static void consider(struct moderation *m) {
     if (m->seen++ == 0)
-        m->since_ns = now(blk);
+        m->since_ns = now(m->blk);
     if (m->seen < m->patience)
         return;
-    if (now(blk) - m->since_ns < (uint64_t)m->seen * BUSY_NS)
+    if (now(m->blk) - m->since_ns < (uint64_t)m->seen * BUSY_NS)
         m->together = TOGETHER_MAX;
     m->seen = m->proven = 0;
 }
 
 /* After a turn in which the driver has notified. */
-static void interrupt(struct virtio_blk *blk) {
-    struct moderation *m = &blk->moderation;
-    struct virtq *queue = &blk->virtio.queues[REQUESTS];
+static void interrupt(struct moderation *m) {
+    struct virtq *queue = m->queue;
     if (queue->unsignalled == 0)
         return;
     if (m->together < TOGETHER_MAX)
-        consider(blk);
+        consider(m);
     if (queue->unsignalled >= m->together) {
         if (m->together == TOGETHER_MAX && ++m->proven == PROVEN)
             m->patience = PATIENCE_MIN;
         virtq_signal(queue);
         return;
     }
-    m->last_ns = now(blk);
+    m->last_ns = now(m->blk);
     if (!m->waits)
         vm_timer_arm(m->timer, m->last_ns + IDLE_NS);
     m->waits = true;
 }
 
 static void on_idle(void *context) {
-    struct virtio_blk *blk = context;
-    struct moderation *m = &blk->moderation;
+    struct moderation *m = context;
+    struct virtio_blk *blk = m->blk;
+    struct virtq *queue = m->queue;
     lock_take(&blk->virtio.device.lock);
-    struct virtq *queue = &blk->virtio.queues[REQUESTS];
     if (queue->unsignalled > 0 && now(blk) < m->last_ns + IDLE_NS) {
         vm_timer_arm(m->timer, m->last_ns + IDLE_NS);
     } else {
@@ -200,8 +202,8 @@ static void on_idle(void *context) {
 
 /* ---- Starting requests; each answers a status, or -1 when completion follows ---- */
 
-static struct blk_request *make_request(struct virtio_blk *blk, const struct virtq_chain *chain,
-                                        unsigned vectors) {
+static struct blk_request *make_request(struct virtio_blk *blk, struct virtq *queue,
+                                        const struct virtq_chain *chain, unsigned vectors) {
     size_t chain_size =
         offsetof(struct virtq_chain, segments) + chain->count * sizeof chain->segments[0];
     struct blk_request *request = calloc(1, sizeof *request + vectors * sizeof(struct iovec));
@@ -213,6 +215,7 @@ static struct blk_request *make_request(struct virtio_blk *blk, const struct vir
     }
     memcpy(copy, chain, chain_size);
     request->blk = blk;
+    request->queue = queue;
     request->chain = copy;
     request->block.done = request_done;
     request->block.vectors = request->vectors;
@@ -234,8 +237,8 @@ static bool range_valid(const struct virtio_blk *blk, uint64_t sector, uint64_t 
     return length % BLOCK_SECTOR == 0 && range_within(sector, length / BLOCK_SECTOR, blk->capacity);
 }
 
-static int start_transfer(struct virtio_blk *blk, const struct virtq_chain *chain, uint64_t sector,
-                          bool write) {
+static int start_transfer(struct virtio_blk *blk, struct virtq *queue,
+                          const struct virtq_chain *chain, uint64_t sector, bool write) {
     uint32_t length = write ? chain->readable_length - HEADER_SIZE : chain->writable_length - 1;
     if (length > LENGTH_MAX || !range_valid(blk, sector, length) ||
         (write && blk->block->info.readonly))
@@ -244,11 +247,11 @@ static int start_transfer(struct virtio_blk *blk, const struct virtq_chain *chai
         return S_OK;
     /* Some more than segments: RAM may not be contiguous within one. */
     unsigned vectors = chain->count + 8u;
-    struct blk_request *request = make_request(blk, chain, vectors);
+    struct blk_request *request = make_request(blk, queue, chain, vectors);
     if (request == NULL)
         return S_IOERR;
-    int count = virtq_map(&blk->virtio.queues[REQUESTS], chain, !write, write ? HEADER_SIZE : 0,
-                          length, request->vectors, vectors);
+    int count =
+        virtq_map(queue, chain, !write, write ? HEADER_SIZE : 0, length, request->vectors, vectors);
     if (count < 0) {
         free(request->chain);
         free(request);
@@ -256,7 +259,7 @@ static int start_transfer(struct virtio_blk *blk, const struct virtq_chain *chai
     }
     request->transfers = write ? 0 : length;
     if (!write)
-        memory_hold(blk->virtio.queues[REQUESTS].owner->dma->memory);
+        memory_hold(queue->owner->dma->memory);
     request->block.operation = write ? BLOCK_WRITE : BLOCK_READ;
     request->block.durable = write && !virtio_has(&blk->virtio, F_FLUSH);
     request->block.offset = sector * BLOCK_SECTOR;
@@ -265,10 +268,10 @@ static int start_transfer(struct virtio_blk *blk, const struct virtq_chain *chai
     return submit(request);
 }
 
-static int start_plain(struct virtio_blk *blk, const struct virtq_chain *chain,
+static int start_plain(struct virtio_blk *blk, struct virtq *queue, const struct virtq_chain *chain,
                        enum block_operation operation, uint64_t offset, uint64_t length,
                        bool may_unmap) {
-    struct blk_request *request = make_request(blk, chain, 0);
+    struct blk_request *request = make_request(blk, queue, chain, 0);
     if (request == NULL)
         return S_IOERR;
     request->block.operation = operation;
@@ -279,9 +282,9 @@ static int start_plain(struct virtio_blk *blk, const struct virtq_chain *chain,
 }
 
 /* Discard and write zeroes: one range a request (5.2.6.2). */
-static int start_range(struct virtio_blk *blk, const struct virtq_chain *chain, bool zeroes) {
+static int start_range(struct virtio_blk *blk, struct virtq *queue, const struct virtq_chain *chain,
+                       bool zeroes) {
     uint8_t range[RANGE_SIZE];
-    struct virtq *queue = &blk->virtio.queues[REQUESTS];
     if (blk->block->info.readonly || chain->readable_length != HEADER_SIZE + RANGE_SIZE ||
         virtq_read(queue, chain, HEADER_SIZE, range, sizeof range) != sizeof range)
         return S_IOERR;
@@ -294,34 +297,34 @@ static int start_range(struct virtio_blk *blk, const struct virtq_chain *chain, 
         return S_IOERR;
     if (sectors == 0)
         return S_OK;
-    return start_plain(blk, chain, zeroes ? BLOCK_WRITE_ZEROES : BLOCK_DISCARD,
+    return start_plain(blk, queue, chain, zeroes ? BLOCK_WRITE_ZEROES : BLOCK_DISCARD,
                        sector * BLOCK_SECTOR, (uint64_t)sectors * BLOCK_SECTOR,
                        flags & RANGE_UNMAP);
 }
 
 /* Answers at once: the serial number, zero-padded. */
-static int get_id(struct virtio_blk *blk, const struct virtq_chain *chain) {
-    struct virtq *queue = &blk->virtio.queues[REQUESTS];
+static int get_id(struct virtio_blk *blk, struct virtq *queue, const struct virtq_chain *chain) {
     size_t room = chain->writable_length - 1;
     size_t length = room < sizeof blk->serial ? room : sizeof blk->serial;
     ssize_t written = virtq_write(queue, chain, 0, blk->serial, length);
     if (written >= 0)
-        complete(blk, chain, S_OK, (uint32_t)written);
+        complete(queue, chain, S_OK, (uint32_t)written);
     return -1;
 }
 
-static int start_request(struct virtio_blk *blk, const struct virtq_chain *chain) {
+static int start_request(struct virtio_blk *blk, struct virtq *queue,
+                         const struct virtq_chain *chain) {
     uint8_t header[HEADER_SIZE];
-    if (virtq_read(&blk->virtio.queues[REQUESTS], chain, 0, header, sizeof header) < 0)
+    if (virtq_read(queue, chain, 0, header, sizeof header) < 0)
         return -1;
     uint64_t sector = load_le64(header + 8);
     switch (load_le32(header)) {
-    case T_IN: return start_transfer(blk, chain, sector, false);
-    case T_OUT: return start_transfer(blk, chain, sector, true);
-    case T_FLUSH: return start_plain(blk, chain, BLOCK_FLUSH, 0, 0, false);
-    case T_GET_ID: return get_id(blk, chain);
-    case T_DISCARD: return start_range(blk, chain, false);
-    case T_WRITE_ZEROES: return start_range(blk, chain, true);
+    case T_IN: return start_transfer(blk, queue, chain, sector, false);
+    case T_OUT: return start_transfer(blk, queue, chain, sector, true);
+    case T_FLUSH: return start_plain(blk, queue, chain, BLOCK_FLUSH, 0, 0, false);
+    case T_GET_ID: return get_id(blk, queue, chain);
+    case T_DISCARD: return start_range(blk, queue, chain, false);
+    case T_WRITE_ZEROES: return start_range(blk, queue, chain, true);
     default: return S_UNSUPP;
     }
 }
@@ -343,11 +346,11 @@ static bool blk_notify(struct virtio_device *device, unsigned index) {
             virtq_break(queue, "request without header or status");
             return false;
         }
-        int status = start_request(blk, &chain);
+        int status = start_request(blk, queue, &chain);
         if (status >= 0)
-            complete(blk, &chain, (uint8_t)status, 0);
+            complete(queue, &chain, (uint8_t)status, 0);
     }
-    interrupt(blk);
+    interrupt(&blk->moderation[index]);
     return more;
 }
 
@@ -381,7 +384,7 @@ static void blk_config_read(struct virtio_device *device, unsigned offset, void 
     store_le32(config + CONFIG_BLK_SIZE, info->logical_block);
     config[CONFIG_PHYSICAL_EXPONENT] = exponent(info->physical_block / info->logical_block);
     store_le16(config + CONFIG_MIN_IO, 1);
-    store_le16(config + CONFIG_QUEUES, 1);
+    store_le16(config + CONFIG_QUEUES, blk->queues);
     store_le32(config + CONFIG_DISCARD_SECTORS, DISCARD_SECTORS_MAX);
     store_le32(config + CONFIG_DISCARD_SEGMENTS, 1);
     store_le32(config + CONFIG_DISCARD_ALIGNMENT, info->physical_block / BLOCK_SECTOR);
@@ -394,7 +397,7 @@ static void blk_config_read(struct virtio_device *device, unsigned offset, void 
 static uint64_t blk_features(const struct block_info *info) {
     uint64_t features = VIRTIO_FEATURE(F_SIZE_MAX) | VIRTIO_FEATURE(F_SEG_MAX) |
                         VIRTIO_FEATURE(F_GEOMETRY) | VIRTIO_FEATURE(F_BLK_SIZE) |
-                        VIRTIO_FEATURE(F_FLUSH) | VIRTIO_FEATURE(F_TOPOLOGY);
+                        VIRTIO_FEATURE(F_FLUSH) | VIRTIO_FEATURE(F_TOPOLOGY) | VIRTIO_FEATURE(F_MQ);
     if (info->readonly)
         return features | VIRTIO_FEATURE(F_RO);
     features |= VIRTIO_FEATURE(F_WRITE_ZEROES);
@@ -411,8 +414,8 @@ static const struct virtio_class blk_virtio_class = {
     .id = VIRTIO_ID_BLOCK,
     .pci_class = 0x010000, /* mass storage, SCSI: what virtio disks have always said */
     .config_size = CONFIG_SIZE,
-    .queues = 1,
-    .queue_sizes = {[REQUESTS] = QUEUE_SIZE},
+    .queues = QUEUES,
+    .queue_sizes = {[0 ... QUEUES - 1] = QUEUE_SIZE},
     .config_read = blk_config_read,
     .notify = blk_notify,
     .cancel = blk_cancel,
@@ -427,24 +430,42 @@ static void blk_grown(void *context) {
     lock_release(&blk->virtio.device.lock);
 }
 
+static void free_moderation(struct virtio_blk *blk) {
+    for (unsigned i = 0; i < QUEUES; i++)
+        vm_timer_free(blk->moderation[i].timer);
+}
+
+static int make_moderation(struct virtio_blk *blk, struct error *err) {
+    const struct platform *platform = blk->virtio.device.platform;
+    for (unsigned i = 0; i < QUEUES; i++) {
+        struct moderation *m = &blk->moderation[i];
+        *m = (struct moderation){
+            .blk = blk, .queue = &blk->virtio.queues[i], .together = 1, .patience = PATIENCE_MIN};
+        int result = vm_timer_create(platform->clock, platform->loop, on_idle, m, &m->timer, err);
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
 static int blk_init(struct device *device, const void *config, struct error *err) {
     const struct virtio_blk_config *blk_config = config;
     struct virtio_blk *blk = container_of(device, struct virtio_blk, virtio.device);
     const char *serial = blk_config->serial != NULL ? blk_config->serial : device->name;
     blk->block = blk_config->block;
     blk->capacity = blk->block->info.size / BLOCK_SECTOR;
+    blk->queues = 1;
+    if (blk_config->queues > 1)
+        blk->queues = blk_config->queues < QUEUES ? (uint16_t)blk_config->queues : QUEUES;
     memcpy(blk->serial, serial, strnlen(serial, sizeof blk->serial));
-    blk->moderation = (struct moderation){.together = 1, .patience = PATIENCE_MIN};
-    int result = vm_timer_create(device->platform->clock, device->platform->loop, on_idle, blk,
-                                 &blk->moderation.timer, err);
-    if (result < 0)
-        return result;
-    result = virtio_create(&blk->virtio, &blk_virtio_class, blk_features(&blk->block->info),
-                           &blk_config->options, err);
+    int result = make_moderation(blk, err);
+    if (result == 0)
+        result = virtio_create(&blk->virtio, &blk_virtio_class, blk_features(&blk->block->info),
+                               &blk_config->options, err);
     if (result == 0)
         block_on_resize(blk->block, blk_grown, blk);
     else
-        vm_timer_free(blk->moderation.timer);
+        free_moderation(blk);
     return result;
 }
 
@@ -458,7 +479,7 @@ static void blk_destroy(struct device *device) {
     struct virtio_blk *blk = container_of(device, struct virtio_blk, virtio.device);
     block_on_resize(blk->block, NULL, NULL);
     block_drain(blk->block);
-    vm_timer_free(blk->moderation.timer);
+    free_moderation(blk);
     virtio_destroy(&blk->virtio);
 }
 

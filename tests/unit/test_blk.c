@@ -17,10 +17,12 @@
 
 enum { IN = 0, OUT = 1, FLUSH = 4, GET_ID = 8, DISCARD = 11, WRITE_ZEROES = 13 };
 enum { OK = 0, IOERR = 1, UNSUPP = 2, PENDING = 0xff };
+enum { QUEUES = 3 };
 enum { SECTORS = 2048, IMAGE = SECTORS * 512 };
 enum { HEADER = RIG_DATA, STATUS = RIG_DATA + 0x100, DATA = RIG_DATA + 0x1000 };
 #define FEATURE_RO    VIRTIO_FEATURE(5)
 #define FEATURE_FLUSH VIRTIO_FEATURE(9)
+#define FEATURE_MQ    VIRTIO_FEATURE(12)
 
 struct fixture {
     struct rig rig;
@@ -28,6 +30,7 @@ struct fixture {
     struct device *device;
     struct block *block;
     char path[64];
+    unsigned queue; /* of the next request */
     uint32_t used_length;
 };
 
@@ -49,13 +52,16 @@ static void make_image(struct fixture *f, size_t size) {
 static void attach(struct fixture *f, bool readonly, bool packed) {
     struct error err;
     assert_int_equal(block_open_raw(f->path, readonly, &f->block, &err), 0);
-    struct virtio_blk_config config = {
-        .options.packed = packed, .block = f->block, .serial = "a serial that is longer than 20"};
+    struct virtio_blk_config config = {.options.packed = packed,
+                                       .block = f->block,
+                                       .queues = QUEUES,
+                                       .serial = "a serial that is longer than 20"};
     assert_int_equal(
         device_create(&virtio_blk_class, "disk0", &f->rig.platform, &config, &f->device, NULL), 0);
     driver_find(&f->driver, &f->rig, VIRTIO_ID_BLOCK);
     uint64_t features = FEATURE_FLUSH | VIRTIO_FEATURE(VIRTIO_F_EVENT_IDX);
-    driver_start(&f->driver, features | (packed ? VIRTIO_FEATURE(VIRTIO_F_RING_PACKED) : 0), 1, 64);
+    driver_start(&f->driver, features | (packed ? VIRTIO_FEATURE(VIRTIO_F_RING_PACKED) : 0), QUEUES,
+                 64);
 }
 
 static int setup_kind(void **state, bool readonly, bool packed) {
@@ -100,7 +106,7 @@ static uint8_t status_of(struct fixture *f) {
 static bool request_is_used(void *context) {
     struct fixture *f = context;
     uint16_t id;
-    return ring_used(&f->driver.rings[0], &id, &f->used_length);
+    return ring_used(&f->driver.rings[f->queue], &id, &f->used_length);
 }
 
 static void put_header(struct fixture *f, uint32_t type, uint64_t sector) {
@@ -119,10 +125,10 @@ static uint8_t request(struct fixture *f, uint32_t type, uint64_t sector, uint32
     bool done = false;
     put_header(f, type, sector);
     if (length == 0)
-        ring_add(&f->driver.rings[0], plain, 1, 2);
+        ring_add(&f->driver.rings[f->queue], plain, 1, 2);
     else
-        ring_add(&f->driver.rings[0], buffers, to_guest ? 1 : 2, 3);
-    driver_notify(&f->driver, 0);
+        ring_add(&f->driver.rings[f->queue], buffers, to_guest ? 1 : 2, 3);
+    driver_notify(&f->driver, f->queue);
     done = rig_pump_until(&f->rig, request_is_used, f);
     assert_true(done);
     return status_of(f);
@@ -279,6 +285,23 @@ static void test_config(void **state) {
     assert_int_equal(driver_read(&f->driver, VIRTIO_PCI_DEVICE + 20, 4), 512);
     assert_int_equal(driver_read(&f->driver, VIRTIO_PCI_DEVICE + 24, 1), 3);
     assert_int_equal(driver_read(&f->driver, VIRTIO_PCI_DEVICE + 56, 1), 1);
+}
+
+/* What is asked in one queue is answered there, and nowhere else. */
+static void test_queues(void **state) {
+    struct fixture *f = *state;
+    uint16_t id;
+    uint32_t length;
+    assert_true(driver_offered(&f->driver) & FEATURE_MQ);
+    assert_int_equal(driver_read(&f->driver, VIRTIO_PCI_DEVICE + 34, 2), QUEUES);
+    for (f->queue = QUEUES; f->queue-- > 0;) {
+        fill(f, (uint8_t)(0x50 + f->queue), 1);
+        assert_int_equal(request(f, OUT, f->queue, 512, false), OK);
+        assert_int_equal(request(f, FLUSH, 0, 0, false), OK);
+        expect_sectors(f, f->queue, 1, (int)(0x50 + f->queue));
+        for (unsigned other = 0; other < QUEUES; other++)
+            assert_false(ring_used(&f->driver.rings[other], &id, &length));
+    }
 }
 
 static bool all_used(void *context) {
@@ -462,6 +485,8 @@ int main(void) {
         TEST(test_zeroes, setup),
         TEST(test_readonly, setup_readonly),
         TEST(test_config, setup),
+        TEST(test_queues, setup),
+        TEST(test_queues, setup_packed),
         TEST(test_many, setup),
         TEST(test_many, setup_packed),
         TEST(test_interrupts_together, setup),
