@@ -217,24 +217,30 @@ static bool integer_is_native(const struct insn_row *row) {
     return named && !(row->properties & forbidden);
 }
 
+/* Of the host's CPUID: asked once, since a host that is a guest itself leaves itself for each. */
+static struct { unsigned basic_c, extended_c, structured_b, structured_c; } host;
+
+static void ask_host(void) {
+    unsigned a, b, d;
+    __get_cpuid(1, &a, &b, &host.basic_c, &d);
+    __get_cpuid_count(7, 0, &a, &host.structured_b, &host.structured_c, &d);
+    __get_cpuid(0x80000001, &a, &b, &host.extended_c, &d);
+}
+
 /* What the interpreter offers in plain C, the host itself may lack. */
 static bool host_runs(unsigned feature) {
-    unsigned a, b = 0, c = 0, d, extended = 0, basic = 0, unused;
-    __get_cpuid(1, &a, &unused, &basic, &d);
-    __get_cpuid_count(7, 0, &a, &b, &c, &d);
-    __get_cpuid(0x80000001, &a, &unused, &extended, &d);
     switch (feature) {
-    case FEAT_CX16: return basic >> 13 & 1;
-    case FEAT_MOVBE: return basic >> 22 & 1;
-    case FEAT_POPCNT: return basic >> 23 & 1;
-    case FEAT_BMI1: return b >> 3 & 1;
-    case FEAT_BMI2: return b >> 8 & 1;
-    case FEAT_ADX: return b >> 19 & 1;
-    case FEAT_GFNI: return c >> 8 & 1;
-    case FEAT_VAES: return c >> 9 & 1;
-    case FEAT_VPCLMUL: return c >> 10 & 1;
-    case FEAT_LZCNT: return extended >> 5 & 1;
-    case FEAT_SSE4A: return extended >> 6 & 1;
+    case FEAT_CX16: return host.basic_c >> 13 & 1;
+    case FEAT_MOVBE: return host.basic_c >> 22 & 1;
+    case FEAT_POPCNT: return host.basic_c >> 23 & 1;
+    case FEAT_BMI1: return host.structured_b >> 3 & 1;
+    case FEAT_BMI2: return host.structured_b >> 8 & 1;
+    case FEAT_ADX: return host.structured_b >> 19 & 1;
+    case FEAT_GFNI: return host.structured_c >> 8 & 1;
+    case FEAT_VAES: return host.structured_c >> 9 & 1;
+    case FEAT_VPCLMUL: return host.structured_c >> 10 & 1;
+    case FEAT_LZCNT: return host.extended_c >> 5 & 1;
+    case FEAT_SSE4A: return host.extended_c >> 6 & 1;
     default: return vec_host_supports(feature);
     }
 }
@@ -308,6 +314,7 @@ static struct lowering describe(const struct insn_row *row) {
 
 static void build(void) {
     const struct insn_row *row;
+    ask_host();
     for (size_t n = 0; n < LOWERINGS_MAX && (row = insn_row_at(n)) != NULL; n++)
         lowerings[n] = describe(row);
 }
