@@ -29,7 +29,6 @@ static const struct {
     {"mp_memory.elf", "the program did not end: failed KVM cannot emulate",
      "emulated: no CMPXCHG16B"},
     {"mp_memory.elf", "across_", "emulated: locked operands on two pages are not atomic"},
-    {"mp_start.elf", "lowest_priority", "emulated: nobody has the lowest priority"},
 
     {"gates.elf", "user_gates", "emulated: no INT in protected mode; TCG: error code of 16 * n"},
     {"gates.elf", "user_breakpoint", "emulated: no INT3"},
