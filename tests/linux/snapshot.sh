@@ -58,6 +58,15 @@ guest 'printf behind | dd of=/dev/vda conv=notrunc 2>/dev/null; rm /tmp/kept; sy
 guest 'a=$(cat /tmp/count0); until [ "$(cat /tmp/count0)" -gt $((a + 20)) ]; do sleep 0.01; done'
 expect_exit 0 "a second snapshot" lodge snapshot create -o json box two
 
+# A third that does not fit leaves nothing, and the guest goes on.
+monitor=$(lodge ps -o json | python3 -c 'import json, sys; print(json.load(sys.stdin)[0]["pid"])')
+prlimit --pid "$monitor" --fsize=50000000:
+refused "a snapshot that does not fit" "cannot write the guest's memory" snapshot create box large
+prlimit --pid "$monitor" --fsize=unlimited: || prlimit --pid "$monitor" --fsize="$(ulimit -H -f):"
+expect_exit 0 "the guest goes on" guest 'a=$(cat /tmp/count1); until [ "$(cat /tmp/count1)" -gt $((a + 5)) ]; do sleep 0.01; done'
+expect_same "$(ls -A "$snapshots" | tr '\n' ' ')" "current one two " "nothing is left of it"
+expect_same "$(lodge disk snapshot ls -o json box disk0 | grep -c vm:)" 2 "and none of the disk's"
+
 lodge snapshot ls -o json box >"$work/list"
 expect_same "$(python3 -c '
 import json, sys
