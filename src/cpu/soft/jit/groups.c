@@ -211,6 +211,9 @@ void groups_find(struct translation *t) {
         if (use.stack)
             t->stack_group[i] =
                 (uint8_t)join_stack(t, &stack, moved + use.stack_disp, t->word, use.stack_writes);
+        /* There is one window: what the operand's group made of it would not hold for the push. */
+        if (use.stack && is_near_rsp(insn, t->word) && t->operand_group[i] != t->stack_group[i])
+            t->operand_group[i] = NO_GROUP;
         uint32_t changes = lower_changes(insn, l, kind);
         values_step(&values, insn, kind);
         bool known = !(changes >> RSP & 1) || rsp_movement(insn, kind, t->word, &by);
