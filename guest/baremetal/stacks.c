@@ -252,6 +252,46 @@ static void taken_away(void) {
     clean_up();
 }
 
+/* ---- Operands near the stack's top, but in the page behind ---- */
+
+static void push_of_far(uint64_t rsp) {
+    volatile uint64_t *at = (volatile uint64_t *)rsp;
+    at[-1] = at[-2] = at[-3] = 0;
+    at[2] = rsp;
+    at[131] = ~rsp;
+    asm volatile(
+        "mov %%rsp, %%r12; mov %0, %%rsp; movb $7, 896(%%rsp); mov 16(%%rsp), %%rax\n"
+        "push 1048(%%rsp); push %%rax; call 1f; jmp 2f; 1: ret; 2: mov %%r12, %%rsp" ::"r"(rsp)
+        : "rax", "r12", "memory", "cc");
+    check("far word", at[-1], ~rsp);
+    check("pushed behind", at[-2], rsp);
+    check("stored before", *(volatile uint8_t *)&at[112], 7);
+}
+
+static void call_of_far(uint64_t rsp) {
+    uint64_t back, want;
+    asm volatile("mov %%rsp, %%r12; mov %2, %%rsp; lea 1f(%%rip), %%rax; mov %%rax, 1048(%%rsp)\n"
+                 "movb $8, 896(%%rsp); push %2; call *1056(%%rsp); 2: ud2\n"
+                 "1: pop %0; lea 2b(%%rip), %1; cmpb $8, 904(%%rsp); jne 2b; pop %%rax\n"
+                 "mov %%r12, %%rsp"
+                 : "=&r"(back), "=&r"(want)
+                 : "r"(rsp)
+                 : "rax", "r12", "memory", "cc");
+    check("return address", back, want);
+    check("pushed before", ((volatile uint64_t *)rsp)[-1], rsp);
+}
+
+static void far_operands(void) {
+    set_up();
+    map(2, PHYSICAL(test_page[5]) | ALL); /* not what follows the first in memory */
+    for (unsigned turns = 0; turns < 2; turns++)
+        for (uint64_t rsp = PAGE(1) + 64; rsp < PAGE(2) + 64; rsp += 8) {
+            push_of_far(rsp);
+            call_of_far(rsp);
+        }
+    clean_up();
+}
+
 /* ---- Stacks that are no memory ---- */
 
 AT_STACK(return_on, "push %%r10; 1: ret")
@@ -436,6 +476,7 @@ void program(void) {
     TEST(remapped);
     TEST(aliased);
     TEST(taken_away);
+    TEST(far_operands);
     TEST(in_device);
     TEST(in_rom);
     TEST(changed_return);
