@@ -115,10 +115,13 @@ static int write_journal(struct disk *disk, const struct disk_batch *batch) {
     return result;
 }
 
-static bool needs_checkpoint(const struct disk *disk, const struct disk_batch *batch) {
+static bool needs_checkpoint(struct disk *disk, const struct disk_batch *batch) {
     size_t blocks = (batch->record_count + DISK_RECORDS - 1) / DISK_RECORDS;
+    lock_take(&disk->lock);
+    size_t dirty = disk->map.dirty;
+    lock_release(&disk->lock);
     return blocks > disk->superblock.journal_blocks - disk->journal_head ||
-           disk->map.dirty > DISK_DIRTY_TABLES;
+           dirty > DISK_DIRTY_TABLES;
 }
 
 /* Larger stretches are holes in the file before they are used again. */

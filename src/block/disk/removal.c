@@ -257,7 +257,7 @@ static int change_table(struct disk *disk, uint32_t id, bool hide) {
 static int write_beforehand(struct disk *disk) {
     disk_take_turn(disk);
     int result = disk_commit_in_turn(disk);
-    if (result == 0 && disk->map.dirty > 0)
+    if (result == 0)
         result = disk_checkpoint(disk, NULL);
     disk_end_turn(disk);
     return result;
