@@ -5,7 +5,7 @@ MESON_FLAGS ?=
 JOBS ?= $(shell nproc)
 RESULTS ?= $(BUILD)/results
 
-.PHONY: all build run test test-guests check lint clang sanitize verify bench bench-storage bench-qos fuzz silicon-campaign crash-campaign install clean help
+.PHONY: all build run test test-guests test-foreign check lint clang sanitize verify bench bench-storage bench-qos fuzz silicon-campaign crash-campaign install clean help
 
 all: build
 
@@ -81,6 +81,11 @@ test-guests: build
 	@tests/linux/stress.sh $(BUILD) full
 	@tests/linux/python.sh $(BUILD)
 	@tests/linux/smp.sh $(BUILD) 300
+
+#: make test-foreign  what others made, unmodified: memtest86+, iPXE, Debian's installer, a cloud image made by FAI
+test-foreign: build
+	@scripts/dependencies run image test
+	@tests/linux/foreign.sh $(BUILD)
 
 #: make fuzz      every fuzz target for FUZZ_TIME seconds each (60), and a million silicon cases
 fuzz:

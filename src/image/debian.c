@@ -17,7 +17,7 @@
 #include "image/image.h"
 
 /* Raise them when the same packages give another tar, the same tar another disk. */
-enum { TAR_FORMAT = 1, DISK_FORMAT = 2 };
+enum { TAR_FORMAT = 1, DISK_FORMAT = 3 };
 enum { ARGUMENTS = 112, VERSIONS_SIZE = 1 << 20, NEEDED_MIB = 2500 };
 
 #define DEFAULT_SUITE  "bookworm"

@@ -63,10 +63,10 @@ static const struct guest_file files[] = {
      "# Without a disk labelled CIDATA (lodge run --cloud-init) cloud-init does nothing.\n"
      "datasource_list: [NoCloud, ConfigDrive]\n"
      "network: {config: disabled}\n"
-     "locale: false\n"
+     "locale: \"false\"\n"
      "ssh_deletekeys: false\n"
      "ssh_genkeytypes: [ed25519]\n"
-     "apt_preserve_sources_list: true\n"},
+     "apt: {preserve_sources_list: true}\n"},
     {"etc/cloud/ds-identify.cfg", 0644,
      "policy: search,found=first,maybe=none,notfound=disabled\n"},
 };

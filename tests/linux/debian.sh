@@ -108,6 +108,9 @@ in_guest() {
 }
 expect_exit 0 "ssh, with cloud-init's key" in_guest 'echo "$(id -un) on $(hostname)"'
 expect_same "$(cat "$work/out")" "tester on deb" "ssh: user and host as cloud-init made them"
+expect_exit 0 "cloud-init has done its work, and finds no mistake in the image's settings or the user's" in_guest '
+    sudo cloud-init status --long && sudo cloud-init schema --system && ! sudo grep WARN /var/log/cloud-init.log'
+expect_text "$work/out" "status: done" "cloud-init: status"
 
 # ---- A package from a repository on the host ----
 
