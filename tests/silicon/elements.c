@@ -183,7 +183,9 @@ static void push_something(struct program *p) {
     switch (below(p, 6)) {
     case 0: put_push_imm(p, (int32_t)random_integer(p->random)); break;
     case 1: put_opcode_mem(p, 4, 0xff, 6, any_pointer(p), any_disp(p)); break;
-    case 2: put_opcode_mem(p, 4, 0xff, 6, RSP, (int32_t)below(p, 64) * 8 - 256); break;
+    case 2:
+        put_opcode_mem(p, 4, 0xff, 6, RSP, ((int32_t)below(p, 64) - 32) * (once_in(p, 3) ? 64 : 8));
+        break;
     case 3: put_push(p, RSP); break;
     default: put_push(p, any_register(p)); break;
     }
