@@ -20,6 +20,12 @@ expect_exit 0 "topology, SMBIOS" lodge_run --cpus 3 -- sh -c '
     cat /sys/class/dmi/id/sys_vendor /sys/class/dmi/id/product_name'
 expect_same "$(tr '\n' ' ' <"$work/out")" "2 0-2 2 0-2 lodge lodge virtual machine " "three cores of one processor"
 
+truncate -s 4M "$work/disk"
+expect_exit 0 "a disk's queues" lodge_run --cpus 3 --disk "$work/disk" -- sh -c '
+    for c in 0 1 2; do taskset -c $c dd if=/dev/vda of=/dev/null bs=4k count=1 skip=$((c * 256)) 2>/dev/null; done
+    awk "/req\\.[0-9]/ { printf \"%s\", substr(\$NF, length(\$NF)); for (c = 0; c < 3; c++) if (\$(c + 2) > 0) printf \" on %d\", c; print \"\" }" /proc/interrupts'
+expect_same "$(tr '\n' ' ' <"$work/out")" "0 on 0 1 on 1 2 on 2 " "each processor is interrupted for what it has asked for"
+
 expect_exit 0 "a processor goes and comes back" lodge_run --cpus 3 -- sh -c '
     cd /sys/devices/system/cpu
     for round in 1 2 3; do
