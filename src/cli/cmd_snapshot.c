@@ -11,6 +11,7 @@
 #include "cli/exit_codes.h"
 #include "cli/start.h"
 #include "cli/vm.h"
+#include "machine/machine_state.h"
 #include "machine/snapshot_store.h"
 
 enum { OPT_DESCRIPTION, OPT_OUTPUT, OPT_HELP };
@@ -287,7 +288,15 @@ static int go_back(const struct request *request, const struct vm_directory *dir
     return result;
 }
 
-/* The VM goes on only from what can be read: that is looked at before it is stopped. */
+/* Whether the VM can go on from it: looked at before it is stopped. */
+static int check_files(const struct request *request, const char *directory, const json_t *about,
+                       struct error *err) {
+    char path[PATH_MAX];
+    int result = snapshot_path(directory, request->name, path, err);
+    json_int_t memory = json_integer_value(json_object_get(about, "memory"));
+    return result == 0 ? machine_check_saved(path, (uint64_t)memory, err) : result;
+}
+
 static int restore(const struct request *request, struct error *err) {
     char path[PATH_MAX];
     struct vm_directory directory;
@@ -295,8 +304,12 @@ static int restore(const struct request *request, struct error *err) {
     int result = find_vm(request->vm, path, err);
     if (result == 0)
         result = snapshot_load(path, request->name, &about, err);
-    if (result < 0)
+    if (result == 0)
+        result = check_files(request, path, about, err);
+    if (result < 0) {
+        json_decref(about);
         return result;
+    }
     result = vm_store_lock(request->vm, &directory, err);
     if (result == -EBUSY) {
         result = vm_stop(request->vm, 0, err);

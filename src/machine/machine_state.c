@@ -1,9 +1,11 @@
 #include "machine/machine_state.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -115,33 +117,56 @@ static int save_part(struct pass *pass, const char *name, const struct state_tab
     return 0;
 }
 
-static int ends_early(struct pass *pass, const char *name) {
-    return error_set(pass->err, -EINVAL, "it ends before its part '%s' does", name);
+/* One part's bytes, where they are in the file. */
+struct section {
+    const char *name; /* not ended by 0 */
+    unsigned name_length;
+    const uint8_t *body;
+    size_t length;
+};
+
+static int ends_early(struct pass *pass, const char *name, unsigned length) {
+    return error_set(pass->err, -EINVAL, "it ends before its part '%.*s' does", (int)length, name);
+}
+
+/* The next one, whole; `wanted` is what it ought to be, NULL: whatever it is. */
+static int take_section(struct pass *pass, const char *wanted, struct section *section) {
+    const uint8_t *at = pass->data + pass->used;
+    size_t left = pass->length - pass->used;
+    if (left < 1 || left - 1 < at[0] || left - 1 - at[0] < SECTION_FIXED)
+        return wanted != NULL ? ends_early(pass, wanted, (unsigned)strlen(wanted))
+                              : ends_early(pass, "end", 3);
+    const uint8_t *fixed = at + 1 + at[0];
+    uint64_t length = load_le64(fixed + SECTION_LENGTH);
+    *section = (struct section){.name = (const char *)at + 1,
+                                .name_length = at[0] < NAME_MAX_LENGTH ? at[0] : NAME_MAX_LENGTH,
+                                .body = fixed + SECTION_FIXED,
+                                .length = (size_t)length};
+    if (wanted != NULL && (strlen(wanted) != at[0] || memcmp(at + 1, wanted, at[0]) != 0))
+        return error_set(pass->err, -EINVAL,
+                         "it has a part '%.*s' where this machine has '%s': it is of a machine "
+                         "that is made differently",
+                         (int)section->name_length, section->name, wanted);
+    if (length > left - 1 - at[0] - SECTION_FIXED)
+        return ends_early(pass, section->name, section->name_length);
+    if (crc32c(0, section->body, section->length) != load_le32(fixed + SECTION_CRC))
+        return error_set(pass->err, -EINVAL, "its part '%.*s' is damaged",
+                         (int)section->name_length, section->name);
+    pass->used = (size_t)(section->body - pass->data) + section->length;
+    return 0;
 }
 
 static int load_part(struct pass *pass, const char *name, const struct state_table *table,
                      void *object) {
-    const uint8_t *at = pass->data + pass->used;
-    size_t left = pass->length - pass->used, used = 0;
-    if (left < 1 || left - 1 < at[0] || left - 1 - at[0] < SECTION_FIXED)
-        return ends_early(pass, name);
-    if (strlen(name) != at[0] || memcmp(at + 1, name, at[0]) != 0)
-        return error_set(pass->err, -EINVAL,
-                         "it has a part '%.*s' where this machine has '%s': it is of a machine "
-                         "that is made differently",
-                         at[0] < NAME_MAX_LENGTH ? at[0] : NAME_MAX_LENGTH, (const char *)at + 1,
-                         name);
-    const uint8_t *fixed = at + 1 + at[0], *body = fixed + SECTION_FIXED;
-    uint64_t length = load_le64(fixed + SECTION_LENGTH);
-    if (length > left - 1 - at[0] - SECTION_FIXED)
-        return ends_early(pass, name);
-    if (crc32c(0, body, (size_t)length) != load_le32(fixed + SECTION_CRC))
-        return error_set(pass->err, -EINVAL, "its part '%s' is damaged", name);
-    int result =
-        table != NULL ? state_load(table, object, body, (size_t)length, &used, pass->err) : 0;
-    if (result == 0 && used != length)
+    struct section section;
+    size_t used = 0;
+    int result = take_section(pass, name, &section);
+    if (result < 0)
+        return result;
+    if (table != NULL)
+        result = state_load(table, object, section.body, section.length, &used, pass->err);
+    if (result == 0 && used != section.length)
         result = error_set(pass->err, -EINVAL, "its part '%s' is longer than it ought to be", name);
-    pass->used += (size_t)(body - at) + (size_t)length;
     return result < 0 && table != NULL ? error_prefix(pass->err, "%s", name) : result;
 }
 
@@ -272,8 +297,21 @@ int machine_load_state(struct machine *machine, const uint8_t *data, size_t leng
     return result < 0 ? error_set(err, result, "saved state: %s", why.text) : 0;
 }
 
+static int check_sections(const uint8_t *data, size_t length, struct error *err) {
+    struct error why = {0};
+    struct pass pass = {.data = data, .length = length, .used = HEADER, .err = &why};
+    struct section section = {0};
+    int result = check_header(data, length, &why);
+    while (result == 0 && (section.name_length != 3 || memcmp(section.name, "end", 3) != 0))
+        result = take_section(&pass, NULL, &section);
+    if (result == 0 && pass.used != length)
+        result = error_set(&why, -EINVAL, "there is more behind its end");
+    return result < 0 ? error_set(err, result, "saved state: %s", why.text) : 0;
+}
+
 /* ---- From files ---- */
 
+/* machine: NULL: looked at only. */
 static int load_file(struct machine *machine, const char *path, struct error *err) {
     struct file_bytes bytes;
     int result = file_read(path, &bytes, err);
@@ -281,9 +319,27 @@ static int load_file(struct machine *machine, const char *path, struct error *er
         return result;
     if (bytes.length > MACHINE_STATE_MAX)
         result = error_set(err, -EINVAL, "%s is too long for a saved state", path);
+    else if (machine == NULL)
+        result = check_sections(bytes.data, bytes.length, err);
     else
         result = machine_load_state(machine, bytes.data, bytes.length, err);
     file_free(&bytes);
+    return result;
+}
+
+int machine_check_saved(const char *directory, uint64_t memory, struct error *err) {
+    char state[PATH_MAX], ram[PATH_MAX];
+    struct stat about;
+    int result = path_join(state, directory, "state", err);
+    if (result == 0)
+        result = path_join(ram, directory, "ram", err);
+    if (result == 0)
+        result = load_file(NULL, state, err);
+    if (result == 0 && stat(ram, &about) < 0)
+        result = error_set_errno(err, -errno, "%s", ram);
+    if (result == 0 && (uint64_t)about.st_size < memory)
+        result = error_set(err, -EINVAL, "%s has %lld bytes of memory, not the VM's %llu", ram,
+                           (long long)about.st_size, (unsigned long long)memory);
     return result;
 }
 

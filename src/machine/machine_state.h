@@ -29,5 +29,10 @@ int machine_load_state(struct machine *machine, const uint8_t *data, size_t leng
  * stay as they are as long as the machine lives (they may be removed).
  */
 int machine_restore(struct machine *machine, const char *directory, struct error *err);
+/*
+ * Whether these files are there, undamaged as far as they have sums, and long enough for that many
+ * bytes of memory: before something is given up for them. Any thread. -EINVAL, -ENOTSUP, -errno.
+ */
+int machine_check_saved(const char *directory, uint64_t memory, struct error *err);
 
 #endif
