@@ -59,8 +59,9 @@ int overlay_temporary(const char *base, const struct block_options *options, str
     struct block *disk;
     look.readonly = true;
     int result = block_find_format(base, options->format, &look.format, err);
-    if (result == 0)
-        result = block_open(base, &look, &disk, err);
+    if (result < 0)
+        return result;
+    result = block_open(base, &look, &disk, err);
     if (result < 0)
         return result;
     create.backing_format = block_formats[look.format];
