@@ -54,7 +54,7 @@ void state_buffer_free(struct state_buffer *buffer) {
     *buffer = (struct state_buffer){0};
 }
 
-static int append(struct state_buffer *out, const void *bytes, size_t length) {
+int state_buffer_append(struct state_buffer *out, const void *bytes, size_t length) {
     if (length > out->capacity - out->length) {
         size_t capacity = out->capacity == 0 ? 4096 : out->capacity * 2;
         while (capacity - out->length < length)
@@ -77,15 +77,15 @@ static int append_header(struct state_buffer *out, uint8_t tag, const char *name
     header[0] = tag;
     header[1] = (uint8_t)length;
     memcpy(header + 2, name, length);
-    return append(out, header, 2 + length);
+    return state_buffer_append(out, header, 2 + length);
 }
 
 static int append_u16(struct state_buffer *out, uint16_t value) {
-    return append(out, &value, sizeof value);
+    return state_buffer_append(out, &value, sizeof value);
 }
 
 static int append_u32(struct state_buffer *out, uint32_t value) {
-    return append(out, &value, sizeof value);
+    return state_buffer_append(out, &value, sizeof value);
 }
 
 static int save_table(const struct state_table *table, void *object, struct state_buffer *out);
@@ -108,7 +108,8 @@ static int save_field(const struct state_field *field, void *object, struct stat
     if (rc == 0)
         rc = append_u32(out, field->count);
     if (rc == 0)
-        rc = append(out, element(field, object, 0), (size_t)field->size * field->count);
+        rc =
+            state_buffer_append(out, element(field, object, 0), (size_t)field->size * field->count);
     return rc;
 }
 

@@ -93,6 +93,8 @@ struct state_buffer {
     size_t capacity;
 };
 void state_buffer_free(struct state_buffer *buffer);
+/* -ENOMEM: the buffer is as it was. */
+int state_buffer_append(struct state_buffer *out, const void *bytes, size_t length);
 
 /* Appends the object's state to the buffer. -ENOMEM. */
 int state_save(const struct state_table *table, void *object, struct state_buffer *out,

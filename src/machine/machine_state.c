@@ -82,27 +82,13 @@ static int compare_facts(const struct facts *saved, const struct facts *here, st
 
 /* ---- Sections ---- */
 
-static int append(struct state_buffer *out, const void *bytes, size_t length) {
-    if (length > out->capacity - out->length) {
-        size_t capacity = out->length + length + 4096;
-        uint8_t *grown = realloc(out->data, capacity);
-        if (grown == NULL)
-            return -ENOMEM;
-        out->data = grown;
-        out->capacity = capacity;
-    }
-    memcpy(out->data + out->length, bytes, length);
-    out->length += length;
-    return 0;
-}
-
 static int save_part(struct pass *pass, const char *name, const struct state_table *table,
                      void *object) {
     struct state_buffer *out = pass->out;
     uint8_t head[1 + NAME_MAX_LENGTH + SECTION_FIXED] = {(uint8_t)strlen(name)};
     size_t head_length = 1 + strlen(name) + SECTION_FIXED, at = out->length;
     memcpy(head + 1, name, strlen(name));
-    int result = append(out, head, head_length);
+    int result = state_buffer_append(out, head, head_length);
     if (result < 0)
         return error_set_errno(pass->err, result, "cannot save the state of %s", name);
     if (table != NULL)
@@ -268,7 +254,7 @@ int machine_save_state(struct machine *machine, struct state_buffer *out, struct
     uint8_t header[HEADER] = {0};
     memcpy(header, magic, sizeof magic);
     store_le32(header + sizeof magic, MACHINE_STATE_FORMAT);
-    int result = append(out, header, sizeof header);
+    int result = state_buffer_append(out, header, sizeof header);
     if (result < 0)
         return error_set_errno(err, result, "cannot save the machine's state");
     return walk(&pass);
