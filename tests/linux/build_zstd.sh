@@ -5,9 +5,10 @@
 # usage: tests/linux/build_zstd.sh BUILD [full]
 . "$(dirname "$0")/lib.sh"
 
+memory=2G
 image=$("$SOURCE/tests/linux/zstd-image") || { fail "image with a compiler"; finish; }
 in_build() { # COMMANDS: in a chroot of the image, with the sources in a file system in memory
-    lodge_run --memory 2G --disk "$image,readonly" -- sh -c "
+    lodge_run --memory "$memory" --disk "$image,readonly" -- sh -c "
         mkdir -p /t && mount -t ext4 -o ro /dev/vda /t && mount -t proc p /t/proc && mount -t devtmpfs d /t/dev &&
         mkdir -p /t/dev/shm && mount -t tmpfs s /t/dev/shm && mount -t tmpfs -o size=1500M t /t/tmp &&
         cp -r /t/zstd /t/tmp && exec chroot /t /bin/bash -c 'set -e -o pipefail; cd /tmp/zstd; $1'"
@@ -37,6 +38,7 @@ if [ "${2:-}" != full ]; then
 fi
 
 LIMIT=14400
+memory=6G # zstreamtest's largest tables have 2 GiB
 expect_exit 0 "zstd's library and programs" in_build "make -C lib lib; make zstd $plain; ./zstd --version"
 expect_exit 0 "zstd's own tests of its program" in_build "make -C tests shortest $plain"
 expect_exit 0 "zstd's fuzzers and test programs" in_build "
