@@ -179,6 +179,7 @@ CODE(user_rdmsr, "mov $0xc0000080, %ecx\n rdmsr");
 CODE(user_lgdt, "lgdt (%rsp)");
 CODE(user_invlpg, "invlpg (%rsp)");
 CODE(user_clts, "clts");
+CODE(user_sysexit, "sysexit"); /* as AMD's processors do: elsewhere in long mode it is #UD */
 CODE(user_sgdt, "sgdt -32(%rsp)\n ud2");
 CODE(user_rdtsc, "rdtsc\n ud2");
 CODE(user_misaligned, "pushfq\n orl $0x40000, (%rsp)\n popfq\n mov -7(%rsp), %eax\n ud2");
@@ -201,6 +202,7 @@ static void user_refused(void) {
     REFUSED(user_lgdt);
     REFUSED(user_invlpg);
     REFUSED(user_clts);
+    REFUSED(user_sysexit);
     write_cr4(read_cr4() | CR4_TSD);
     REFUSED(user_rdtsc);
     write_cr4(read_cr4() & ~CR4_TSD);

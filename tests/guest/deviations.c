@@ -49,6 +49,7 @@ static const struct {
     {"faults.elf", "benign_then_fault", "emulated: #DF; TCG: error code of 16 * n"},
     {"faults.elf", "iret: CS is data", "emulated: #UD"},
     {"faults.elf", "user_refused: user_rdtsc", "emulated: CR4.TSD is not heeded"},
+    {"faults.elf", "user_refused: user_sysexit", "TCG: #UD"},
     {"faults.elf", "user_popf", "emulated: user mode runs with IF set"},
     {"faults.elf", "user_alignment", "TCG: no alignment checks"},
     {"faults.elf", "syscall_64", "emulated: SYSCALL's page is not found; TCG: flags get lost"},

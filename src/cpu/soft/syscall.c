@@ -1,6 +1,6 @@
 /*
  * SYSCALL, SYSRET, SYSENTER, SYSEXIT as AMD's processors have them. AMD64
- * APM vol. 2, 6.1, and vol. 3. SYSENTER and SYSEXIT are #UD in long mode.
+ * APM vol. 2, 6.1, and vol. 3. SYSENTER and, at CPL 0, SYSEXIT are #UD in long mode.
  */
 #include "cpu/soft/system.h"
 
@@ -87,9 +87,12 @@ void sysenter(struct soft_cpu *cpu, const struct insn *insn) {
 
 void sysexit(struct soft_cpu *cpu, const struct insn *insn) {
     cpu->insn = insn;
+    /* Privilege comes before the mode: measured on Zen. */
+    if (!mode_protected(cpu) || cpu->cpl != 0)
+        raise_error(cpu, EXC_GP, 0);
     if (cpu->long_mode)
         raise_exception(cpu, EXC_UD);
-    if (!mode_protected(cpu) || cpu->cpl != 0 || selector_null((uint16_t)cpu->sysenter_cs))
+    if (selector_null((uint16_t)cpu->sysenter_cs))
         raise_error(cpu, EXC_GP, 0);
     uint16_t base = (uint16_t)cpu->sysenter_cs;
     set_segments(cpu, (uint16_t)(base + 16) | 3, CODE | SEG_DB, (uint16_t)(base + 24) | 3, 3);
