@@ -40,6 +40,7 @@ guest '
     done
     mkfifo /tmp/ask
     setsid nc -l -p 9000 -e cat >/dev/null 2>&1 </dev/null &
+    until grep -q ":2328 0*:0000 0A" /proc/net/tcp /proc/net/tcp6 2>/dev/null; do sleep 0.01; done # it listens
     setsid sh -c "nc 127.0.0.1 9000 </tmp/ask >/tmp/answers" >/dev/null 2>&1 &
     setsid sh -c "exec 3>/tmp/ask; while read line </tmp/lines; do echo \$line >&3; done" >/dev/null 2>&1 </dev/null &
     mkfifo /tmp/lines
