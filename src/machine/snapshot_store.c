@@ -100,12 +100,17 @@ int snapshot_set_current(const char *directory, const char *name, struct error *
 
 /* ---- Making ---- */
 
+/* Where a snapshot of that name goes, and what all of the VM's are in. */
+static int paths_of(const char *directory, const char *name, char path[PATH_MAX],
+                    char store[PATH_MAX], struct error *err) {
+    int result = snapshot_path(directory, name, path, err);
+    return result == 0 ? store_path(directory, store, err) : result;
+}
+
 int snapshot_begin(const char *directory, const char *name, char work[PATH_MAX],
                    struct error *err) {
     char path[PATH_MAX], store[PATH_MAX];
-    int result = snapshot_path(directory, name, path, err);
-    if (result == 0)
-        result = store_path(directory, store, err);
+    int result = paths_of(directory, name, path, store, err);
     if (result == 0)
         result = make_directories(store, err);
     if (result == 0)
@@ -138,9 +143,7 @@ static int sync_file(const char *work, const char *name, struct error *err) {
 int snapshot_commit(const char *directory, const char *name, const char *work, json_t *about,
                     struct error *err) {
     char path[PATH_MAX], store[PATH_MAX];
-    int result = snapshot_path(directory, name, path, err);
-    if (result == 0)
-        result = store_path(directory, store, err);
+    int result = paths_of(directory, name, path, store, err);
     if (result == 0)
         result = sync_file(work, "state", err);
     if (result == 0)
@@ -150,9 +153,14 @@ int snapshot_commit(const char *directory, const char *name, const char *work, j
         result = write_json(work, "snapshot.json", about, err);
     if (result == 0 && rename(work, path) < 0)
         result = error_set_errno(err, -errno, "%s", path);
+    if (result < 0)
+        return result;
+    result = sync_path(store, err);
     if (result == 0)
-        result = sync_path(store, err);
-    return result == 0 ? snapshot_set_current(directory, name, err) : result;
+        result = snapshot_set_current(directory, name, err);
+    if (result < 0)
+        rename(path, work); /* the caller drops what belongs to it, so it must not be found */
+    return result;
 }
 
 /* ---- Reading ---- */

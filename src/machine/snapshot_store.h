@@ -31,7 +31,8 @@ void snapshot_disk_name(const char *name, char text[SNAPSHOT_DISK_NAME_MAX]);
 int snapshot_begin(const char *directory, const char *name, char work[PATH_MAX], struct error *err);
 /*
  * It is complete: made durable together with `about` (borrowed; gets format, name, time and
- * parent), and from now on there, as the one that the VM goes on from.
+ * parent), and from now on there, as the one that the VM goes on from. On failure it is what it
+ * was, the caller's to remove.
  */
 int snapshot_commit(const char *directory, const char *name, const char *work, json_t *about,
                     struct error *err);
