@@ -30,6 +30,11 @@ refused "a snapshot that is not there" "no snapshot 'one'" snapshot restore box 
 refused "a name that cannot be" "no name for a snapshot" snapshot create box ../one
 refused "rm of one that is not there" "no snapshot 'one'" snapshot rm box one
 expect_same "$(lodge snapshot ls -o json box)" "[]" "there are none yet"
+mkdir -p "$snapshots/current" # where a file ought to be
+refused "one that cannot be made the current one" "current" snapshot create box one
+rmdir "$snapshots/current"
+expect_same "$(lodge snapshot ls -o json box)" "[]" "it has left nothing"
+expect_exit 0 "and the guest goes on" guest true
 
 # A program that counts on each processor, a connection within the guest, marks on the disk.
 guest '
