@@ -3,9 +3,8 @@
 BUILD ?= build
 MESON_FLAGS ?=
 JOBS ?= $(shell nproc)
-RESULTS ?= $(BUILD)/results
 
-.PHONY: all build run test test-guests test-foreign check lint clang sanitize verify bench bench-storage bench-qos fuzz silicon-campaign crash-campaign install clean help
+.PHONY: all build run test test-guests test-foreign check lint sanitize verify bench bench-storage bench-qos bench-clones bench-net-faults fuzz silicon-campaign crash-campaign migrate-campaign migrate-breaks install clean help
 
 all: build
 
@@ -29,9 +28,9 @@ run: build
 test:
 	@scripts/dependencies build run test
 	@$(MAKE) --no-print-directory build
-	@scripts/run-tests $(BUILD) $(RESULTS)
+	@scripts/run-tests $(BUILD) $(or $(RESULTS),$(BUILD)/results)
 
-#: make check     everything that CI does: lint, clang, sanitizers, then make test
+#: make check     everything that CI does: lint, sanitize, then make test
 check:
 	@.ci/run
 
@@ -40,19 +39,13 @@ lint:
 	@scripts/dependencies build test check
 	@scripts/lint
 
-#: make clang     the second compiler, warnings as errors
-clang:
-	@scripts/dependencies build test check
-	@[ -f build-clang/build.ninja ] || CC=clang-14 meson setup build-clang >/dev/null
-	@ninja -C build-clang -j $(JOBS) --quiet
-
-#: make sanitize  AddressSanitizer and UndefinedBehaviorSanitizer build, and the tests in it
+#: make sanitize  the second compiler's build, clang's, with warnings as errors and sanitizers; the tests in it
 sanitize:
-	@scripts/dependencies build run test
-	@[ -f build-sanitize/build.ninja ] || meson setup build-sanitize \
-	    -Db_sanitize=address,undefined -Dlodge_debug=true --buildtype=debugoptimized >/dev/null
+	@scripts/dependencies build run test check
+	@[ -f build-sanitize/build.ninja ] || CC=clang-14 meson setup build-sanitize -Db_lundef=false \
+	    -Db_sanitize=address,undefined -Dlodge_debug=true >/dev/null
 	@ninja -C build-sanitize -j $(JOBS) --quiet
-	@scripts/run-tests build-sanitize $(RESULTS) --suite unit --suite guest --suite silicon
+	@scripts/run-tests build-sanitize $(or $(RESULTS),build-sanitize/results) --suite unit --suite guest --suite silicon
 
 #: make verify    interpreter and translator in lock-step over a boot and programs, some minutes
 verify: build
@@ -69,10 +62,19 @@ bench-storage: build
 	@scripts/dependencies run image test bench
 	@bench/storage $(BUILD) --runs 3
 
+#: make bench-net-faults  network receive while memory is away: backup buffers against standing still, on the terminal
+bench-net-faults: build
+	@$(BUILD)/bench/net-faults
+
 #: make bench-qos   urgent reads beside a saturating load, with classes and without; the curves into docs/qos.svg
 bench-qos: build
 	@scripts/dependencies run test bench
-	@bench/qos $(BUILD) --runs 3 --cache none --svg docs/qos.svg
+	@bench/qos $(BUILD) --runs 3 --cpus 2 --cache none --svg docs/qos.svg
+
+#: make bench-clones   a command in a clone, part by part; 200 idle clones (N=): memory and processor of each
+bench-clones: build
+	@scripts/dependencies run
+	@bench/clones $(BUILD) -n $${N:-200}
 
 #: make test-guests  real software in the guest at length: zstd, stress-ng, Python's tests (an hour and more)
 test-guests: build
@@ -82,10 +84,11 @@ test-guests: build
 	@tests/linux/python.sh $(BUILD)
 	@tests/linux/smp.sh $(BUILD) 300
 
-#: make test-foreign  what others made, unmodified: memtest86+, iPXE, Debian's installer, a cloud image made by FAI
+#: make test-foreign  what others made, unmodified: memtest86+, iPXE, Debian's installer, a cloud image made by FAI, a kernel with a driver for the generation id
 test-foreign: build
 	@scripts/dependencies run image test
 	@tests/linux/foreign.sh $(BUILD)
+	@tests/linux/generation.sh $(BUILD)
 
 #: make fuzz      every fuzz target for FUZZ_TIME seconds each (60), and a million silicon cases
 fuzz:
@@ -96,6 +99,14 @@ fuzz:
 silicon-campaign: build
 	@scripts/dependencies build test
 	@nice -n 15 scripts/silicon-campaign $(BUILD) $${CASES:-10000000} $${SEED:-}
+
+#: make migrate-campaign   a thousand moves of a VM under load (MOVES=), about an hour and a half; how long it stood
+migrate-campaign: build
+	@tests/linux/migrate_campaign.sh $(BUILD) $${MOVES:-1000}
+
+#: make migrate-breaks   moves whose connection is cut or whose processes are killed, at every stage, some minutes
+migrate-breaks: build
+	@tests/linux/migrate_breaks.py $(BUILD) all
 
 #: make crash-campaign   ten thousand crash points of the disk format (POINTS=, SEED=), a minute
 crash-campaign: build
@@ -108,4 +119,4 @@ install: build
 
 #: make clean     remove build directories (the guest cache in .cache/ stays)
 clean:
-	@rm -rf $(BUILD) build-clang build-sanitize build-fuzz
+	@rm -rf $(BUILD) build-sanitize build-fuzz

@@ -34,6 +34,18 @@ void setup_modules(void);
 /* volume.c: mounts what a MOUNT frame names. 0, or -errno. */
 int volume_mount(const uint8_t *payload, size_t length);
 
+/* Two digits a byte, not ended by 0. */
+static inline char *put_hex(char *to, const uint8_t *bytes, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        *to++ = "0123456789abcdef"[bytes[i] >> 4];
+        *to++ = "0123456789abcdef"[bytes[i] & 15];
+    }
+    return to;
+}
+
+/* identity.c: takes an IDENTITY frame in, reports what is new. False: it breaks a rule. */
+bool identity_take(const uint8_t *payload, size_t length);
+
 /* ---- power.c ---- */
 
 /* The power button, if the machine has one and its modules are loaded: what poll() is to watch
@@ -70,12 +82,17 @@ void channel_send(struct channel *channel, uint8_t type, uint8_t stream, const v
 bool channel_flush(struct channel *channel);
 short channel_events(const struct channel *channel);
 
+/* renew.c: does what a RENEW frame on the channel says, and answers. False: it failed. */
+bool renew(struct channel *channel, const uint8_t *payload, size_t length);
+
 /* ---- session.c: one program for the host ---- */
 
 enum { SESSION_FDS = 4, SESSIONS_MAX = 32 };
 
 struct session;
 
+/* Has memory for one at hand. */
+void session_prepare(void);
 /* Takes over fd, a connection from the host. NULL when out of memory (fd is closed). */
 struct session *session_create(int fd);
 void session_destroy(struct session *session);

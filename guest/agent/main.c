@@ -19,6 +19,7 @@
 static struct {
     int signals, listener, button;
     struct channel control;
+    int64_t again_ms; /* not to be connected before */
     struct session *sessions[SESSIONS_MAX];
     unsigned session_count;
 } agent;
@@ -101,7 +102,7 @@ static int open_console(void) {
     return fd >= 0 ? fd : open("/dev/console", O_RDWR | O_CLOEXEC);
 }
 
-/* Those that ask for the end, of the machine or of a service, and the power button. */
+/* Those that ask for the end, of the machine or of a service. */
 static void take_signals(void) {
     struct signalfd_siginfo info;
     while (read(agent.signals, &info, sizeof info) == sizeof info) {
@@ -110,7 +111,10 @@ static void take_signals(void) {
         if (info.ssi_signo == SIGTERM || info.ssi_signo == SIGPWR)
             power_off();
     }
-    if (agent.button >= 0 && power_button_pressed(agent.button))
+}
+
+static void take_button(void) {
+    if (power_button_pressed(agent.button))
         power_off();
 }
 
@@ -141,8 +145,11 @@ static void run_shell(void) {
     }
     while (pid > 0 && !has_ended(pid)) {
         struct pollfd fds[] = {{agent.signals, POLLIN, 0}, {agent.button, POLLIN, 0}};
-        poll(fds, 2, -1);
+        if (poll(fds, 2, -1) < 0)
+            continue;
         take_signals();
+        if (fds[1].revents != 0)
+            take_button();
     }
 }
 
@@ -155,6 +162,13 @@ static bool handle_control(void *context, const struct agent_header *header,
         channel_send(&agent.control, AGENT_MOUNTED, 0, &error, sizeof error);
         return true;
     }
+    if (header->type == AGENT_RENEW) {
+        renew(&agent.control, payload, header->length);
+        agent.again_ms = 0; /* it may go on from a snapshot again, very soon */
+        return true;
+    }
+    if (header->type == AGENT_IDENTITY)
+        return identity_take(payload, header->length);
     if (header->type != AGENT_SHUTDOWN)
         return false;
     power_off();
@@ -169,6 +183,51 @@ static void reap(void) {
             if (session_reaped(agent.sessions[i], pid, status))
                 break;
 }
+
+/* ---- Being found again: a machine that goes on from a snapshot has lost its connections ---- */
+
+/*
+ * Whoever wants a program run at once in such a machine does not wait for the connection, which
+ * comes a little later then, and not in the way of the program's start.
+ */
+enum { SOON_MS = 4, BUSY_MS = 200, AGAIN_MS = 1000 };
+
+static int64_t now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Not before so many ms from now, if it is lost. */
+static void put_off_connection(int ms) {
+    int64_t until = agent.control.fd < 0 ? now_ms() + ms : 0;
+    if (agent.again_ms < until)
+        agent.again_ms = until;
+}
+
+static void begin_control(int fd) {
+    channel_init(&agent.control, fd);
+    send_hello();
+    channel_flush(&agent.control);
+}
+
+/* At once when the host has shown that it wants us, else every second. Answers for how many ms to
+ * wait at most, -1: nothing is to be done. */
+static int connect_again(void) {
+    if (agent.control.fd >= 0)
+        return -1;
+    int64_t now = now_ms();
+    if (now < agent.again_ms)
+        return (int)(agent.again_ms - now);
+    agent.again_ms = now + AGAIN_MS;
+    int fd = connect_host();
+    if (fd < 0)
+        return AGAIN_MS;
+    begin_control(fd);
+    return -1;
+}
+
+/* ---- The loop's steps ---- */
 
 static void accept_sessions(void) {
     while (agent.session_count < SESSIONS_MAX) {
@@ -186,6 +245,7 @@ static void accept_sessions(void) {
         struct session *session = session_create(fd);
         if (session != NULL)
             agent.sessions[agent.session_count++] = session;
+        put_off_connection(BUSY_MS);
     }
 }
 
@@ -208,61 +268,39 @@ static void work_control(void) {
     if (agent.control.failed) {
         close(agent.control.fd);
         agent.control.fd = -1;
+        put_off_connection(SOON_MS);
     }
 }
 
-/* ---- Being found again: a machine that goes on from a snapshot has lost its connections ---- */
-
-enum { AGAIN_MS = 1000 };
-
-static void begin_control(int fd) {
-    channel_init(&agent.control, fd);
-    send_hello();
-    channel_flush(&agent.control);
-}
-
-static int64_t now_ms(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
-/* At once, then every second. Answers for how many ms to wait at most, -1: nothing is to be done.
- */
-static int connect_again(void) {
-    static int64_t next;
-    if (agent.control.fd >= 0)
-        return -1;
-    int64_t now = now_ms();
-    if (now < next)
-        return (int)(next - now);
-    next = now + AGAIN_MS;
-    int fd = connect_host();
-    if (fd < 0)
-        return AGAIN_MS;
-    begin_control(fd);
-    return -1;
-}
-
 static void serve(void) {
+    enum { SIGNALS, BUTTON, LISTENER, CONTROL, OWN };
     for (;;) {
         int wait_ms = connect_again();
-        struct pollfd fds[4 + SESSIONS_MAX * SESSION_FDS];
-        unsigned n = 0;
-        fds[n++] = (struct pollfd){agent.signals, POLLIN, 0};
-        fds[n++] = (struct pollfd){agent.button, POLLIN, 0};
-        fds[n++] =
+        struct pollfd fds[OWN + SESSIONS_MAX * SESSION_FDS];
+        unsigned n = OWN;
+        fds[SIGNALS] = (struct pollfd){agent.signals, POLLIN, 0};
+        fds[BUTTON] = (struct pollfd){agent.button, POLLIN, 0};
+        fds[LISTENER] =
             (struct pollfd){agent.session_count < SESSIONS_MAX ? agent.listener : -1, POLLIN, 0};
-        fds[n++] = (struct pollfd){
+        fds[CONTROL] = (struct pollfd){
             agent.control.fd, agent.control.fd < 0 ? (short)0 : channel_events(&agent.control), 0};
         for (unsigned i = 0; i < agent.session_count; i++)
             n += session_poll(agent.sessions[i], fds + n);
-        if (poll(fds, n, wait_ms) < 0 && errno != EINTR)
-            say("poll: %s", strerror(errno));
-        take_signals();
-        reap();
-        accept_sessions();
-        work_control();
+        if (poll(fds, n, wait_ms) < 0) {
+            if (errno != EINTR)
+                say("poll: %s", strerror(errno));
+            continue;
+        }
+        if (fds[SIGNALS].revents != 0) {
+            take_signals();
+            reap();
+        }
+        if (fds[BUTTON].revents != 0)
+            take_button();
+        if (fds[LISTENER].revents != 0)
+            accept_sessions();
+        if (fds[CONTROL].revents != 0)
+            work_control();
         work_sessions();
     }
 }
@@ -301,6 +339,7 @@ int main(void) {
         say("no vsock to the host: %s", strerror(errno));
         return 1;
     }
+    session_prepare();
     begin_control(control);
     serve();
 }

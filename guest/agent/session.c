@@ -20,16 +20,35 @@ struct session {
     uint32_t credit_due; /* taken, not yet told to the host */
 };
 
-struct session *session_create(int fd) {
-    struct session *session = calloc(1, sizeof *session);
-    if (session == NULL) {
-        close(fd);
-        return NULL;
-    }
+/* Memory that the next one may have: a large piece each time would cost more than a short program's
+ * start. */
+static struct session *spare;
+
+static struct session *begin(struct session *session, int fd) {
     channel_init(&session->channel, fd);
     session->child = (struct child){0, -1, -1, -1};
+    session->exited = session->finished = session->input_ends = false;
+    session->exit_code = session->credit_due = 0;
+    session->credit[AGENT_STDIN] = 0;
     session->credit[AGENT_STDOUT] = session->credit[AGENT_STDERR] = AGENT_WINDOW;
+    session->input_used = session->input_taken = 0;
     return session;
+}
+
+void session_prepare(void) {
+    spare = malloc(sizeof *spare);
+    if (spare == NULL)
+        return;
+    begin(spare, -1);
+    spare->channel.in[0] = spare->channel.out[0] = 0; /* their pages are there, too */
+}
+
+struct session *session_create(int fd) {
+    struct session *session = spare != NULL ? spare : malloc(sizeof *session);
+    spare = NULL;
+    if (session == NULL)
+        close(fd);
+    return session != NULL ? begin(session, fd) : NULL;
 }
 
 static void close_end(int *fd) {
@@ -47,7 +66,8 @@ void session_destroy(struct session *session) {
     close_end(&session->child.out);
     close_end(&session->child.err);
     close(session->channel.fd);
-    free(session);
+    free(spare);
+    spare = session;
 }
 
 static void send_u32(struct session *session, uint8_t type, uint8_t stream, uint32_t value) {
@@ -69,6 +89,18 @@ static bool handle_exec(struct session *session, const uint8_t *payload, size_t 
         session->exit_code = AGENT_NOT_EXECUTABLE;
     }
     return true;
+}
+
+/* What a machine that goes on from a snapshot is told before its first program. */
+static bool handle_before(struct session *session, const struct agent_header *header,
+                          const uint8_t *payload) {
+    if (header->type == AGENT_IDENTITY)
+        return identity_take(payload, header->length);
+    if (header->type != AGENT_RENEW)
+        return false;
+    bool renewed = renew(&session->channel, payload, header->length);
+    channel_flush(&session->channel); /* the host waits, or hears why there is nothing more */
+    return renewed;
 }
 
 static bool handle_data(struct session *session, const uint8_t *payload, size_t length) {
@@ -108,7 +140,7 @@ static bool handle_frame(void *context, const struct agent_header *header, const
     if (header->type == AGENT_EXEC)
         return handle_exec(session, payload, header->length);
     if (session->child.pid == 0)
-        return false;
+        return handle_before(session, header, payload);
     switch (header->type) {
     case AGENT_DATA: return handle_data(session, payload, header->length);
     case AGENT_END: session->input_ends = true; return header->length == 0;

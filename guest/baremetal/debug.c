@@ -157,7 +157,9 @@ static void execution_breakpoint(void) {
     stop();
 }
 
-static volatile uint64_t watched[4] __attribute__((aligned(32)));
+/* What is watched, and room below it: a push there raises an exception on that stack. */
+static volatile uint64_t area[512 + 4] __attribute__((aligned(32)));
+static volatile uint64_t *const watched = area + 512;
 
 /* DR7 for DR0: global, kind (1 write, 3 read or write), length (0: 1, 1: 2, 3: 4, 2: 8 bytes). */
 static uint64_t dr7(unsigned kind, unsigned length) {

@@ -102,6 +102,25 @@ static void by_another_mapping(void) {
     wait_for_others();
 }
 
+/* A page of functions, copied as a whole over the one before, or but for its first quarter. */
+static void copied_over(void) {
+    enum { FUNCTIONS = 256, QUARTER = 1024 };
+    static uint8_t pattern[4096];
+    rounds = many(1000);
+    place = test_page[3] + 3 * QUARTER;
+    memset(test_page[3], 0xcc, 4096);
+    begin_others(run_when_told);
+    for (uint32_t round = 1; round <= rounds; round++) {
+        unsigned from = round % 2 * QUARTER;
+        for (unsigned i = 0; i < FUNCTIONS; i++)
+            put_function(pattern + i * (4096 / FUNCTIONS), round);
+        memcpy(test_page[3] + from, pattern + from, 4096 - from);
+        told = round;
+        wait_until_done(round);
+    }
+    wait_for_others();
+}
+
 /*
  * The writer goes on writing to the page, with an address for it at hand, while
  * the others come to it for the first time: each round has a page that nobody
@@ -309,6 +328,7 @@ void program(void) {
     TEST(one_function);
     TEST(writer_runs_it);
     TEST(by_another_mapping);
+    TEST(copied_over);
     TEST(fresh_pages);
     TEST(code_and_data_in_turn);
     TEST(many_pages);

@@ -4,14 +4,15 @@
  */
 #include "runtime.h"
 
-#define CR0_WP    0x10000ul
-#define CR4_PGE   0x80ul
-#define CR4_PCIDE 0x20000ul
-#define CR4_SMEP  0x100000ul
-#define CR4_SMAP  0x200000ul
-#define MSR_EFER  0xc0000080u
-#define EFER_NXE  0x800ul
-#define ALL       (PTE_P | PTE_W | PTE_U)
+#define CR0_WP      0x10000ul
+#define CR4_PGE     0x80ul
+#define CR4_PCIDE   0x20000ul
+#define CR4_SMEP    0x100000ul
+#define CR4_SMAP    0x200000ul
+#define MSR_EFER    0xc0000080u
+#define EFER_NXE    0x800ul
+#define MSR_GS_BASE 0xc0000101u
+#define ALL         (PTE_P | PTE_W | PTE_U)
 
 enum access { READ, WRITE, EXECUTE };
 enum { RET = 0xc3, ERROR_P = 1, ERROR_W = 2, ERROR_U = 4, ERROR_RSVD = 8, ERROR_I = 16 };
@@ -272,6 +273,19 @@ static void jump_there(uint64_t a) {
     asm volatile("jmp *%0" ::"r"(a));
 }
 
+static void read_gs(uint64_t offset) {
+    asm volatile("movb %%gs:(%0), %%al" ::"r"(offset) : "rax", "memory");
+}
+
+/* AMD's processors want the offset canonical, not just the sum. */
+static void offset_not_canonical(void) {
+    wrmsr(MSR_GS_BASE, 0x1000);
+    check("sum not mapped", try_call(read_gs, 0xffff800000000000ul), PF);
+    check("offset below the hole's end", try_call(read_gs, 0xffff7ffffffff800ul), GP);
+    check("error code", trap.frame.error, 0);
+    wrmsr(MSR_GS_BASE, 0);
+}
+
 static void not_canonical(void) {
     uint64_t bad = 0x0000800000000000ul;
     check("read", try_call(read_byte, bad), GP);
@@ -493,6 +507,7 @@ void program(void) {
     TEST(reserved_not_present);
     TEST(nx_without_nxe);
     TEST(not_canonical);
+    TEST(offset_not_canonical);
     TEST(across_pages);
     TEST(fetch_across_pages);
     TEST(large_pages);

@@ -119,6 +119,30 @@ static void by_string(void) {
     check("value", value, 0x07654321);
 }
 
+/* Cleared and copied over in part, as pages are that held a program. */
+static void by_long_string(void) {
+    enum { FUNCTIONS = 4, APART = 1024, FIRST = 900, END = 3000 };
+    uint8_t *page = test_page[9], *source = test_page[10];
+    for (uint32_t round = 0; round < 40; round++) {
+        memset(page, 0xcc, 4096);
+        for (unsigned i = 0; i < FUNCTIONS; i++) {
+            put_function(page + i * APART, 100 * round + i);
+            put_function(source + i * APART, 1000000 + 100 * round + i);
+            check("as written", run(page + i * APART), 100 * round + i);
+        }
+        memcpy(page + FIRST, source + FIRST, END - FIRST);
+        for (unsigned i = 0; i < FUNCTIONS; i++) {
+            bool inside = i * APART >= FIRST && i * APART < END;
+            check("behind a copy", run(page + i * APART), 100 * round + i + (inside ? 1000000 : 0));
+        }
+        memset(page + 1, 0x11, APART);
+        page[5] = 0xc3;
+        check("filled up to the opcode", run(page), 0x11111111);
+        check("behind it", *(volatile uint8_t *)(page + APART), 0x11);
+        check("not reached", run(page + 3 * APART), 100 * round + 3);
+    }
+}
+
 static void by_locked(void) {
     put_function(test_page[0], 1);
     run(test_page[0]);
@@ -214,6 +238,7 @@ void program(void) {
     TEST(flags_become_live_at_once);
     TEST(by_push);
     TEST(by_string);
+    TEST(by_long_string);
     TEST(by_locked);
     TEST(across_pages);
     TEST(by_another_mapping);

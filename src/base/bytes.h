@@ -1,6 +1,6 @@
 /*
  * Bytes: little- and big-endian loads and stores at any alignment, ranges checked
- * without overflow, rounding. Pure functions, any thread.
+ * without overflow, rounding, zeros. Pure functions, any thread.
  */
 #ifndef LODGE_BASE_BYTES_H
 #define LODGE_BASE_BYTES_H
@@ -74,6 +74,12 @@ static inline uint64_t round_down(uint64_t v, uint64_t align) {
 
 static inline uint64_t round_up(uint64_t v, uint64_t align) {
     return (v + align - 1) & ~(align - 1);
+}
+
+/* All of them; also when there are none. */
+static inline bool bytes_are_zero(const void *p, size_t length) {
+    const uint8_t *bytes = (const uint8_t *)p;
+    return length == 0 || (bytes[0] == 0 && memcmp(bytes, bytes + 1, length - 1) == 0);
 }
 
 static inline bool is_power_of_two(uint64_t v) {

@@ -389,6 +389,18 @@ void vm_clock_resume(struct vm_clock *clock) {
     lock_release(&clock->lock);
 }
 
+void vm_clock_lose(struct vm_clock *clock, uint64_t host_ns) {
+    lock_take(&clock->lock);
+    struct moment moment = change_begin(clock);
+    struct clock_view view = view_now(clock);
+    clock->lost += behind(&view, moment.host.ns) + scale_by(host_ns, clock->rate);
+    if (!view.paused)
+        set_lines(clock, moment.host.ns, tsc_to_ns(clock, moment.tsc));
+    change_end(clock, &moment);
+    point_timers(clock);
+    lock_release(&clock->lock);
+}
+
 void vm_clock_set_scale(struct vm_clock *clock, double scale) {
     lock_take(&clock->lock);
     struct moment moment = change_begin(clock);

@@ -86,6 +86,9 @@ void vm_clock_get_state(struct vm_clock *clock, struct vm_clock_state *state);
 int vm_clock_set_state(struct vm_clock *clock, const struct vm_clock_state *state,
                        struct error *err);
 
+/* As if it had been paused for so many nanoseconds of the host's before now. */
+void vm_clock_lose(struct vm_clock *clock, uint64_t host_ns);
+
 /* Moves the wall clock, which is the host's at first. Before the guest runs. */
 void vm_clock_move_wall(struct vm_clock *clock, int64_t seconds);
 

@@ -20,6 +20,9 @@ uint64_t host_count_hz(void);
 /* The frequency of the host's TSC, whether or not it counts. Measured once a process where the
  * processor does not tell. */
 uint64_t host_tsc_hz(void);
+/* Before that is asked for the first time: measuring it takes 10 ms, so it is kept in this file for
+ * other processes until the host boots again. */
+void host_tsc_hz_keep(const char *path);
 
 /* Both at one moment: `width` counts passed while they were read. */
 struct host_sample {

@@ -39,7 +39,12 @@ static void note_released(const struct lock *lock) {
 #endif
 
 void lock_init(struct lock *lock, enum lock_rank rank, const char *name) {
-    pthread_mutex_init(&lock->mutex, NULL);
+    pthread_mutexattr_t attributes;
+    pthread_mutexattr_init(&attributes);
+    /* Locks are held for a moment: waiting for another thread's wake-up would take longer. */
+    pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ADAPTIVE_NP);
+    pthread_mutex_init(&lock->mutex, &attributes);
+    pthread_mutexattr_destroy(&attributes);
     lock->rank = rank;
     lock->name = name;
 }

@@ -18,6 +18,8 @@ enum lock_rank {
     LOCK_IRQCHIP, /* 8259 pair and I/O APIC */
     LOCK_LAPIC,   /* one local APIC's timer and delivery state */
     LOCK_MEMORY,  /* the region table, views */
+    LOCK_MISSING, /* which pages are away */
+    LOCK_AHEAD,   /* memory made ready ahead */
     LOCK_VCPU,    /* a vCPU's wake-up condition */
     LOCK_CLOCK,   /* the VM's clock and its list of timers */
     LOCK_LOOP,    /* the event loop's list of posted calls, timers */

@@ -23,6 +23,7 @@
 #include "base/clock.h"
 #include "base/lock.h"
 #include "base/log.h"
+#include "base/thread.h"
 
 struct link {
     struct link *next, *previous;
@@ -443,6 +444,7 @@ void loop_destroy(struct loop *loop) {
 }
 
 void loop_run(struct loop *loop) {
+    thread_is_brief();
     atomic_store(&loop->thread, pthread_self());
     atomic_store(&loop->running, true);
     uv_async_send(&loop->wake); /* what an earlier stop left over */

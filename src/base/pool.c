@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/lock.h"
+#include "base/thread.h"
 
 enum { THREADS_MAX = 16, STACK_SIZE = 256 << 10 };
 
@@ -21,6 +22,10 @@ struct pool {
     bool stopping;
     pthread_t thread[THREADS_MAX];
 };
+
+/* Whose worker the thread is, and whether a job was left for it to take. */
+static _Thread_local const struct pool *home;
+static _Thread_local bool goes_on;
 
 static struct pool_job *take(struct pool *pool) {
     while (pool->first == NULL && !pool->stopping) {
@@ -39,9 +44,12 @@ static struct pool_job *take(struct pool *pool) {
 static void *worker(void *argument) {
     struct pool *pool = argument;
     struct pool_job *job;
+    thread_is_brief();
+    home = pool;
     lock_take(&pool->lock);
     while ((job = take(pool)) != NULL) {
         lock_release(&pool->lock);
+        goes_on = false;
         pool->work(pool->context, job);
         lock_take(&pool->lock);
         if (--pool->outstanding == 0)
@@ -82,10 +90,10 @@ int pool_create(unsigned threads, pool_work *work, void *context, struct pool **
     return 0;
 }
 
-int pool_submit(struct pool *pool, struct pool_job *job) {
+static int submit(struct pool *pool, struct pool_job *job, bool wakes) {
     int rc = 0;
     lock_take(&pool->lock);
-    if (pool->waiting >= pool->sleeping && pool->threads < pool->threads_max)
+    if (wakes && pool->waiting >= pool->sleeping && pool->threads < pool->threads_max)
         rc = start_thread(pool);
     if (pool->threads > 0) {
         rc = 0;
@@ -97,10 +105,21 @@ int pool_submit(struct pool *pool, struct pool_job *job) {
         pool->last = job;
         pool->waiting++;
         pool->outstanding++;
-        pthread_cond_signal(&pool->work_cond);
+        if (wakes)
+            pthread_cond_signal(&pool->work_cond);
     }
     lock_release(&pool->lock);
     return rc;
+}
+
+int pool_submit(struct pool *pool, struct pool_job *job) {
+    return submit(pool, job, true);
+}
+
+int pool_go_on(struct pool *pool, struct pool_job *job) {
+    bool wakes = home != pool || goes_on;
+    goes_on = true;
+    return submit(pool, job, wakes);
 }
 
 void pool_drain(struct pool *pool) {

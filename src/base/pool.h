@@ -23,6 +23,12 @@ int pool_create(unsigned threads, pool_work *work, void *context, struct pool **
 /* Any thread. -EAGAIN when not a single thread could be started. */
 int pool_submit(struct pool *pool, struct pool_job *job);
 
+/*
+ * The same, on a worker of the pool that is about to return from `work` and takes the job itself
+ * then, if no other has: nobody is woken. On other threads as pool_submit.
+ */
+int pool_go_on(struct pool *pool, struct pool_job *job);
+
 /* Waits until all that was submitted is through. */
 void pool_drain(struct pool *pool);
 

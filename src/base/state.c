@@ -23,7 +23,17 @@ enum {
 };
 
 static uint8_t *element(const struct state_field *field, void *object, uint32_t n) {
-    return (uint8_t *)object + field->offset + (size_t)n * field->size;
+    uint8_t *first = (uint8_t *)object + field->offset;
+    if (field->elsewhere)
+        first = *(uint8_t **)(void *)first;
+    return first + (size_t)n * field->size;
+}
+
+static uint32_t count_of(const struct state_field *field, const void *object) {
+    size_t count = field->count;
+    if (field->elsewhere)
+        memcpy(&count, (const uint8_t *)object + field->count_at, sizeof count);
+    return (uint32_t)count;
 }
 
 /* ---- Reset ---- */
@@ -102,14 +112,14 @@ static int save_nested(const struct state_field *field, void *object, struct sta
 static int save_field(const struct state_field *field, void *object, struct state_buffer *out) {
     if (field->nested != NULL)
         return save_nested(field, object, out);
+    uint32_t count = count_of(field, object);
     int rc = append_header(out, TAG_FIELD, field->name);
     if (rc == 0)
         rc = append_u32(out, field->size);
     if (rc == 0)
-        rc = append_u32(out, field->count);
+        rc = append_u32(out, count);
     if (rc == 0)
-        rc =
-            state_buffer_append(out, element(field, object, 0), (size_t)field->size * field->count);
+        rc = state_buffer_append(out, element(field, object, 0), (size_t)field->size * count);
     return rc;
 }
 
@@ -213,9 +223,10 @@ static int load_plain(const struct state_field *field, void *object, struct read
     const uint8_t *shape = take(in, 8);
     if (shape == NULL)
         return truncated(in, field->name);
-    if (load_le32(shape) != field->size || load_le32(shape + 4) != field->count)
+    uint32_t count = count_of(field, object);
+    if (load_le32(shape) != field->size || load_le32(shape + 4) != count)
         return error_set(in->err, -EINVAL, "saved field %s has another shape", field->name);
-    uint64_t length = (uint64_t)field->size * field->count;
+    uint64_t length = (uint64_t)field->size * count;
     const uint8_t *bytes = take(in, length);
     if (bytes == NULL)
         return truncated(in, field->name);
@@ -315,6 +326,11 @@ static void print_value(const struct state_field *field, const uint8_t *at, FILE
 }
 
 static void print_plain(const struct state_field *field, void *object, FILE *out, int indent) {
+    if (field->elsewhere) { /* contents of some size, which nobody reads */
+        fprintf(out, "%*s%s: %" PRIu32 " bytes\n", indent, "", field->name,
+                count_of(field, object));
+        return;
+    }
     uint32_t line = field->size == 1 ? PRINT_BYTES : PRINT_WORDS;
     for (uint32_t n = 0; n < field->count; n++) {
         if (n % line == 0 && field->count == 1)

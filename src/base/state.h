@@ -40,6 +40,10 @@ struct state_field {
     const struct state_table *nested; /* elements are objects of this table */
     uint8_t keep;                     /* true: reset leaves it alone (contents of flash, say) */
     uint8_t boolean; /* elements are bool: loading refuses other values than 0 and 1 */
+    /* The member is a pointer to the elements, and how many there are is a size_t of the object, at
+     * count_at: fixed by what it was made with, so that saved ones of another count are refused. */
+    uint8_t elsewhere;
+    uint32_t count_at;
 };
 
 struct state_table {
@@ -76,6 +80,13 @@ struct state_table {
     {                                                                                              \
         .name = #member, .offset = offsetof(type, member), .size = sizeof(((type *)0)->member[0]), \
         .count = ARRAY_SIZE(((type *)0)->member), .since = (version), .nested = (table)            \
+    }
+/* member points to as many bytes as the size_t length_member says; reset leaves them alone. */
+#define STATE_BYTES(type, member, length_member, version)                                          \
+    {                                                                                              \
+        .name = #member, .offset = offsetof(type, member), .size = 1,                              \
+        .count_at = offsetof(type, length_member), .since = (version), .keep = true,               \
+        .elsewhere = true                                                                          \
     }
 #define STATE_TABLE(table_name, table_version, type, table_fields, ...)                            \
     {                                                                                              \

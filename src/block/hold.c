@@ -1,10 +1,12 @@
 #include "block/hold.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "base/bytes.h"
 #include "base/lock.h"
 #include "base/loop.h"
+#include "block/written.h"
 
 struct hold {
     struct block block;
@@ -17,6 +19,8 @@ struct hold {
     bool cancel_posted;
     unsigned outstanding;
     struct hold_failures failures;
+    _Atomic(struct written_log *) log; /* used below the lock */
+    atomic_bool blind;                 /* a change has passed unseen */
 };
 
 /* A request that may have to be kept; what it has of the device's is its own copy. */
@@ -69,7 +73,19 @@ static void release(struct kept *kept) {
     free(kept);
 }
 
+/* The request is as it came: the back end has had a copy. */
+static void mark(struct hold *hold, const struct block_request *request) {
+    if (atomic_load(&hold->log) == NULL)
+        return;
+    lock_take(&hold->lock);
+    struct written_log *log = atomic_load(&hold->log);
+    if (log != NULL)
+        written_log_mark(log, request->offset, request->length);
+    lock_release(&hold->lock);
+}
+
 static void answer(struct kept *kept) {
+    mark(kept->hold, kept->request);
     kept->request->result = kept->io.result;
     kept->request->done(kept->request);
     release(kept);
@@ -158,6 +174,8 @@ static void hold_drain(struct block *block) {
 static int hold_submit(struct block *block, struct block_request *request) {
     struct hold *hold = hold_of(block);
     struct kept *kept = request->operation != BLOCK_READ ? malloc(sizeof *kept) : NULL;
+    if (kept == NULL && request->operation != BLOCK_READ)
+        atomic_store(&hold->blind, true);
     if (kept == NULL)
         return block_submit(hold->target, request);
     *kept = (struct kept){.io = *request, .request = request, .hold = hold};
@@ -168,6 +186,7 @@ static int hold_submit(struct block *block, struct block_request *request) {
     if (block_submit(hold->target, &kept->io) == 0 || keep(kept))
         return 0;
     request->result = kept->io.result;
+    mark(hold, request);
     release(kept);
     return 1;
 }
@@ -231,4 +250,12 @@ unsigned hold_kept(struct block *block) {
     unsigned kept = hold->failures.kept;
     lock_release(&hold->lock);
     return kept;
+}
+
+int hold_log(struct block *block, struct written_log *log) {
+    struct hold *hold = hold_of(block);
+    lock_take(&hold->lock);
+    atomic_store(&hold->log, log);
+    lock_release(&hold->lock);
+    return log != NULL && atomic_load(&hold->blind) ? -ENOMEM : 0;
 }

@@ -14,6 +14,7 @@
 #include "block/block.h"
 
 struct loop;
+struct written_log;
 
 struct hold_config {
     struct loop *loop;
@@ -42,5 +43,11 @@ void hold_take(struct block *block, struct hold_failures *failures);
 unsigned hold_kept(struct block *block);
 /* Submits what is kept again. No lock held. */
 void hold_retry(struct block *block);
+/*
+ * Whatever changes the disk from now on is marked once it is done, before it is answered; what is
+ * under way now, too. The log stays the caller's; NULL: no longer, and nobody uses the last one any
+ * more. Any thread. -ENOMEM: the host had none for a request that passed unseen.
+ */
+int hold_log(struct block *block, struct written_log *log);
 
 #endif

@@ -31,10 +31,10 @@ static void update_managed(struct qos *qos) {
         qos->watched_ns = 0;
 }
 
+/* The lock is held. */
 static void enqueue(struct flow *flow, struct waiting *waiting) {
     struct qos *qos = flow->qos;
     struct lane *lane = waiting->lane;
-    lock_take(&qos->lock);
     waiting->began_ns = qos->time.now_ns();
     if (qos->watched_ns != 0 && qos->watched_ns <= waiting->began_ns)
         update_managed(qos); /* nobody has looked for a while */
@@ -42,29 +42,44 @@ static void enqueue(struct flow *flow, struct waiting *waiting) {
         qos->urgent_ns = waiting->began_ns;
     if (lane->first == NULL && lane->in_flight == 0 && lane->virtual_time < qos->virtual_time)
         lane->virtual_time = qos->virtual_time;
+    if (lane == &flow->lanes[LANE_MOVING] && lane->class != QOS_URGENT)
+        waiting->demand = waiting->left;
+    qos->window.demand += waiting->demand;
     *lane->last = waiting;
     lane->last = &waiting->next;
     lane->waiting++;
-    flow->outstanding++;
-    lock_release(&qos->lock);
+}
+
+/* NULL: it is to pass as it is, for want of memory. */
+static struct waiting *make_waiting(struct flow *flow, unsigned lane, struct block *target,
+                                    struct block_request *request) {
+    struct waiting *waiting = calloc(1, sizeof *waiting);
+    if (waiting != NULL)
+        *waiting = (struct waiting){.flow = flow,
+                                    .lane = &flow->lanes[lane],
+                                    .target = target,
+                                    .request = request,
+                                    .offset = request->offset,
+                                    .left = request->length,
+                                    .vector = request->vectors,
+                                    .submitting = true};
+    return waiting;
 }
 
 static int flow_submit(struct block *block, struct block_request *request) {
     struct flow *flow = container_of(block, struct flow, block);
     if (!atomic_load(&flow->managed) || request->operation == BLOCK_FLUSH || request->length == 0)
         return block_submit(flow->target, request);
-    struct waiting *waiting = calloc(1, sizeof *waiting);
+    bool moves = request->operation == BLOCK_READ || request->operation == BLOCK_WRITE;
+    struct waiting *waiting =
+        make_waiting(flow, moves ? LANE_MOVING : LANE_CLEARING, flow->target, request);
     if (waiting == NULL)
         return block_submit(flow->target, request);
-    bool moves = request->operation == BLOCK_READ || request->operation == BLOCK_WRITE;
-    *waiting = (struct waiting){.flow = flow,
-                                .lane = &flow->lanes[moves ? LANE_MOVING : LANE_CLEARING],
-                                .request = request,
-                                .offset = request->offset,
-                                .left = request->length,
-                                .vector = request->vectors,
-                                .submitting = true};
+    struct qos *qos = flow->qos;
+    lock_take(&qos->lock);
     enqueue(flow, waiting);
+    flow->outstanding++;
+    lock_release(&qos->lock);
     return qos_start(waiting) ? 1 : 0;
 }
 
@@ -72,11 +87,8 @@ static void flow_cancel(struct block *block) {
     struct flow *flow = container_of(block, struct flow, block);
     struct qos *qos = flow->qos;
     lock_take(&qos->lock);
-    /* Without memory to tell of it they end when they would have anyway. */
-    if (!qos->cancel_posted)
-        qos->cancel_posted = loop_post(qos->loop, qos_answer_cancelled, qos) == 0;
-    if (qos->cancel_posted)
-        qos_give_up(flow);
+    qos_give_up(flow);
+    qos_wake_soon(qos);
     lock_release(&qos->lock);
     block_cancel(flow->target);
 }
@@ -87,11 +99,18 @@ static void flow_drain(struct block *block) {
     lock_take(&qos->lock);
     qos_give_up(flow);
     lock_release(&qos->lock);
-    qos_answer_cancelled(qos);
+    qos_answer_ended(qos);
     qos_dispatch(qos);
     lock_take(&qos->lock);
-    while (flow->outstanding > 0)
-        pthread_cond_wait(&qos->idle, &qos->lock.mutex);
+    while (flow->outstanding > 0) {
+        if (qos->ended == NULL) {
+            pthread_cond_wait(&qos->idle, &qos->lock.mutex);
+            continue;
+        }
+        lock_release(&qos->lock); /* we may be on the loop's thread, which would do it */
+        qos_answer_ended(qos);
+        lock_take(&qos->lock);
+    }
     lock_release(&qos->lock);
     block_drain(flow->target);
 }
@@ -108,11 +127,62 @@ static uint64_t flow_zero_run(struct block *block, uint64_t offset) {
     return block_zero_run(container_of(block, struct flow, block)->target, offset);
 }
 
+/* ---- Upkeep, a back end as well ---- */
+
+static int upkeep_submit(struct block *block, struct block_request *request) {
+    struct flow *flow = container_of(block, struct flow, upkeep);
+    struct qos *qos = flow->qos;
+    struct waiting *waiting = NULL;
+    if (request->operation != BLOCK_FLUSH && request->length > 0)
+        waiting = make_waiting(flow, LANE_UPKEEP, flow->below, request);
+    lock_take(&qos->lock);
+    bool ordered = waiting != NULL && !flow->closing && atomic_load(&flow->managed);
+    if (ordered) {
+        enqueue(flow, waiting);
+        flow->upkeeping++;
+    }
+    lock_release(&qos->lock);
+    if (ordered)
+        return qos_start_upkeep(waiting) ? 1 : 0;
+    free(waiting);
+    return block_submit(flow->below, request);
+}
+
+/* The lock is held; it is not while this waits. */
+static void await_upkeep(struct flow *flow) {
+    while (flow->upkeeping > 0)
+        pthread_cond_wait(&flow->qos->idle, &flow->qos->lock.mutex);
+}
+
+static void upkeep_drain(struct block *block) {
+    struct flow *flow = container_of(block, struct flow, upkeep);
+    lock_take(&flow->qos->lock);
+    await_upkeep(flow);
+    lock_release(&flow->qos->lock);
+}
+
+static const struct block_class upkeep_class = {
+    .name = "upkeep",
+    .submit = upkeep_submit,
+    .drain = upkeep_drain,
+};
+
+struct block *qos_upkeep(struct block *block, struct block *below) {
+    struct flow *flow = container_of(block, struct flow, block);
+    flow->upkeep = (struct block){.class = &upkeep_class, .info = below->info};
+    flow->below = below;
+    return &flow->upkeep;
+}
+
+/* ---- The end of both ---- */
+
 static void flow_close(struct block *block) {
     struct flow *flow = container_of(block, struct flow, block);
     struct qos *qos = flow->qos;
     flow_drain(block);
     lock_take(&qos->lock);
+    flow->closing = true;
+    await_upkeep(flow);
     struct flow **link = &qos->flows;
     while (*link != flow)
         link = &(*link)->next;
@@ -143,6 +213,7 @@ void qos_wake(struct qos *qos) {
     lock_take(&qos->lock);
     qos->armed_ns = 0;
     lock_release(&qos->lock);
+    qos_answer_ended(qos);
     qos_dispatch(qos);
 }
 
@@ -163,7 +234,7 @@ int qos_create(struct loop *loop, const struct qos_time *time, struct qos **qos,
     }
     lock_init(&made->lock, LOCK_BACKEND, "qos");
     pthread_cond_init(&made->idle, NULL);
-    made->loop = loop;
+    made->last_ended = &made->ended;
     made->time = time != NULL ? *time : host;
     *qos = made;
     return 0;
@@ -187,7 +258,7 @@ int qos_add_flow(struct qos *qos, struct block *target, const char *name,
     flow->qos = qos;
     flow->target = target;
     flow->lanes[LANE_MOVING].class = settings->class;
-    flow->lanes[LANE_CLEARING].class = QOS_BACKGROUND;
+    flow->lanes[LANE_CLEARING].class = flow->lanes[LANE_UPKEEP].class = QOS_BACKGROUND;
     for (unsigned i = 0; i < LANES; i++)
         flow->lanes[i].last = &flow->lanes[i].first;
     block_meter_set(&flow->meter, &settings->limits);
@@ -268,9 +339,10 @@ unsigned qos_report(struct qos *qos, struct qos_report *reports, unsigned room) 
             .requests = flow->requests,
             .pieces = flow->pieces,
             .bytes = flow->bytes,
+            .upkept = flow->upkept,
             .latencies = flow->latencies,
         };
-        for (unsigned i = 0; i < LANES; i++) {
+        for (unsigned i = 0; i < LANE_UPKEEP; i++) {
             reports[n].waiting += flow->lanes[i].waiting;
             reports[n].in_flight += flow->lanes[i].in_flight;
         }

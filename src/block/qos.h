@@ -7,9 +7,12 @@
  *  - urgent pieces start at once, whole;
  *  - the others share a window of bytes in flight (qos_window.h) in proportion
  *    to their weights (start-time fair queueing). While there is urgent traffic
- *    the thread that submits a piece is not the one that does it;
+ *    the thread that submits a piece is not the one that does it, and the loop
+ *    tells of their ends;
  *  - discards and zeroes are background work, whatever the flow's class: they
  *    give way to all the others, but for one byte of a hundred or so.
+ *
+ * What a disk does by itself (qos_upkeep) is background work as well.
  *
  * A flow may have limits of its own (meter.h), which come first; and there may
  * be limits of all flows together, which are shared by class like the store.
@@ -69,6 +72,15 @@ void qos_wake(struct qos *qos);
 int qos_add_flow(struct qos *qos, struct block *target, const char *name,
                  const struct qos_settings *settings, struct block **flow, struct error *err);
 
+/*
+ * Another way to `below`, on which the flow's target stands, for work of the target's own that no
+ * request waits for: it is background work beside all flows, outside of limits, and goes on while
+ * the loop waits for it. Whoever submits there holds no lock. The flow's: it is there as long as
+ * the flow's target. Asked for again it goes to another `below`, when nothing goes to the one
+ * before.
+ */
+struct block *qos_upkeep(struct block *flow, struct block *below);
+
 /* A flow's settings, which may be changed: from its next piece on. No lock is held. -ENOENT: no
  * flow has this name. */
 int qos_get(struct qos *qos, const char *name, struct qos_settings *settings, struct error *err);
@@ -86,6 +98,7 @@ struct qos_report {
     const char *name;
     struct qos_settings settings;
     uint64_t requests, pieces, bytes; /* completed */
+    uint64_t upkept;                  /* bytes of the disk's own work */
     struct histogram latencies;       /* of requests, with what limits made them wait */
     unsigned waiting;                 /* requests with pieces not yet started */
     unsigned in_flight;               /* pieces that the target has */

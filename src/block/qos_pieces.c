@@ -3,7 +3,6 @@
 
 #include "base/bytes.h"
 #include "base/clock.h"
-#include "base/loop.h"
 #include "block/qos_private.h"
 
 enum {
@@ -18,6 +17,7 @@ enum {
     PIECE_ALIGN = 4096,
 };
 #define URGENT_MEMORY_NS UINT64_C(100000000) /* urgent traffic is expected to go on for so long */
+#define ANSWER_NS        20000               /* until the loop answers what is not urgent */
 #define NEVER            UINT64_MAX
 
 /* How requests of a class are cut: by so many times the window's piece, so many pieces of a request
@@ -42,6 +42,10 @@ struct piece {
 
 static bool moves_data(const struct block_request *request) {
     return request->operation == BLOCK_READ || request->operation == BLOCK_WRITE;
+}
+
+static bool is_upkeep(const struct waiting *waiting) {
+    return waiting->lane == &waiting->flow->lanes[LANE_UPKEEP];
 }
 
 static bool writes(const struct waiting *waiting) {
@@ -112,6 +116,8 @@ static void piece_done(struct block_request *block);
 
 static void charge(struct waiting *waiting, const struct piece *piece, uint64_t now) {
     struct flow *flow = waiting->flow;
+    if (is_upkeep(waiting))
+        return;
     if (flow->limited && !waiting->charged)
         block_meter_charge(&flow->meter, writes(waiting),
                            moves_data(waiting->request) ? waiting->request->length : 0, now);
@@ -182,6 +188,8 @@ static struct piece *cut(struct waiting *waiting) {
 /* True when the limits let the request start; otherwise notes when they will. */
 static bool within_limits(struct qos *qos, const struct waiting *waiting, uint64_t now) {
     uint64_t when = 0;
+    if (is_upkeep(waiting))
+        return true;
     if (waiting->flow->limited && !waiting->charged)
         when = block_meter_when(&waiting->flow->meter, writes(waiting), 0);
     if (when <= now && qos->limited)
@@ -210,8 +218,12 @@ static struct waiting *next_of(struct qos *qos, const struct lane *lane, uint64_
 }
 
 static bool fits_window(struct qos *qos, const struct waiting *waiting) {
-    return !qos->differ || !moves_data(waiting->request) ||
-           qos_window_fits(&qos->window, piece_length(waiting), qos->time.now_ns());
+    uint64_t when = NEVER;
+    bool fits = !qos->differ || !moves_data(waiting->request) ||
+                qos_window_fits(&qos->window, piece_length(waiting), qos->time.now_ns(), &when);
+    if (!fits && when < qos->wake_ns)
+        qos->wake_ns = when;
+    return fits;
 }
 
 /* Whose piece starts next. One that does not fit is waited for: smaller ones would take its room
@@ -232,27 +244,39 @@ static struct waiting *choose(struct qos *qos) {
     return best != NULL && fits_window(qos, best) ? best : NULL;
 }
 
-/* Nothing may start now; the timer goes on when limits let something. */
-static void arm(struct qos *qos) {
-    if (qos->wake_ns == NEVER || (qos->armed_ns != 0 && qos->armed_ns <= qos->wake_ns))
+static void wake_by(struct qos *qos, uint64_t ns) {
+    if (qos->armed_ns != 0 && qos->armed_ns <= ns)
         return;
-    qos->armed_ns = qos->wake_ns;
-    qos->time.wake_at(qos, qos->wake_ns);
+    qos->armed_ns = ns;
+    qos->time.wake_at(qos, ns);
+}
+
+void qos_wake_soon(struct qos *qos) {
+    wake_by(qos, qos->time.now_ns());
+}
+
+/* Nothing may start now; the loop goes on when time lets something. */
+static void arm(struct qos *qos) {
+    if (qos->wake_ns != NEVER)
+        wake_by(qos, qos->wake_ns);
 }
 
 /* ---- Completing ---- */
 
-/* A piece is through. True: so is its request, and nobody else will answer it. */
-static bool settle(struct piece *piece) {
+/* A piece is through. True: so is its request, and nobody else will answer it. The lock is held. */
+static bool settle(const struct piece *piece) {
     struct waiting *waiting = piece->of;
     struct flow *flow = waiting->flow;
     struct qos *qos = flow->qos;
-    lock_take(&qos->lock);
     waiting->in_flight--;
     waiting->lane->in_flight--;
     qos->clearing_pieces -= !moves_data(&piece->block);
-    flow->pieces++;
-    flow->bytes += piece->bytes;
+    if (is_upkeep(waiting)) {
+        flow->upkept += piece->bytes;
+    } else {
+        flow->pieces++;
+        flow->bytes += piece->bytes;
+    }
     if (piece->urgent)
         qos->urgent_pieces--;
     else if (piece->bytes > 0)
@@ -263,7 +287,14 @@ static bool settle(struct piece *piece) {
         waiting->left = 0;
         forget(waiting);
     }
-    bool ended = waiting->in_flight == 0 && waiting->left == 0 && !waiting->submitting;
+    return waiting->in_flight == 0 && waiting->left == 0 && !waiting->submitting;
+}
+
+/* The same, of one that the target has completed at once. */
+static bool settle_now(struct piece *piece) {
+    struct qos *qos = piece->of->flow->qos;
+    lock_take(&qos->lock);
+    bool ended = settle(piece);
     lock_release(&qos->lock);
     free(piece);
     return ended;
@@ -275,15 +306,18 @@ static void conclude(struct waiting *waiting) {
     struct qos *qos = flow->qos;
     waiting->request->result = waiting->result;
     lock_take(&qos->lock);
-    flow->requests++;
-    histogram_add(&flow->latencies, qos->time.now_ns() - waiting->began_ns);
+    qos->window.demand -= waiting->demand;
+    if (!is_upkeep(waiting)) {
+        flow->requests++;
+        histogram_add(&flow->latencies, qos->time.now_ns() - waiting->began_ns);
+    }
     lock_release(&qos->lock);
 }
 
 static void release(struct waiting *waiting) {
     struct flow *flow = waiting->flow;
     lock_take(&flow->qos->lock);
-    if (--flow->outstanding == 0)
+    if (--*(is_upkeep(waiting) ? &flow->upkeeping : &flow->outstanding) == 0)
         pthread_cond_broadcast(&flow->qos->idle);
     lock_release(&flow->qos->lock);
     free(waiting);
@@ -309,37 +343,44 @@ void qos_dispatch(struct qos *qos) {
             return;
         if (failed)
             answer(waiting);
-        else if (piece != NULL && block_submit(waiting->flow->target, &piece->block) == 1 &&
-                 settle(piece))
+        else if (piece != NULL && block_submit(waiting->target, &piece->block) == 1 &&
+                 settle_now(piece))
             answer(waiting);
     }
+}
+
+/* By the loop: it tells the device, which may take a while. Soon, but first this thread and others
+ * whose pieces have come back with this one go on with the store. The lock is held. */
+static void answer_later(struct waiting *waiting) {
+    struct qos *qos = waiting->flow->qos;
+    waiting->next = NULL;
+    *qos->last_ended = waiting;
+    qos->last_ended = &waiting->next;
 }
 
 static void piece_done(struct block_request *block) {
     struct piece *piece = container_of(block, struct piece, block);
     struct waiting *waiting = piece->of;
     struct qos *qos = waiting->flow->qos;
-    bool urgent = piece->urgent, ended = settle(piece);
-    /* The store goes on while the answer is given, unless somebody waits for that. */
-    if (!urgent)
-        qos_dispatch(qos);
-    if (ended)
-        answer(waiting);
-    if (urgent)
-        qos_dispatch(qos);
-}
-
-static void dispatch_on_loop(void *context) {
-    struct qos *qos = context;
     lock_take(&qos->lock);
-    qos->posted = false;
+    bool ended = settle(piece),
+         later = ended && !piece->urgent && qos->differ && !is_upkeep(waiting);
+    if (later) {
+        answer_later(waiting);
+        wake_by(qos, qos->time.now_ns() + ANSWER_NS);
+        pthread_cond_broadcast(&qos->idle);
+    }
     lock_release(&qos->lock);
+    free(piece);
+    if (ended && !later)
+        answer(waiting);
     qos_dispatch(qos);
 }
 
 /* ---- Starting ---- */
 
-bool qos_start(struct waiting *waiting) {
+/* The request's own pieces. */
+static void start_own(struct waiting *waiting) {
     struct qos *qos = waiting->flow->qos;
     struct piece *piece;
     do {
@@ -348,22 +389,42 @@ bool qos_start(struct waiting *waiting) {
         if (choose(qos) == waiting)
             piece = cut(waiting);
         lock_release(&qos->lock);
-        if (piece != NULL && block_submit(waiting->flow->target, &piece->block) == 1)
-            settle(piece);
+        if (piece != NULL && block_submit(waiting->target, &piece->block) == 1)
+            settle_now(piece);
     } while (piece != NULL);
-    lock_take(&qos->lock);
-    waiting->submitting = false;
-    bool ended = waiting->in_flight == 0 && waiting->left == 0;
-    if (choose(qos) == NULL)
-        arm(qos);
-    else if (!qos->posted)
-        qos->posted = loop_post(qos->loop, dispatch_on_loop, qos) == 0;
-    lock_release(&qos->lock);
+}
+
+/* Its submitter has done its part. True: the request is complete, and `waiting` gone. */
+static bool leave(struct waiting *waiting, bool ended) {
     if (ended) {
         conclude(waiting);
         release(waiting);
     }
     return ended;
+}
+
+bool qos_start(struct waiting *waiting) {
+    struct qos *qos = waiting->flow->qos;
+    start_own(waiting);
+    lock_take(&qos->lock);
+    waiting->submitting = false;
+    bool ended = waiting->in_flight == 0 && waiting->left == 0;
+    if (choose(qos) == NULL)
+        arm(qos);
+    else
+        qos_wake_soon(qos);
+    lock_release(&qos->lock);
+    return leave(waiting, ended);
+}
+
+bool qos_start_upkeep(struct waiting *waiting) {
+    struct qos *qos = waiting->flow->qos;
+    qos_dispatch(qos);
+    lock_take(&qos->lock);
+    waiting->submitting = false;
+    bool ended = waiting->in_flight == 0 && waiting->left == 0;
+    lock_release(&qos->lock);
+    return leave(waiting, ended);
 }
 
 /* ---- Giving up ---- */
@@ -375,24 +436,21 @@ static void give_up_lane(struct qos *qos, const struct lane *lane) {
         if (waiting->result == 0)
             waiting->result = -ECANCELED;
         forget(waiting);
-        if (waiting->in_flight == 0 && !waiting->submitting) {
-            waiting->next = qos->cancelled;
-            qos->cancelled = waiting;
-        }
+        if (waiting->in_flight == 0 && !waiting->submitting)
+            answer_later(waiting);
     }
 }
 
 void qos_give_up(struct flow *flow) {
-    for (unsigned i = 0; i < LANES; i++)
+    for (unsigned i = 0; i < LANE_UPKEEP; i++)
         give_up_lane(flow->qos, &flow->lanes[i]);
 }
 
-void qos_answer_cancelled(void *context) {
-    struct qos *qos = context;
+void qos_answer_ended(struct qos *qos) {
     lock_take(&qos->lock);
-    struct waiting *waiting = qos->cancelled;
-    qos->cancelled = NULL;
-    qos->cancel_posted = false;
+    struct waiting *waiting = qos->ended;
+    qos->ended = NULL;
+    qos->last_ended = &qos->ended;
     lock_release(&qos->lock);
     while (waiting != NULL) {
         struct waiting *next = waiting->next;

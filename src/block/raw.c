@@ -17,7 +17,7 @@
 #define READERS_BYTE (INT64_C(1) << 62)
 
 /* How many system calls may block at a time, and the piece in which zeroes are written. */
-enum { RAW_THREADS = 4, ZERO_PIECE = 64 << 10 };
+enum { RAW_THREADS = 4, RAW_THREADS_DIRECT = 16, ZERO_PIECE = 64 << 10 };
 
 struct raw {
     struct block block;
@@ -27,6 +27,7 @@ struct raw {
     char *path;
     struct pool *pool;
     struct uring *uring;         /* for what goes past the page cache; NULL: none */
+    atomic_uint writing;         /* writes that threads have */
     atomic_bool no_nowait;       /* reads that never block are not supported here */
     atomic_bool no_nowait_write; /* nor writes */
     atomic_int lost; /* a flush failed with this: what the host lost of the writes, nobody knows */
@@ -205,7 +206,17 @@ static void raw_work(void *context, struct pool_job *job) {
     request->result = perform(raw, request);
     if (request->result != 0)
         complain(raw, request);
+    atomic_fetch_sub(&raw->writing, request->operation == BLOCK_WRITE);
     request->done(request);
+}
+
+static int leave_to_threads(struct raw *raw, struct block_request *request) {
+    atomic_fetch_add(&raw->writing, request->operation == BLOCK_WRITE);
+    int rc = request->background ? pool_go_on(raw->pool, &request->job)
+                                 : pool_submit(raw->pool, &request->job);
+    if (rc != 0)
+        atomic_fetch_sub(&raw->writing, request->operation == BLOCK_WRITE);
+    return rc;
 }
 
 /*
@@ -232,7 +243,7 @@ static void uring_result(void *context, struct block_request *request, int resul
     struct raw *raw = context;
     if (result > 0 && result % BLOCK_SECTOR == 0)
         advance(request, (size_t)result);
-    if (request->length > 0 && pool_submit(raw->pool, &request->job) == 0)
+    if (request->length > 0 && leave_to_threads(raw, request) == 0)
         return;
     request->result = request->length == 0 ? 0 : -EAGAIN;
     if (request->result != 0)
@@ -240,19 +251,26 @@ static void uring_result(void *context, struct block_request *request, int resul
     request->done(request);
 }
 
-static bool uring_takes(const struct raw *raw, const struct block_request *request) {
-    bool transfers = request->operation == BLOCK_READ || request->operation == BLOCK_WRITE;
-    return raw->uring != NULL && transfers && request->vector_count <= IOV_MAX &&
-           raw_is_direct(raw, request);
+/*
+ * A write to a file that nobody waits for in the kernel is completed there by a worker bound to one
+ * processor, which gets it when all others there have had theirs. So threads of ours wait for
+ * writes to files; what is more than they can do at a time goes to the ring all the same.
+ */
+static bool uring_takes(struct raw *raw, const struct block_request *request) {
+    bool reading = request->operation == BLOCK_READ, writing = request->operation == BLOCK_WRITE;
+    if (raw->uring == NULL || !(reading || writing) || request->vector_count > IOV_MAX ||
+        !raw_is_direct(raw, request))
+        return false;
+    return reading || raw->device || atomic_load(&raw->writing) >= RAW_THREADS_DIRECT;
 }
 
 static int raw_submit(struct block *block, struct block_request *request) {
     struct raw *raw = raw_of(block);
     if (do_cached(raw, request))
         return 1;
-    if (uring_takes(raw, request) && uring_submit(raw->uring, raw->direct_fd, request) == 0)
+    if (uring_takes(raw, request) && uring_submit(raw->uring, request) == 0)
         return 0;
-    int rc = pool_submit(raw->pool, &request->job);
+    int rc = leave_to_threads(raw, request);
     if (rc == 0)
         return 0;
     request->result = rc;
@@ -427,7 +445,7 @@ static int open_direct(struct raw *raw, bool readonly, struct error *err) {
         return error_set_errno(err, -errno, "disk %s: its file system has no cache=none",
                                raw->path);
     /* Without a ring (old kernels, sandboxes) threads do it. */
-    if (uring_create(uring_result, raw, &raw->uring) < 0)
+    if (uring_create(raw->direct_fd, uring_result, raw, &raw->uring) < 0)
         log_info("disk %s: no io_uring here, threads instead", raw->path);
     return 0;
 }
@@ -443,7 +461,9 @@ static int open_image(struct raw *raw, const struct raw_config *config, struct e
         rc = lock_image(raw, config, err);
     if (rc == 0 && config->direct)
         rc = open_direct(raw, readonly, err);
-    return rc != 0 ? rc : pool_create(RAW_THREADS, raw_work, raw, &raw->pool, err);
+    return rc != 0 ? rc
+                   : pool_create(config->direct ? RAW_THREADS_DIRECT : RAW_THREADS, raw_work, raw,
+                                 &raw->pool, err);
 }
 
 int block_open_file(const char *path, const struct raw_config *config, struct block **block,

@@ -19,6 +19,7 @@ int cmd_run(int argc, char **argv);
 int cmd_create(int argc, char **argv);
 int cmd_start(int argc, char **argv);
 int cmd_stop(int argc, char **argv);
+int cmd_clone(int argc, char **argv);
 int cmd_rm(int argc, char **argv);
 int cmd_exec(int argc, char **argv);
 int cmd_cp(int argc, char **argv);
@@ -26,6 +27,8 @@ int cmd_cpus(int argc, char **argv);
 int cmd_console(int argc, char **argv);
 int cmd_logs(int argc, char **argv);
 int cmd_memory(int argc, char **argv);
+int cmd_migrate(int argc, char **argv);
+int cmd_receive(int argc, char **argv);
 int cmd_pause(int argc, char **argv);
 int cmd_resume(int argc, char **argv);
 int cmd_snapshot(int argc, char **argv);
@@ -41,10 +44,11 @@ int cmd_help(int argc, char **argv);
 int cmd_version(int argc, char **argv);
 int cmd_completion(int argc, char **argv);
 
-extern const struct option_spec run_options[], start_options[], stop_options[], rm_options[],
-    ps_options[], exec_options[], cp_options[], cpus_options[], console_options[], logs_options[],
-    memory_options[], pause_options[], profile_options[], qos_options[], snapshot_options[],
-    time_options[], image_options[], disk_options[], device_options[];
+extern const struct option_spec clone_options[], run_options[], start_options[], stop_options[],
+    rm_options[], ps_options[], exec_options[], cp_options[], cpus_options[], console_options[],
+    logs_options[], memory_options[], pause_options[], profile_options[], qos_options[],
+    snapshot_options[], time_options[], image_options[], disk_options[], device_options[];
+extern const struct option_spec migrate_options[], receive_options[];
 
 /* "lodge: TEXT" on standard error; returns the exit code. */
 int cli_error(int exit_code, const char *text);

@@ -49,6 +49,10 @@ static int try_cloud_init(json_t *options, struct error *err) {
 
 static int create(const char *name, json_t *options, struct error *err) {
     struct client *client;
+    const char *from = json_string_value(json_object_get(options, "from"));
+    if (from != NULL)
+        return error_set(err, -EINVAL, "'lodge clone %.130s' makes VMs that go on from a snapshot",
+                         from);
     if (name == NULL)
         return error_set(err, -EINVAL, "a VM that lasts needs a name: lodge create --name NAME");
     int result = vm_name_check(name, err);

@@ -10,10 +10,13 @@
 #include "cli/exit_codes.h"
 #include "cli/vm.h"
 
-enum { OPT_TIMEOUT, OPT_OUTPUT, OPT_HELP };
+enum { OPT_PAGE_OUT, OPT_KEEP, OPT_PAGE_IN, OPT_TIMEOUT, OPT_OUTPUT, OPT_HELP };
 enum { TIMEOUT_SECONDS = 15 };
 
 const struct option_spec memory_options[] = {
+    [OPT_PAGE_OUT] = {"page-out", 0, NULL, "write its memory to a file and drop it"},
+    [OPT_KEEP] = {"keep", 0, "SIZE", "with --page-out: as much may stay (0)"},
+    [OPT_PAGE_IN] = {"page-in", 0, NULL, "bring all of that back now"},
     [OPT_TIMEOUT] = {"timeout", 't', "SECONDS",
                      "how long the guest may take for the next step (15); 0: do not wait"},
     [OPT_OUTPUT] = OUTPUT_OPTION,
@@ -24,15 +27,22 @@ const struct option_spec memory_options[] = {
 struct memory_verb {
     const char *name;
     unsigned seconds;
-    bool json;
+    bool json, page_out, page_in, keeps;
+    uint64_t keep;
 };
 
 static int help(void) {
-    puts("usage: lodge memory [OPTIONS] NAME [SIZE]\n\n"
-         "Shows how much memory a running VM has, how much of it the host holds, and what the\n"
-         "guest says of it. With SIZE the guest gives memory up, or takes it back, until it has\n"
-         "so much: down by its balloon, above what it was started with by plugging memory in\n"
-         "(lodge run --memory SIZE,max=MOST). Options:");
+    puts(
+        "usage: lodge memory [OPTIONS] NAME [SIZE]\n"
+        "       lodge memory --page-out [--keep SIZE] NAME\n"
+        "       lodge memory --page-in NAME\n\n"
+        "Shows how much memory a running VM has, how much of it the host holds, and what the\n"
+        "guest says of it. With SIZE the guest gives memory up, or takes it back, until it has\n"
+        "so much: down by its balloon, above what it was started with by plugging memory in\n"
+        "(lodge run --memory SIZE,max=MOST).\n\n"
+        "--page-out writes what the guest does not change at the moment to a file without a name,\n"
+        "in the VM's directory, and gives it back to the host; it is read when the guest touches\n"
+        "it. The guest runs on. Options:");
     option_help(memory_options);
     return EXIT_OK;
 }
@@ -69,6 +79,8 @@ static void print_memory(const json_t *memory) {
     printf("\nmost        %10.1f MiB\n", mib(memory, "max"));
     printf("on the host %10.1f MiB", mib(memory, "resident"));
     puts(json_is_true(json_object_get(memory, "huge-pages")) ? ", huge pages, all reserved" : "");
+    if (bytes(memory, "away") > 0)
+        printf("paged out   %10.1f MiB\n", mib(memory, "away"));
     print_statistics(memory);
 }
 
@@ -161,6 +173,32 @@ static int set(struct client *client, const struct memory_verb *verb, const char
     return result;
 }
 
+/* ---- Paging ---- */
+
+static void show_paging(void *context, const char *event, const json_t *data) {
+    (void)context;
+    if (strcmp(event, "PAGE_PROGRESS") == 0 && isatty(STDERR_FILENO))
+        fprintf(stderr, "\r%.0f of %.0f MiB", mib(data, "done"), mib(data, "total"));
+}
+
+static int page(struct client *client, const struct memory_verb *verb, struct error *err) {
+    json_t *answer = NULL;
+    client_on_event(client, show_paging, NULL);
+    int result = verb->page_in ? client_call(client, "memory-page-in", NULL, &answer, err)
+                               : client_call(client, "memory-page-out",
+                                             json_pack("{s:I}", "keep", (json_int_t)verb->keep),
+                                             &answer, err);
+    if (isatty(STDERR_FILENO))
+        fputc('\n', stderr);
+    if (result == 0 && verb->json)
+        print_json(json_incref(answer));
+    else if (result == 0)
+        printf("%.1f MiB paged out, %.1f MiB on the host\n", mib(answer, "away"),
+               mib(answer, "resident"));
+    json_decref(answer);
+    return result;
+}
+
 /* ---- The verb ---- */
 
 static int parse_timeout(const char *text, unsigned *seconds, struct error *err) {
@@ -172,12 +210,37 @@ static int parse_timeout(const char *text, unsigned *seconds, struct error *err)
     return 0;
 }
 
+static int parse_keep(const char *text, uint64_t *keep, struct error *err) {
+    int result = parse_size(text, keep, err);
+    if (result == 0 && *keep > INT64_MAX)
+        result = error_set(err, -EINVAL, "--keep %.40s: too large a size", text);
+    return result;
+}
+
+static int take_option(struct memory_verb *verb, int option, const char *value, struct error *err) {
+    switch (option) {
+    case OPT_PAGE_OUT: verb->page_out = true; return 0;
+    case OPT_PAGE_IN: verb->page_in = true; return 0;
+    case OPT_KEEP: verb->keeps = true; return parse_keep(value, &verb->keep, err);
+    case OPT_TIMEOUT: return parse_timeout(value, &verb->seconds, err);
+    default: return parse_output(value, &verb->json, err);
+    }
+}
+
+static bool is_sensible(const struct memory_verb *verb, int left) {
+    bool pages = verb->page_out || verb->page_in;
+    return !(verb->page_out && verb->page_in) && !(verb->keeps && !verb->page_out) &&
+           (left == 1 || (left == 2 && !pages));
+}
+
 static int run(const struct memory_verb *verb, const char *size, struct error *err) {
     struct client *client;
     int result = vm_connect(verb->name, &client, err);
     if (result < 0)
         return result;
-    result = size != NULL ? set(client, verb, size, err) : show(client, verb, err);
+    result = verb->page_out || verb->page_in ? page(client, verb, err)
+             : size != NULL                  ? set(client, verb, size, err)
+                                             : show(client, verb, err);
     client_close(client);
     return result < 0 ? error_prefix(err, "'%s'", verb->name) : 0;
 }
@@ -190,15 +253,16 @@ int cmd_memory(int argc, char **argv) {
     while ((option = option_next(&parser, &err)) >= 0) {
         if (option == OPT_HELP)
             return help();
-        if (option == OPT_TIMEOUT ? parse_timeout(parser.value, &verb.seconds, &err) < 0
-                                  : parse_output(parser.value, &verb.json, &err) < 0)
+        if (take_option(&verb, option, parser.value, &err) < 0)
             return cli_error(EXIT_USAGE, err.text);
     }
     if (option == OPTION_ERROR)
         return cli_error(EXIT_USAGE, err.text);
     int left = argc - parser.at;
-    if (left < 1 || left > 2)
-        return cli_error(EXIT_USAGE, "usage: lodge memory [OPTIONS] NAME [SIZE]");
+    if (!is_sensible(&verb, left))
+        return cli_error(EXIT_USAGE, "usage: lodge memory [OPTIONS] NAME [SIZE], "
+                                     "lodge memory --page-out [--keep SIZE] NAME, "
+                                     "lodge memory --page-in NAME");
     verb.name = argv[parser.at];
     int result = run(&verb, left == 2 ? argv[parser.at + 1] : NULL, &err);
     if (result == 0)

@@ -1,6 +1,6 @@
 #include "cli/cli.h"
+#include "cli/remove.h"
 #include "cli/vm.h"
-#include "machine/vm_store.h"
 
 const struct option_spec rm_options[] = {
     {"force", 'f', NULL, "end it first when it runs"},
@@ -10,17 +10,7 @@ const struct option_spec rm_options[] = {
 };
 
 static int remove_vm(const char *name, struct names_request *request, struct error *err) {
-    struct vm_directory directory;
-    int result = vm_store_lock(name, &directory, err);
-    if (result == -EBUSY && request->force) {
-        result = vm_stop(name, 0, err);
-        if (result == 0 || result == -ENOENT) /* it has just ended by itself */
-            result = vm_store_lock(name, &directory, err);
-    } else if (result == -EBUSY) {
-        error_set(err, result, "'%s' is running; 'lodge stop %s' first, or 'lodge rm -f %s'", name,
-                  name, name);
-    }
-    return result < 0 ? result : vm_store_remove(name, &directory, err);
+    return vm_remove(name, request->force, err);
 }
 
 int cmd_rm(int argc, char **argv) {

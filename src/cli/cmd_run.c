@@ -2,9 +2,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/host_clock.h"
 #include "base/log.h"
+#include "base/uuid.h"
 #include "cli/cli.h"
 #include "cli/exit_codes.h"
+#include "cli/from.h"
 #include "cli/limits.h"
 #include "cli/run.h"
 #include "cli/volume.h"
@@ -25,12 +28,14 @@ enum {
     OPT_DISK,
     OPT_USER_DEVICE,
     OPT_IMAGE,
+    OPT_FROM,
     OPT_CLOUD_INIT,
     OPT_CDROM,
     OPT_VOLUME,
     OPT_FIRMWARE,
     OPT_FIRMWARE_VARS,
     OPT_NET,
+    OPT_MAC,
     OPT_PUBLISH,
     OPT_CONSOLE,
     OPT_ON_REBOOT,
@@ -39,6 +44,9 @@ enum {
     OPT_TIME_SCALE,
     OPT_TIME_OFFSET,
     OPT_NO_CATCH_UP,
+    OPT_GENERATION_ID,
+    OPT_IDLE_STATES,
+    OPT_CPU,
     OPT_NAME,
     OPT_PERF_MAP,
     OPT_VERBOSE,
@@ -67,6 +75,7 @@ const struct option_spec run_options[] = {
                          "a device that another process serves (vfio-user); repeatable",
                          .path = OPTION_NEW_PATH},
     [OPT_IMAGE] = {"image", 0, "NAME", "an image of 'lodge image build'; as the operand IMAGE"},
+    [OPT_FROM] = {"from", 0, "VM@SNAPSHOT", "go on from a kept VM's snapshot, as a VM of its own"},
     [OPT_CLOUD_INIT] = {"cloud-init", 0, "FILE", "user-data for cloud-init in the guest",
                         .path = OPTION_PATH},
     [OPT_CDROM] = {"cdrom", 0, "FILE", "a CD-ROM drive with an ISO 9660 image in it",
@@ -79,7 +88,9 @@ const struct option_spec run_options[] = {
                       .path = OPTION_PATH},
     [OPT_FIRMWARE_VARS] = {"firmware-vars", 0, "FILE", "where UEFI variables are kept",
                            .path = OPTION_NEW_PATH},
-    [OPT_NET] = {"net", 0, "user|none", "the network: as this user, or none"},
+    [OPT_NET] = {"net", 0, "user|none|tap=NAME",
+                 "the network: as this user, none, or a tap of the host's"},
+    [OPT_MAC] = {"mac", 0, "ADDRESS", "the network device's address (02:6c:6f:64:67:65)"},
     [OPT_PUBLISH] = {"publish", 'p', "HOST:GUEST",
                      "a TCP port of the host that leads to the guest's"},
     [OPT_CONSOLE] = {"console", 0, "agent|serial",
@@ -92,6 +103,13 @@ const struct option_spec run_options[] = {
     [OPT_TIME_OFFSET] = {"time-offset", 0, "SECONDS",
                          "how far the guest's wall clock is ahead (0)"},
     [OPT_NO_CATCH_UP] = {"no-catch-up", 0, NULL, "time lost in a pause stays lost"},
+    [OPT_GENERATION_ID] = {"generation-id", 0, "auto|UUID",
+                           "the VM generation id that the guest sees (auto: made up)"},
+    [OPT_IDLE_STATES] = {"idle-states", 0, "none|host|FILE",
+                         "the processors' idle states that the guest is shown (none)",
+                         .path = OPTION_PATH},
+    [OPT_CPU] = {"cpu", 0, "host|x86-64-v1|x86-64-v2|x86-64-v3",
+                 "what the guest is shown of the host's processor (host)"},
     [OPT_NAME] = {"name", 'n', "NAME", "what 'lodge ps' and 'lodge profile' call the VM"},
     [OPT_PERF_MAP] = {"perf-map", 0, NULL,
                       "name translated code for perf(1), in /tmp/perf-PID.map"},
@@ -106,6 +124,7 @@ const struct option_spec run_options[] = {
 
 static const char *const engines[] = {"auto", "soft", "kvm", NULL};
 static const char *const nets[] = {"none", "user", NULL};
+static const char tap_word[] = "tap=";
 static const char *const consoles[] = {"agent", "serial", NULL};
 static const char *const reboots[] = {"restart", "stop", NULL};
 static const char *const panics[] = {"stop", "hold", NULL};
@@ -139,6 +158,37 @@ static int parse_cpus(struct machine_config *machine, const char *value, struct 
                          value, MACHINE_VCPUS_MAX);
     machine->vcpus = (unsigned)count;
     machine->vcpus_max = (unsigned)most;
+    return 0;
+}
+
+static int parse_net(struct machine_config *machine, const char *value, struct error *err) {
+    const char *tap = value + strlen(tap_word);
+    if (strncmp(value, tap_word, strlen(tap_word)) == 0 && tap[0] != 0) {
+        machine->net = NET_TAP;
+        machine->tap = tap;
+        return 0;
+    }
+    int chosen = parse_choice("net", value, nets, NULL);
+    if (chosen < 0)
+        return error_set(err, -EINVAL, "--net is 'user', 'none' or 'tap=NAME', not '%.40s'", value);
+    machine->net = (enum net_kind)chosen;
+    return 0;
+}
+
+static int parse_mac(uint8_t mac[6], const char *value, struct error *err) {
+    unsigned byte[6];
+    int used = 0;
+    bool good = strlen(value) == 17 &&
+                sscanf(value, "%2x:%2x:%2x:%2x:%2x:%2x%n", &byte[0], &byte[1], &byte[2], &byte[3],
+                       &byte[4], &byte[5], &used) == 6 &&
+                used == 17 && (byte[0] & 1) == 0;
+    if (!good)
+        return error_set(err, -EINVAL,
+                         "--mac: '%.40s' is no address of one device, like "
+                         "02:6c:6f:64:67:65",
+                         value);
+    for (int i = 0; i < 6; i++)
+        mac[i] = (uint8_t)byte[i];
     return 0;
 }
 
@@ -238,6 +288,15 @@ static int parse_offset(int64_t *offset, const char *text, struct error *err) {
     return 0;
 }
 
+static int parse_generation(struct machine_config *machine, const char *value, struct error *err) {
+    uint8_t id[UUID_SIZE];
+    bool made_up = strcmp(value, "auto") == 0;
+    if (!made_up && !uuid_parse(value, id))
+        return error_set(err, -EINVAL, "--generation-id %.40s: auto or a UUID", value);
+    machine->generation_id = made_up ? NULL : value;
+    return 0;
+}
+
 /* Whole MiB, where it is one. */
 static int parse_amount(const char *text, uint64_t *size, struct error *err) {
     int result = parse_size(text, size, err);
@@ -321,12 +380,14 @@ int run_take_option(struct run_config *config, int option, char *value, struct e
     case OPT_DISK: return parse_disk(machine, value, err);
     case OPT_USER_DEVICE: return add_user_device(machine, value, err);
     case OPT_IMAGE: config->image = value; return image_name_check(value, err);
+    case OPT_FROM: config->from = value; break;
     case OPT_CLOUD_INIT: config->cloud_init = value; break;
     case OPT_CDROM: machine->cdrom = value; break;
     case OPT_VOLUME: return volume_add(machine, value, err);
     case OPT_FIRMWARE: parse_firmware(config, value); break;
     case OPT_FIRMWARE_VARS: machine->firmware_variables = value; break;
-    case OPT_NET: CHOOSE(machine->net, "net", nets); break;
+    case OPT_NET: return parse_net(machine, value, err);
+    case OPT_MAC: return parse_mac(machine->mac, value, err);
     case OPT_PUBLISH: return parse_publish(machine, value, err);
     case OPT_CONSOLE:
         CHOOSE(config->console, "console", consoles);
@@ -338,6 +399,9 @@ int run_take_option(struct run_config *config, int option, char *value, struct e
     case OPT_TIME_SCALE: return parse_scale(&machine->time_scale, value, err);
     case OPT_TIME_OFFSET: return parse_offset(&machine->time_offset, value, err);
     case OPT_NO_CATCH_UP: machine->no_catch_up = true; break;
+    case OPT_GENERATION_ID: return parse_generation(machine, value, err);
+    case OPT_IDLE_STATES: machine->idle_states = strcmp(value, "none") != 0 ? value : NULL; break;
+    case OPT_CPU: CHOOSE(machine->cpu, "cpu", cpu_baselines); break;
     case OPT_NAME: config->name = value; return vm_name_check(value, err);
     case OPT_PERF_MAP: config->perf_map = true; break;
     case OPT_VERBOSE: config->verbose++; break;
@@ -396,15 +460,17 @@ int run_check(struct run_config *config, struct error *err) {
         return error_set(err, -EINVAL, "--firmware-vars needs a firmware: --firmware ovmf");
     if (machine->verify && (machine->vcpus > 1 || machine->vcpus_max > 1))
         return error_set(err, -EINVAL, "--verify compares one vCPU with itself; leave out --cpus");
-    if (machine->firmware != FIRMWARE_NONE && machine->vcpus_max > machine->vcpus)
-        return error_set(err, -EINVAL,
-                         "processors can be plugged into a guest that is booted without firmware; "
-                         "leave out ,max= or use --firmware none");
     if (machine->time_scale != 0 && machine->time_scale != 1 && machine->engine == ENGINE_KVM)
         return error_set(err, -EINVAL, "--time-scale is the soft engine's; leave out --engine kvm");
-    if (machine->net == NET_NONE && machine->publish_count > 0)
-        return error_set(err, -EINVAL, "--publish needs a network; leave out --net none");
-    if (machine->verify || (machine->time_scale != 0 && machine->time_scale != 1))
+    if (machine->net != NET_USER && machine->publish_count > 0)
+        return error_set(err, -EINVAL, "--publish is the user network's; leave out --net");
+    if (machine->idle_states != NULL && machine->engine == ENGINE_KVM)
+        return error_set(err, -EINVAL,
+                         "--idle-states is the soft engine's; leave out --engine kvm");
+    if (machine->cpu != CPU_HOST && machine->engine == ENGINE_KVM)
+        return error_set(err, -EINVAL, "--cpu is the soft engine's; leave out --engine kvm");
+    if (machine->verify || machine->idle_states != NULL || machine->cpu != CPU_HOST ||
+        (machine->time_scale != 0 && machine->time_scale != 1))
         machine->engine = ENGINE_SOFT;
     return 0;
 }
@@ -423,8 +489,22 @@ static int take_image(struct run_config *config, const char *word, struct error 
                      word);
 }
 
+/* What a VM that goes on from a snapshot can be told; all else is as the snapshot has it. */
+static bool goes_with_from(int option) {
+    return option == OPT_FROM || option == OPT_NAME || option == OPT_PUBLISH ||
+           option == OPT_VERBOSE || option == OPT_PERF_MAP;
+}
+
+static int check_from(const struct run_config *config, const char *other, struct error *err) {
+    if (config->from == NULL || other == NULL)
+        return 0;
+    return error_set(err, -EINVAL, "--from: the VM is as its snapshot has it; leave out %s%s",
+                     config->image == other ? "" : "--", other);
+}
+
 /* All of the command line. 1: help is wanted. */
 static int parse(struct run_config *config, struct option_parser *parser, struct error *err) {
+    const char *other = NULL;
     int result = 0;
     while (result == 0 && (parser->at < parser->argc || parser->letters != NULL)) {
         int option = option_next(parser, err);
@@ -436,6 +516,8 @@ static int parse(struct run_config *config, struct option_parser *parser, struct
         }
         if (option == OPTION_ERROR)
             return -EINVAL;
+        if (option >= 0 && !goes_with_from(option))
+            other = run_options[option].name;
         if (option >= 0)
             result = run_take_option(config, option, (char *)parser->value, err);
         else if (strcmp(parser->argv[parser->at - 1], "--") == 0)
@@ -443,6 +525,8 @@ static int parse(struct run_config *config, struct option_parser *parser, struct
         else
             result = take_image(config, parser->argv[parser->at++], err);
     }
+    if (result == 0)
+        result = check_from(config, config->image != NULL ? config->image : other, err);
     if (result < 0 || strcmp(parser->argv[parser->at - 1], "--") != 0)
         return result;
     if (parser->at >= parser->argc)
@@ -455,6 +539,7 @@ int cmd_run(int argc, char **argv) {
     struct option_parser parser = {.specs = run_options, .argc = argc, .argv = argv, .at = 1};
     struct run_config config = RUN_DEFAULTS;
     struct error err;
+    config.begun_ns = host_clock_ns();
     int result = parse(&config, &parser, &err);
     if (result > 0)
         return help();
@@ -467,5 +552,5 @@ int cmd_run(int argc, char **argv) {
     }
     if (config.verbose > 0)
         log_set_level(config.verbose > 1 ? LOG_DEBUG : LOG_INFO);
-    return run_guest(&config);
+    return config.from != NULL ? from_run(&config, config.from) : run_guest(&config);
 }

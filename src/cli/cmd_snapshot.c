@@ -4,20 +4,24 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "block/disk/disk.h"
-#include "block/open.h"
 #include "cli/cli.h"
 #include "cli/disk/tools.h"
 #include "cli/exit_codes.h"
+#include "cli/snapshot_disks.h"
 #include "cli/start.h"
 #include "cli/vm.h"
+#include "machine/clone.h"
 #include "machine/machine_state.h"
 #include "machine/snapshot_store.h"
 
-enum { OPT_DESCRIPTION, OPT_OUTPUT, OPT_HELP };
+enum { OPT_DESCRIPTION, OPT_FULL, OPT_COMPRESS, OPT_CHECK, OPT_OUTPUT, OPT_HELP };
 
 const struct option_spec snapshot_options[] = {
     [OPT_DESCRIPTION] = {"description", 'd', "TEXT", "create: what it is for"},
+    [OPT_FULL] = {"full", 0, NULL, "create: with all of memory, not what has changed alone"},
+    [OPT_COMPRESS] = {"compress", 0, NULL,
+                      "create: with memory compressed; restoring takes longer"},
+    [OPT_CHECK] = {"check", 0, NULL, "restore: as 'lodge snapshot check' first"},
     [OPT_OUTPUT] = OUTPUT_OPTION,
     [OPT_HELP] = {"help", 'h', NULL, "show this help"},
     {NULL, 0, NULL, NULL},
@@ -25,17 +29,19 @@ const struct option_spec snapshot_options[] = {
 
 struct request {
     const char *vm, *name, *description;
-    bool json;
+    bool full, compress, check, json;
 };
 
 static int help(void) {
-    puts("usage: lodge snapshot create [-d TEXT] VM NAME\n"
+    puts("usage: lodge snapshot create [-d TEXT] [--full] [--compress] VM NAME\n"
          "       lodge snapshot ls VM\n"
-         "       lodge snapshot restore VM NAME\n"
+         "       lodge snapshot restore [--check] VM NAME\n"
+         "       lodge snapshot check VM NAME\n"
          "       lodge snapshot rm VM NAME\n\n"
          "Keeps all of a running VM under a name: memory, processors, devices and disks of one\n"
          "moment. restore goes back there and on from it; what the VM is now is lost, unless\n"
-         "a snapshot is taken first. Options:");
+         "a snapshot is taken first. A further snapshot keeps what has changed since the one\n"
+         "before. check reads all of one and compares it with its sums. Options:");
     option_help(snapshot_options);
     return EXIT_OK;
 }
@@ -83,27 +89,47 @@ static int wait_for_answer(struct client *client, json_t **answer, struct error 
     }
 }
 
-static int create(const struct request *request, struct error *err) {
+/* arguments becomes this call's own. */
+static int take(const char *vm, json_t *arguments, json_t **answer, struct error *err) {
     struct client *client = NULL;
-    json_t *answer = NULL, *arguments = json_pack("{s:s}", "name", request->name);
-    if (request->description != NULL)
-        json_object_set_new(arguments, "description", json_string(request->description));
-    int result = vm_connect(request->vm, &client, err);
+    int result = vm_connect(vm, &client, err);
     if (result < 0) {
         json_decref(arguments);
         return result;
     }
     result = client_send(client, "snapshot-create", arguments, err);
     if (result == 0)
-        result = wait_for_answer(client, &answer, err);
+        result = wait_for_answer(client, answer, err);
     client_close(client);
+    return result;
+}
+
+int snapshot_take(const char *vm, const char *name, const char *description, bool full,
+                  json_t **answer, struct error *err) {
+    return take(
+        vm, json_pack("{s:s, s:b, s:s*}", "name", name, "full", full, "description", description),
+        answer, err);
+}
+
+static int create(const struct request *request, struct error *err) {
+    json_t *answer = NULL;
+    json_t *arguments = json_pack("{s:s, s:b, s:s*}", "name", request->name, "full", request->full,
+                                  "description", request->description);
+    if (request->compress) /* which monitors of older lodges do not know */
+        json_object_set_new(arguments, "compress", json_true());
+    int result = take(request->vm, arguments, &answer, err);
     if (result < 0)
         return result;
+    json_int_t packed = json_integer_value(json_object_get(answer, "compressed-bytes"));
+    char text[64] = "";
+    if (packed > 0)
+        snprintf(text, sizeof text, ", compressed to %s", disk_tool_bytes((uint64_t)packed));
     if (request->json)
         print_json(json_incref(answer));
     else
-        printf("%s: %s of memory; the VM stood for %.3f s\n", request->name,
+        printf("%s: %s of %smemory%s; the VM stood for %.3f s\n", request->name,
                disk_tool_bytes((uint64_t)json_integer_value(json_object_get(answer, "bytes"))),
+               json_is_true(json_object_get(answer, "full")) ? "" : "changed ", text,
                json_real_value(json_object_get(answer, "stood-seconds")));
     json_decref(answer);
     return 0;
@@ -116,24 +142,61 @@ static const char *text_of(const json_t *about, const char *member) {
     return text != NULL ? text : "";
 }
 
-/* Those that go on from `parent` (NULL: from none), and from those, indented. */
-static void print_children(const json_t *list, const char *parent, int depth) {
+/* How deep a tree is drawn, in steps of STEP columns; what a name and its lines have together. */
+enum { DEPTH_MAX = 64, STEP = 3, NAME_COLUMN = 32 };
+
+static const json_t *find(const json_t *list, const char *name) {
     json_t *about;
     size_t i;
-    json_array_foreach((json_t *)list, i, about) {
-        const char *own = text_of(about, "name");
-        if (strcmp(text_of(about, "parent"), parent) != 0 || depth > 2 * SNAPSHOT_DISK_NAME_MAX)
-            continue;
-        bool current = json_is_true(json_object_get(about, "current"));
-        printf("%*s%-*s %-20s %10s  %s\n", depth, "", depth < 30 ? 32 - depth : 2, own,
-               text_of(about, "created"),
+    json_array_foreach((json_t *)list, i,
+                       about) if (strcmp(text_of(about, "name"), name) == 0) return about;
+    return NULL;
+}
+
+/* The next behind `i` that goes on from `parent`; "": from none, or one that is not there. */
+static size_t next_child(const json_t *list, size_t i, const char *parent) {
+    for (; i < json_array_size(list); i++) {
+        const char *own = text_of(json_array_get(list, i), "parent");
+        if (strcmp(find(list, own) != NULL ? own : "", parent) == 0)
+            break;
+    }
+    return i;
+}
+
+static void print_one(const char *lines, const json_t *about) {
+    const char *error = text_of(about, "error");
+    int used = (int)(strlen(lines) + strlen(text_of(about, "name")));
+    printf("%s%s%*s", lines, text_of(about, "name"), used < NAME_COLUMN ? NAME_COLUMN - used : 1,
+           "");
+    if (error[0] != 0)
+        printf(" %s\n", error);
+    else
+        printf(" %-20s %10s  %s\n", text_of(about, "created"),
                disk_tool_bytes((uint64_t)json_integer_value(json_object_get(about, "bytes"))),
                text_of(about, "description"));
-        if (current)
-            printf("%*s(now)\n", depth + 2, "");
-        if (own[0] != 0)
-            print_children(list, own, depth + 2);
+}
+
+/* Below `parent`, whose own lines lead here; those of the last child end with it. */
+static void print_children(const json_t *list, const char *parent, char *lines, bool current) {
+    size_t length = strlen(lines), i = next_child(list, 0, parent), next;
+    bool root = parent[0] == 0;
+    if (length > (size_t)DEPTH_MAX * STEP)
+        return;
+    for (; i < json_array_size(list); i = next) {
+        const json_t *about = json_array_get(list, i);
+        const char *own = text_of(about, "name");
+        next = next_child(list, i + 1, parent);
+        bool last = next == json_array_size(list) && !current;
+        if (!root)
+            memcpy(lines + length, last ? "`- " : "|- ", STEP + 1);
+        print_one(lines, about);
+        if (!root)
+            memcpy(lines + length, last ? "   " : "|  ", STEP + 1);
+        print_children(list, own, lines, json_is_true(json_object_get(about, "current")));
+        lines[length] = 0;
     }
+    if (current)
+        printf("%s`- (now)\n", lines);
 }
 
 static int list(const struct request *request, struct error *err) {
@@ -149,122 +212,74 @@ static int list(const struct request *request, struct error *err) {
         return 0;
     }
     printf("%-32s %-20s %10s  %s\n", "NAME", "CREATED", "SIZE", "DESCRIPTION");
-    print_children(all, "", 0);
+    char lines[(DEPTH_MAX + 2) * STEP] = "";
+    print_children(all, "", lines, false);
     json_decref(all);
     return 0;
 }
 
-/* ---- Disks ---- */
-
-static int open_disk(const char *file, bool readonly, struct block **block, struct error *err) {
-    struct block_options options = {
-        .format = BLOCK_FORMAT_LODGE, .readonly = readonly, .no_backing = true};
-    return block_open(file, &options, block, err);
-}
-
-static bool disk_has(struct block *block, const char *name) {
-    struct disk_snapshot *all = calloc(DISK_SNAPSHOTS_MAX, sizeof *all);
-    unsigned count = all != NULL ? disk_snapshots(block, all) : 0;
-    bool found = false;
-    for (unsigned i = 0; i < count && !found; i++)
-        found = strcmp(all[i].name, name) == 0;
-    free(all);
-    return found;
-}
-
-typedef int disk_change(struct block *block, const char *name, struct error *err);
-
-static int check_disk(struct block *block, const char *name, struct error *err) {
-    return disk_has(block, name)
-               ? 0
-               : error_set(err, -ENOENT, "%s has lost its snapshot '%s'", block->info.name, name);
-}
-
-static int remove_disk(struct block *block, const char *name, struct error *err) {
-    return disk_has(block, name) ? disk_snapshot_remove(block, name, NULL, err) : 0;
-}
-
-/* To each of the snapshot's disks, none of which is in use. */
-static int each_disk(const json_t *about, const char *snapshot, disk_change *change,
-                     struct error *err) {
-    char name[SNAPSHOT_DISK_NAME_MAX];
-    json_t *disk;
-    size_t i;
-    int result = 0;
-    snapshot_disk_name(snapshot, name);
-    json_array_foreach(json_object_get(about, "disks"), i, disk) {
-        struct block *block;
-        if (result == 0 &&
-            (result = open_disk(text_of(disk, "file"), change == check_disk, &block, err)) == 0) {
-            result = change(block, name, err);
-            block_close(block);
-        }
-    }
-    return result;
-}
-
-/* The same for those of a running VM. */
-static bool has_snapshot(struct client *client, const char *disk, const char *name) {
-    json_t *reply = NULL, *one;
-    bool found = false;
-    size_t i;
-    if (client_call(client, "query-snapshots", json_pack("{s:s}", "disk", disk), &reply, NULL) == 0)
-        json_array_foreach(json_object_get(reply, "snapshots"), i, one) found |=
-            strcmp(text_of(one, "name"), name) == 0;
-    json_decref(reply);
-    return found;
-}
-
-static int remove_running(struct client *client, const json_t *about, const char *snapshot,
-                          struct error *err) {
-    char name[SNAPSHOT_DISK_NAME_MAX];
-    json_t *disk;
-    size_t i;
-    int result = 0;
-    snapshot_disk_name(snapshot, name);
-    json_array_foreach(json_object_get(about, "disks"), i, disk) {
-        const char *which = text_of(disk, "disk");
-        if (result == 0 && has_snapshot(client, which, name))
-            result = client_call(client, "remove-snapshot",
-                                 json_pack("{s:s, s:s}", "disk", which, "name", name), NULL, err);
-    }
-    return result;
-}
-
 /* ---- rm ---- */
 
-/* Disks first: until the end it is there, and can be removed again. */
-static int rm_disks(const struct request *request, const json_t *about, struct error *err) {
+static int drop(void *client, const json_t *about, struct error *err) {
+    return snapshot_disks_drop(client, about, err);
+}
+
+/* The store is locked. client: of the VM; NULL: it does not run. */
+static int rm_locked(const char *directory, const char *name, struct client *client,
+                     struct error *err) {
+    int result = snapshot_disks_recover(directory, client, err);
+    return result == 0 ? snapshot_remove(directory, name, drop, client, err) : result;
+}
+
+static int rm_any(const struct request *request, const char *path, struct error *err) {
     struct vm_directory directory;
     struct client *client = NULL;
     int result = vm_store_lock(request->vm, &directory, err);
     if (result == 0) {
-        result = each_disk(about, request->name, remove_disk, err);
+        result = rm_locked(path, request->name, NULL, err);
         vm_store_unlock(&directory);
         return result;
     }
     if (result == -EBUSY)
         result = vm_connect(request->vm, &client, err);
-    if (result < 0)
-        return result;
-    result = remove_running(client, about, request->name, err);
+    if (result == 0)
+        result = rm_locked(path, request->name, client, err);
     client_close(client);
     return result;
 }
 
 static int rm(const struct request *request, struct error *err) {
-    char directory[PATH_MAX];
-    json_t *about = NULL;
-    int result = find_vm(request->vm, directory, err);
+    char path[PATH_MAX];
+    int hold = -1, lock = -1, result = find_vm(request->vm, path, err);
     if (result == 0)
-        result = snapshot_load(directory, request->name, &about, err);
-    if (result == 0 || result == -EPROTO) /* then its disks are not known */
-        result = about != NULL ? rm_disks(request, about, err) : 0;
-    json_decref(about);
-    return result == 0 ? snapshot_remove(directory, request->name, err) : result;
+        result = hold = vm_store_hold(err);
+    if (result >= 0)
+        result = clone_check_users(request->vm, request->name, err);
+    if (result == 0)
+        result = lock = snapshot_lock(path, err);
+    if (result >= 0)
+        result = rm_any(request, path, err);
+    if (lock >= 0)
+        close(lock);
+    if (hold >= 0)
+        close(hold);
+    return result;
 }
 
 /* ---- restore ---- */
+
+/* The store is locked: a kill on the way is made good by who starts the VM next. */
+static int put_disks_back(const char *directory, const json_t *about, struct error *err) {
+    const char *name = text_of(about, "name");
+    int result = snapshot_disks_recover(directory, NULL, err);
+    if (result == 0)
+        result = snapshot_disks_check(about, err);
+    if (result == 0)
+        result = snapshot_restoring(directory, name, err);
+    if (result == 0)
+        result = snapshot_disks_apply(about, err);
+    return result == 0 ? snapshot_set_current(directory, name, err) : result;
+}
 
 static int go_back(const struct request *request, const struct vm_directory *directory,
                    const json_t *about, struct error *err) {
@@ -275,12 +290,11 @@ static int go_back(const struct request *request, const struct vm_directory *dir
     int result = vm_store_load(request->vm, &options, err);
     if (result == 0)
         result = snapshot_path(directory->path, request->name, path, err);
-    if (result == 0)
-        result = each_disk(about, request->name, check_disk, err);
-    if (result == 0)
-        result = each_disk(about, request->name, disk_snapshot_apply, err);
-    if (result == 0)
-        result = snapshot_set_current(directory->path, request->name, err);
+    int lock = result == 0 ? result = snapshot_lock(directory->path, err) : -1;
+    if (lock >= 0) {
+        result = put_disks_back(directory->path, about, err);
+        close(lock); /* not the monitor's to inherit */
+    }
     from.snapshot = path;
     if (result == 0)
         result = start_vm(request->vm, directory, options, &from, err);
@@ -290,11 +304,11 @@ static int go_back(const struct request *request, const struct vm_directory *dir
 
 /* Whether the VM can go on from it: looked at before it is stopped. */
 static int check_files(const struct request *request, const char *directory, const json_t *about,
-                       struct error *err) {
+                       bool sums, struct error *err) {
     char path[PATH_MAX];
     int result = snapshot_path(directory, request->name, path, err);
     json_int_t memory = json_integer_value(json_object_get(about, "memory"));
-    return result == 0 ? machine_check_saved(path, (uint64_t)memory, err) : result;
+    return result == 0 ? machine_check_saved(path, (uint64_t)memory, sums, err) : result;
 }
 
 static int restore(const struct request *request, struct error *err) {
@@ -305,7 +319,7 @@ static int restore(const struct request *request, struct error *err) {
     if (result == 0)
         result = snapshot_load(path, request->name, &about, err);
     if (result == 0)
-        result = check_files(request, path, about, err);
+        result = check_files(request, path, about, request->check, err);
     if (result < 0) {
         json_decref(about);
         return result;
@@ -326,20 +340,42 @@ static int restore(const struct request *request, struct error *err) {
     return result;
 }
 
+/* ---- check ---- */
+
+static int check_snapshot(const struct request *request, struct error *err) {
+    char path[PATH_MAX];
+    json_t *about = NULL;
+    int result = find_vm(request->vm, path, err);
+    if (result == 0)
+        result = snapshot_load(path, request->name, &about, err);
+    if (result == 0)
+        result = check_files(request, path, about, true, err);
+    json_decref(about);
+    if (result == 0 && request->json)
+        print_json(json_pack("{s:s, s:b}", "name", request->name, "good", 1));
+    else if (result == 0)
+        printf("%s: all sums are right\n", request->name);
+    return result;
+}
+
 /* ---- The verb ---- */
 
 static const struct action {
     const char *name;
     int operands;
     int (*run)(const struct request *request, struct error *err);
-} actions[] = {{"create", 2, create}, {"ls", 1, list}, {"restore", 2, restore}, {"rm", 2, rm}};
+} actions[] = {{"create", 2, create},
+               {"ls", 1, list},
+               {"restore", 2, restore},
+               {"check", 2, check_snapshot},
+               {"rm", 2, rm}};
 
 static const struct action *find_action(const char *name, int operands, struct error *err) {
     for (size_t i = 0; i < sizeof actions / sizeof actions[0]; i++)
         if (strcmp(name, actions[i].name) == 0 && operands == actions[i].operands)
             return &actions[i];
     error_set(err, -EINVAL,
-              "usage: lodge snapshot create|restore|rm VM NAME, or lodge snapshot ls VM");
+              "usage: lodge snapshot create|restore|check|rm VM NAME, or lodge snapshot ls VM");
     return NULL;
 }
 
@@ -369,6 +405,12 @@ int cmd_snapshot(int argc, char **argv) {
             return help();
         if (option == OPT_DESCRIPTION)
             request.description = parser.value;
+        else if (option == OPT_FULL)
+            request.full = true;
+        else if (option == OPT_COMPRESS)
+            request.compress = true;
+        else if (option == OPT_CHECK)
+            request.check = true;
         else if (option == OPT_OUTPUT && parse_output(parser.value, &request.json, &err) < 0)
             return cli_error(EXIT_USAGE, err.text);
         else if (option == OPTION_END && count == 4)

@@ -6,11 +6,30 @@
 #include "cli/vm.h"
 
 const struct option_spec start_options[] = {
+    {"force", 'f', NULL, "even one that may have moved elsewhere"},
     {"attach", 'a', NULL, "stay, with the console on this terminal"},
     OUTPUT_OPTION,
     {"help", 'h', NULL, "show this help"},
     {NULL, 0, NULL, NULL},
 };
+
+/* Its monitor ended just as it was handed over. */
+static int check_left(const char *name, const char *directory, bool force, struct error *err) {
+    json_t *left = vm_store_left(name);
+    if (left == NULL)
+        return 0;
+    if (force) {
+        json_decref(left);
+        return vm_store_unmark_left(directory, err);
+    }
+    const char *to = json_string_value(json_object_get(left, "to"));
+    int result = error_set(err, -EBUSY,
+                           "'%s' was moving to %s when its monitor ended, and may run there; if it "
+                           "does not, 'lodge start --force %s' starts it",
+                           name, to, name);
+    json_decref(left);
+    return result;
+}
 
 static int start(const char *name, struct names_request *request, struct error *err) {
     struct vm_directory directory;
@@ -20,7 +39,9 @@ static int start(const char *name, struct names_request *request, struct error *
         return error_set(err, result, "'%s' is running already", name);
     if (result < 0)
         return result;
-    result = vm_store_load(name, &options, err);
+    result = check_left(name, directory.path, request->force, err);
+    if (result == 0)
+        result = vm_store_load(name, &options, err);
     if (result == 0)
         result = start_vm(name, &directory, options, NULL, err);
     json_decref(options);

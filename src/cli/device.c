@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/loop.h"
+#include "block/disk/disk.h"
 #include "block/hold.h"
 #include "vfio_user/lent.h"
 #include "vfio_user/server.h"
@@ -134,6 +135,8 @@ static int open_disk(struct service *service, struct function *function, unsigne
     if (rc < 0)
         return rc;
     rc = qos_add_flow(service->qos, block, name, &disk->qos, &flow, err);
+    if (rc == 0 && disk_is(block))
+        disk_set_upkeep(block, qos_upkeep(flow, disk_file(block)));
     if (rc == 0)
         block = flow;
     if (rc == 0)

@@ -1,5 +1,5 @@
 /* One run of a guest, from its files to its exit code. Everything here is on the loop's thread. */
-#include "cli/run.h"
+#include "cli/run_private.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -7,23 +7,23 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/clock.h"
-#include "base/loop.h"
+#include "base/host_clock.h"
+#include "base/log.h"
 #include "cli/background.h"
 #include "cli/cli.h"
 #include "cli/exit_codes.h"
-#include "cli/run_image.h"
-#include "cli/terminal.h"
 #include "device/chardev.h"
-#include "image/image.h"
-#include "machine/agent.h"
+#include "machine/clone.h"
 #include "machine/console.h"
 #include "machine/console_hub.h"
-#include "machine/machine.h"
+#include "machine/control_names.h"
+#include "machine/machine_identity.h"
+#include "machine/migration.h"
 #include "machine/vm_control.h"
+#include "machine/vm_store.h"
 
 /* How long the guest may take. LODGE_AGENT_TIMEOUT (seconds) is for tests and slow hosts. */
-enum { AGENT_TIMEOUT_SECONDS = 180, SHUTDOWN_SECONDS = 30, TAIL_LINES = 20 };
+enum { AGENT_TIMEOUT_SECONDS = 180, SHUTDOWN_SECONDS = 30 };
 
 /*
  * The default guest's: no waiting for hardware that no lodge machine has, no
@@ -37,60 +37,18 @@ static const char default_cmdline[] =
 /* What libslirp's DHCP server would tell the guest. */
 static const char network_cmdline[] = "lodge.net=10.0.2.15/24,10.0.2.2,10.0.2.3";
 
-struct run {
-    struct run_config *config;
-    struct image_default guest; /* the default guest's, if it is that */
-    struct run_image own;       /* disks that are not the command line's */
-    char *cmdline;
-    char *variables; /* the file of UEFI variables of a VM that lasts */
-    struct loop *loop;
-    struct chardev *stdio;   /* in the foreground, --console serial */
-    struct console_hub *hub; /* in the background */
-    struct console *console;
-    struct machine *machine;
-    struct agent *agent;
-    struct agent_session *session;
-    struct vm_control *control;
-    struct loop_signal *signals[3];
-    struct loop_timer *agent_timer, *shutdown_timer;
-    struct terminal_escape escape;
-    uint64_t started_ns, ready_ns; /* host time */
-    unsigned mounted;              /* volumes that the guest has */
-    int signal;                    /* SIGINT or SIGTERM that came, 0: none */
-    bool was_ready, restarting, code_known, left;
-    int code;
-};
-
-static bool uses_agent(const struct run *run) {
-    return run->config->console == CONSOLE_AGENT;
-}
-
 static bool boots_image_directly(const struct run *run) {
     return run->config->image != NULL && run->config->machine.firmware == FIRMWARE_NONE;
-}
-
-static bool in_background(const struct run *run) {
-    return run->config->background != NULL;
 }
 
 static bool has_terminal(const struct run *run) {
     return !in_background(run) && terminal_is_there();
 }
 
-static void settle(struct run *run, int code) {
+void settle(struct run *run, int code) {
     if (!run->code_known)
         run->code = code;
     run->code_known = true;
-}
-
-static void print_tail(struct run *run) {
-    char text[8192];
-    if (uses_agent(run) && console_tail(run->console, TAIL_LINES, text, sizeof text) > 0)
-        fprintf(stderr, "%s%s", text, text[strlen(text) - 1] == '\n' ? "" : "\n");
-}
-
-static double seconds_since(uint64_t ns) {
-    return (double)(host_clock_ns() - ns) / (double)NS_PER_SECOND;
 }
 
 /* ---- Ending ---- */
@@ -145,16 +103,21 @@ static bool has_disks_to_flush(const struct run *run) {
     if (run->config->machine.user_device_count > 0)
         return true;
     for (unsigned i = ends_with_run; i < run->config->machine.disk_count; i++)
-        if (!run->config->machine.disks[i].options.readonly)
+        if (!run->config->machine.disks[i].options.readonly && run->own.tops[i].path[0] == 0)
             return true;
     return false;
 }
 
 static void on_command_ended(void *context, int code) {
     struct run *run = context;
+    run->marks.ended_ns = host_clock_ns();
     agent_session_close(run->session);
     run->session = NULL;
-    if (run->signal != 0 || run->restarting)
+    if (run->at_once && code < 0) {
+        renew_later(run);
+        return;
+    }
+    if (run->signal != 0 || run->restarting || run->code_known)
         return;
     if (code < 0) {
         fprintf(stderr, "lodge: the connection to the guest's agent broke: %s\n", strerror(-code));
@@ -190,12 +153,13 @@ static void on_agent_timeout(void *context) {
     machine_stop(run->machine);
 }
 
-static void start_command(struct run *run) {
+int start_command(struct run *run, const struct agent_exec_renewal *renewal, struct error *err) {
     static const char *const login[] = {"/bin/sh", "-l", NULL}, *const shell[] = {"/bin/sh", NULL};
     bool terminal = run->config->command == NULL && has_terminal(run);
     char term[128];
     const char *const environment[] = {term, NULL};
     struct agent_exec_config exec = {
+        .renewal = renewal,
         .arguments = run->config->command != NULL ? run->config->command
                      : terminal                   ? login
                                                   : shell,
@@ -206,7 +170,6 @@ static void start_command(struct run *run) {
         .ended = on_command_ended,
         .context = run,
     };
-    struct error err = {0};
     if (terminal) {
         const char *name = getenv("TERM");
         snprintf(term, sizeof term, "TERM=%.100s", name != NULL ? name : "linux");
@@ -215,21 +178,35 @@ static void start_command(struct run *run) {
         exec.filter = on_input;
         fprintf(stderr, "lodge: " TERMINAL_ESCAPE_HELP "\n");
     }
-    if ((terminal && terminal_raw(&err) < 0) ||
-        agent_exec(run->agent, &exec, &run->session, &err) < 0) {
-        settle(run, cli_error(EXIT_NOT_STARTED, err.text));
-        machine_stop(run->machine);
+    int result = terminal ? terminal_raw(err) : 0;
+    return result == 0 ? agent_exec(run->agent, &exec, &run->session, err) : result;
+}
+
+void cannot_start(struct run *run, const char *text) {
+    settle(run, cli_error(EXIT_NOT_STARTED, text));
+    machine_stop(run->machine);
+}
+
+/* From now on a clone is there, whatever becomes of who started it. */
+static void tell_starter(struct run *run) {
+    struct error err;
+    int result = run->config->source != NULL ? vm_store_started(run->config->directory, &err) : 0;
+    if (result == 0) {
+        background_ready(run->config->background);
+        return;
     }
+    cannot_start(run, err.text);
 }
 
 /* The guest has all that it was promised. */
 static void go_on(struct run *run) {
+    struct error err = {0};
     loop_timer_cancel(run->agent_timer);
     vm_control_agent(run->control, run->agent);
     if (in_background(run))
-        background_ready(run->config->background);
-    else if (run->signal == 0)
-        start_command(run);
+        tell_starter(run);
+    else if (run->signal == 0 && start_command(run, NULL, &err) < 0)
+        cannot_start(run, err.text);
 }
 
 static void cannot_mount(struct run *run, unsigned index, int error, const char *advice) {
@@ -237,8 +214,7 @@ static void cannot_mount(struct run *run, unsigned index, int error, const char 
     struct error err;
     error_set_errno(&err, error, "the guest cannot mount volume %.150s at %.150s%s", volume->host,
                     volume->guest, advice);
-    settle(run, cli_error(EXIT_NOT_STARTED, err.text));
-    machine_stop(run->machine);
+    cannot_start(run, err.text);
 }
 
 static void on_mounted(void *context, int error) {
@@ -261,23 +237,39 @@ static bool mount_volume(struct run *run, unsigned index) {
     return false;
 }
 
-static void on_ready(void *context, const char *release) {
-    struct run *run = context;
+void set_up_guest(struct run *run) {
     const struct machine_config *machine = &run->config->machine;
-    if (run->was_ready && !run->restarting) /* only its connection was lost */
-        return;
-    if (run->config->verbose > 0)
-        fprintf(stderr, "lodge: boot of Linux %s took %.2f s\n", release,
-                seconds_since(run->started_ns));
-    run->ready_ns = host_clock_ns();
-    run->was_ready = true;
-    run->restarting = false;
     run->mounted = 0;
     for (unsigned i = 0; i < machine->volume_count; i++)
         if (!mount_volume(run, i))
             return;
     if (machine->volume_count == 0)
         go_on(run);
+}
+
+/* The guest's agent is there, and hears what it is to do. */
+void meet_agent(struct run *run) {
+    run->marks.agent_ns = run->ready_ns = host_clock_ns();
+    run->was_ready = true;
+    run->restarting = false;
+    bool renewing = run->renew_due && renew_guest(run);
+    machine_tell_identity(run->machine, run->agent);
+    if (!renewing)
+        set_up_guest(run);
+}
+
+static void on_ready(void *context, const char *release) {
+    struct run *run = context;
+    if (run->at_once) /* the session tells more */
+        return;
+    if (run->was_ready && !run->restarting) { /* only its connection was lost */
+        machine_tell_identity(run->machine, run->agent);
+        return;
+    }
+    if (run->config->verbose > 0 && !run->renew_due)
+        fprintf(stderr, "lodge: boot of Linux %s took %.2f s\n", release,
+                seconds_since(run->started_ns));
+    meet_agent(run);
 }
 
 static void on_window_change(void *context, int number) {
@@ -295,6 +287,7 @@ static void on_restarted(void *context) {
     terminal_restore();
     vm_control_restarted(run->control);
     run->restarting = true;
+    run->renew_due = false;
     run->started_ns = host_clock_ns();
     if (uses_agent(run))
         arm(run->agent_timer, agent_timeout(run));
@@ -400,7 +393,7 @@ static int make_cmdline(struct run *run, bool default_guest, struct error *err) 
     char tsc[40] = "", root[64] = "";
     if (boots_image_directly(run))
         snprintf(root, sizeof root, "root=UUID=%s ro ", run->own.image.root);
-    if (ours)
+    if (ours && config->source == NULL)
         snprintf(tsc, sizeof tsc, " tsc_early_khz=%llu", (unsigned long long)tsc_khz());
     int length = asprintf(
         &run->cmdline, "%s%s%s%s%s%s%s%s%s", network ? network_cmdline : "", network ? " " : "",
@@ -428,6 +421,18 @@ static int place_variables(struct run *run, struct error *err) {
     return 0;
 }
 
+/* A VM that lasts keeps its generation id, which is another after it went back to a snapshot. */
+static int place_generation(struct run *run, struct error *err) {
+    if (run->config->directory == NULL)
+        return 0;
+    if (asprintf(&run->generation, "%s/generation-id", run->config->directory) < 0) {
+        run->generation = NULL;
+        return error_set(err, -ENOMEM, "out of memory");
+    }
+    run->config->machine.generation_file = run->generation;
+    return 0;
+}
+
 static int create_machine(struct run *run, struct error *err) {
     static const struct machine_events events = {.restarted = on_restarted,
                                                  .held = on_held,
@@ -442,21 +447,67 @@ static int create_machine(struct run *run, struct error *err) {
     machine->loop = run->loop;
     machine->serial = console_chardev(run->console);
     machine->vsock = uses_agent(run);
+    machine->cloned = run->config->identity != NULL;
+    machine->frugal = machine->cloned && in_background(run);
     if (run->config->command != NULL)
         machine->on_reboot = REBOOT_STOP; /* a command is not run twice */
-    return machine_create(machine, &mine, &run->machine, err);
+    int result = machine_create(machine, &mine, &run->machine, err);
+    run->renew_due = machine->restore != NULL;
+    if (result == 0 && run->config->identity != NULL)
+        machine_renew_mac(run->machine, run->config->identity->mac, run->old_mac);
+    return result;
+}
+
+static int create_control(struct run *run, struct error *err) {
+    const char *directory = run->config->directory;
+    int result = vm_control_create(run->machine, run->config->name, &run->control, err);
+    if (result == 0)
+        vm_control_console(run->control, run->hub);
+    if (result == 0 && directory != NULL)
+        result = vm_control_snapshots(run->control, directory, err);
+    return result == 0 && directory != NULL
+               ? vm_control_migration(run->control, run->config->name, directory,
+                                      run->config->coming, err)
+               : result;
+}
+
+/* A path that others have, too, is another from now on, and a shorter one. */
+static void follow(char *path, const char *file, const char *directory) {
+    if (path != NULL)
+        snprintf(path, strlen(path) + 1, "%s/%s", directory, file);
+}
+
+/* The VM is here from now on, and its directory where those of others are. */
+static int take_over(struct run *run, struct error *err) {
+    int result = migration_take_over(run->config->coming, run->machine, err);
+    if (result < 0)
+        return result;
+    console_hub_move(run->hub, run->config->directory);
+    follow(run->generation, "generation-id", run->config->directory);
+    follow(run->variables, "uefi-variables", run->config->directory);
+    if (run->config->image != NULL)
+        run_image_follow(&run->own, run->config->directory);
+    return 0;
+}
+
+static void on_runs(void *context) {
+    migration_runs(context);
 }
 
 static int set_up(struct run *run, bool default_guest, struct error *err) {
-    struct agent_events agent = {.ready = on_ready, .mounted = on_mounted, .context = run};
-    int result = run_image_temporary(&run->own, run->config, err);
+    struct agent_events agent = {
+        .ready = on_ready, .mounted = on_mounted, .renewed = on_renewed, .context = run};
+    bool temporary = run->config->source != NULL && run->config->directory == NULL;
+    int result = temporary ? run_image_clone(&run->own, run->config, err)
+                           : run_image_temporary(&run->own, run->config, err);
     if (result == 0 && run->config->cloud_init != NULL)
         result = run_image_seed(&run->own, run->config, err);
+    run->marks.disks_ns = host_clock_ns();
     if (result == 0)
         result = loop_create(&run->loop, err);
     if (result == 0)
         result = add_signals(run, err);
-    if (result == 0 && in_background(run))
+    if (result == 0 && in_background(run) && run->config->coming == NULL)
         result = background_watch(run->config->background, run->loop, on_starter_gone, run, err);
     if (result == 0)
         result = loop_timer_create(run->loop, on_agent_timeout, run, &run->agent_timer, err);
@@ -469,15 +520,17 @@ static int set_up(struct run *run, bool default_guest, struct error *err) {
     if (result == 0)
         result = place_variables(run, err);
     if (result == 0)
+        result = place_generation(run, err);
+    if (result == 0)
         result = create_machine(run, err);
+    if (result == 0 && run->config->coming != NULL)
+        result = migration_receive(run->config->coming, run->machine, err);
+    if (result == 0)
+        result = create_control(run, err);
+    if (result == 0 && run->config->coming != NULL)
+        result = take_over(run, err);
     if (result == 0 && uses_agent(run))
         result = agent_create(machine_vsock(run->machine), run->loop, &agent, &run->agent, err);
-    if (result == 0)
-        result = vm_control_create(run->machine, run->config->name, &run->control, err);
-    if (result == 0)
-        vm_control_console(run->control, run->hub);
-    if (result == 0 && run->config->directory != NULL)
-        result = vm_control_snapshots(run->control, run->config->directory, err);
     if (result == 0 && run->config->perf_map)
         result = vm_control_perf_map(run->control, err);
     return result;
@@ -487,6 +540,7 @@ static void take_down(struct run *run) {
     agent_session_close(run->session);
     vm_control_destroy(run->control);
     agent_destroy(run->agent);
+    migration_stop(run->config->coming);
     machine_destroy(run->machine);
     console_destroy(run->console);
     if (run->stdio != NULL)
@@ -505,82 +559,8 @@ static void take_down(struct run *run) {
         loop_destroy(run->loop);
     free(run->cmdline);
     free(run->variables);
+    free(run->generation);
     terminal_restore();
-}
-
-/* ---- Reporting ---- */
-
-static void say_what_runs(const struct run *run) {
-    char engine[256];
-    machine_describe_engine(run->machine, engine, sizeof engine);
-    fprintf(stderr, "lodge: engine %s\n", engine);
-    fprintf(stderr, "lodge: memory %llu MiB, %u vCPU\n",
-            (unsigned long long)(run->config->machine.memory >> 20), run->config->machine.vcpus);
-    if (run->config->machine.firmware != FIRMWARE_NONE)
-        fprintf(stderr, "lodge: firmware %s\n", machine_describe_boot(run->machine));
-    else
-        fprintf(stderr, "lodge: kernel %s: %s\n", run->config->machine.kernel,
-                machine_describe_boot(run->machine));
-}
-
-static void say_what_ran(const struct run *run) {
-    struct vcpu_counters counters;
-    double seconds = seconds_since(run->started_ns);
-    machine_counters(run->machine, &counters);
-    fprintf(stderr, "lodge: ran %.2f s", seconds);
-    if (counters.instructions > 0)
-        fprintf(stderr, ", %.1f million instructions (%.1f million a second)",
-                (double)counters.instructions / 1e6, (double)counters.instructions / seconds / 1e6);
-    fprintf(stderr, ", %llu exits, %llu interrupts, %llu exceptions\n",
-            (unsigned long long)counters.exits, (unsigned long long)counters.interrupts,
-            (unsigned long long)counters.exceptions);
-}
-
-/* The guest's own end, told in one line where it is not what was asked for. */
-static int code_of_end(struct run *run, const struct machine_result *result) {
-    static const struct {
-        const char *text;
-        int code;
-    } ends[] = {
-        [MACHINE_POWERED_OFF] = {NULL, EXIT_OK},
-        [MACHINE_REBOOTED] = {NULL, EXIT_OK},
-        [MACHINE_RESET_LOOP] = {"stopped", EXIT_RESET_LOOP},
-        [MACHINE_PANICKED] = {"stopped", EXIT_PANIC},
-        [MACHINE_TRIPLE_FAULT] = {"stopped", EXIT_TRIPLE_FAULT},
-        [MACHINE_FAILED] = {"the engine cannot go on", EXIT_ENGINE},
-        [MACHINE_WATCHDOG] = {"stopped", EXIT_WATCHDOG},
-        [MACHINE_STOPPED] = {NULL, EXIT_OK},
-        [MACHINE_DIFFERENCE] = {"stopped", EXIT_DIFFERENCE},
-    };
-    bool bad = ends[result->end].text != NULL;
-    bool early = uses_agent(run) && !run->was_ready && result->end != MACHINE_STOPPED;
-    if (bad || early)
-        print_tail(run);
-    if (bad)
-        fprintf(stderr, "lodge: %s%s%s\n", ends[result->end].text, result->text[0] != 0 ? ": " : "",
-                result->text);
-    else if (early)
-        return cli_error(EXIT_NO_AGENT, "the guest ended before its agent answered");
-    return ends[result->end].code;
-}
-
-/* As events of the control socket have it. */
-static const char *reason_of_end(enum machine_end end) {
-    static const char *const reasons[] = {
-        [MACHINE_POWERED_OFF] = "guest-shutdown", [MACHINE_REBOOTED] = "guest-reset",
-        [MACHINE_RESET_LOOP] = "reset-loop",      [MACHINE_PANICKED] = "guest-panic",
-        [MACHINE_TRIPLE_FAULT] = "triple-fault",  [MACHINE_FAILED] = "engine-failure",
-        [MACHINE_WATCHDOG] = "watchdog",          [MACHINE_STOPPED] = "stopped",
-    };
-    return reasons[end];
-}
-
-static int exit_code(struct run *run, const struct machine_result *result) {
-    if (run->code_known)
-        return run->code;
-    if (run->signal != 0)
-        return EXIT_SIGNAL + run->signal;
-    return code_of_end(run, result);
 }
 
 /* ---- All of it ---- */
@@ -589,8 +569,12 @@ static int run_machine(struct run *run) {
     struct machine_result result;
     if (run->config->verbose > 0)
         say_what_runs(run);
-    if (uses_agent(run)) {
+    if (run->config->coming != NULL) {
+        background_ready(run->config->background);
+        loop_post(run->loop, on_runs, run->config->coming);
+    } else if (uses_agent(run)) {
         arm(run->agent_timer, agent_timeout(run));
+        renew_at_once(run);
     } else if (in_background(run)) {
         background_ready(run->config->background); /* nobody will tell more of such a guest */
     } else if (terminal_is_there()) {
@@ -616,6 +600,8 @@ static int find_guest(struct run *run, bool *default_guest, struct error *err) {
     struct machine_config *machine = &run->config->machine;
     *default_guest = run_wants_default_guest(run->config);
     int result = 0;
+    if (*default_guest && machine->restore != NULL && machine->on_reboot == REBOOT_STOP)
+        return 0; /* it never boots */
     if (*default_guest) {
         result = image_default(false, &run->guest, err);
         machine->kernel = run->guest.kernel;
@@ -628,6 +614,15 @@ static int find_guest(struct run *run, bool *default_guest, struct error *err) {
 static void forget_guest(struct run *run) {
     run_image_close(&run->own);
     free(run);
+}
+
+/* Beside the sockets: that directory is this user's own. */
+static void keep_tsc_hz(void) {
+    char directory[CONTROL_PATH_MAX], path[CONTROL_PATH_MAX + 16];
+    if (control_directory(directory, sizeof directory, true, NULL) < 0)
+        return;
+    snprintf(path, sizeof path, "%s/tsc-hz", directory);
+    host_tsc_hz_keep(path);
 }
 
 int run_guest(struct run_config *config) {
@@ -645,7 +640,10 @@ int run_guest(struct run_config *config) {
         return cli_error(EXIT_NO_GUEST, err.text);
     }
     run->started_ns = host_clock_ns();
+    keep_tsc_hz();
     result = set_up(run, default_guest, &err);
+    if (result < 0 && config->coming != NULL)
+        migration_refuse(config->coming, err.text);
     code = result < 0 ? cli_error(EXIT_NOT_STARTED, err.text) : run_machine(run);
     take_down(run);
     forget_guest(run);

@@ -11,6 +11,9 @@
 enum run_console { CONSOLE_AGENT, CONSOLE_SERIAL };
 
 struct background;
+struct clone_identity;
+struct clone_source;
+struct migration_target;
 
 struct run_config {
     struct machine_config machine; /* cmdline, loop and serial are filled by run_guest */
@@ -20,6 +23,7 @@ struct run_config {
     const char *name; /* of the VM; NULL: one is made up */
     bool perf_map;
     const char *append;
+    const char *from;           /* VM@SNAPSHOT; NULL: it boots */
     const char *image;          /* its disk is the first one; NULL: none */
     const char *cloud_init;     /* a file of user-data, for a disk behind all others; NULL: none */
     const char *const *command; /* ended by NULL; NULL: a shell */
@@ -27,7 +31,12 @@ struct run_config {
      * Both NULL for `run`. */
     const char *directory;
     struct background *background;
-    bool lasts; /* a VM that lasts, even if it is only looked at */
+    struct migration_target *coming; /* it comes from another monitor; NULL: it does not */
+    bool lasts;                      /* a VM that lasts, even if it is only looked at */
+    /* machine.restore is of this one, and the VM is another one now, too. NULL: neither. */
+    const struct clone_source *source;
+    const struct clone_identity *identity;
+    uint64_t begun_ns; /* host time at which the command was given, for -v */
 };
 
 #define RUN_DEFAULTS                                                                               \

@@ -2,12 +2,18 @@
 
 #include <string.h>
 
+#include "machine/clone.h"
+#include "machine/snapshot_store.h"
+
 int run_image_open(struct run_image *own, struct run_config *config, struct error *err) {
     struct machine_config *machine = &config->machine;
     const char *path = own->disk;
     int result;
-    if (config->directory != NULL) {
-        result = overlay_find(config->directory, &own->image, own->disk, err);
+    const char *directory = config->directory != NULL ? config->directory
+                            : config->source != NULL  ? config->source->directory
+                                                      : NULL;
+    if (directory != NULL) {
+        result = overlay_find(directory, &own->image, own->disk, err);
     } else {
         result = image_find_or_build(config->image, &own->image, err);
         if (result == 0)
@@ -29,6 +35,10 @@ int run_image_open(struct run_image *own, struct run_config *config, struct erro
     return 0;
 }
 
+void run_image_follow(struct run_image *own, const char *directory) {
+    overlay_find(directory, &own->image, own->disk, NULL);
+}
+
 int run_image_temporary(struct run_image *own, struct run_config *config, struct error *err) {
     for (unsigned i = 0; i < config->machine.disk_count; i++) {
         struct disk_config *disk = &config->machine.disks[i];
@@ -45,9 +55,28 @@ int run_image_temporary(struct run_image *own, struct run_config *config, struct
     return 0;
 }
 
+int run_image_clone(struct run_image *own, struct run_config *config, struct error *err) {
+    char snapshot[SNAPSHOT_DISK_NAME_MAX];
+    struct block_options options = {.format = BLOCK_FORMAT_LODGE, .snapshot = snapshot};
+    snapshot_disk_name(config->source->snapshot, snapshot);
+    for (unsigned i = 0; i < config->machine.disk_count; i++) {
+        struct disk_config *disk = &config->machine.disks[i];
+        const char *file = clone_disk(config->source, i);
+        if (file == NULL) /* it was only read */
+            continue;
+        int result = overlay_temporary(file, &options, &own->tops[i], err);
+        if (result < 0)
+            return error_prefix(err, "%s@%s", config->source->vm, config->source->snapshot);
+        disk->path = own->tops[i].path;
+        disk->options = (struct block_options){.format = BLOCK_FORMAT_LODGE};
+    }
+    return 0;
+}
+
 int run_image_seed(struct run_image *own, struct run_config *config, struct error *err) {
     struct machine_config *machine = &config->machine;
-    const char *name = config->name != NULL    ? config->name
+    const char *name = config->source != NULL  ? config->source->vm /* as its guest has seen it */
+                       : config->name != NULL  ? config->name
                        : config->image != NULL ? config->image
                                                : "lodge";
     int result = seed_create(config->cloud_init, name, &own->seed, err);

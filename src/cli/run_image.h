@@ -16,8 +16,12 @@ struct run_image {
 /* --image: its disk becomes the config's first, and without firmware its kernel the config's. Goes
  * on waiting for a build, if there has to be one. */
 int run_image_open(struct run_image *own, struct run_config *config, struct error *err);
+/* The directory that the VM lasts in is another now; paths that others have change in place. */
+void run_image_follow(struct run_image *own, const char *directory);
 /* --disk FILE,temporary: a disk of the run's own takes what is written. */
 int run_image_temporary(struct run_image *own, struct run_config *config, struct error *err);
+/* The disks of a temporary clone: on top of the snapshots that its source's disks have. */
+int run_image_clone(struct run_image *own, struct run_config *config, struct error *err);
 /* --cloud-init: a disk behind all others, so that these have the names they have without it. */
 int run_image_seed(struct run_image *own, struct run_config *config, struct error *err);
 /* After the machine. */

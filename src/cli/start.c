@@ -1,6 +1,7 @@
 #include "cli/start.h"
 
 #include "cli/background.h"
+#include "cli/snapshot_disks.h"
 #include "cli/vm_options.h"
 #include "image/image.h"
 
@@ -26,9 +27,16 @@ int start_vm(const char *name, const struct vm_directory *directory, json_t *opt
     int result = vm_options_apply(options, &config, err);
     if (result < 0)
         return error_prefix(err, "'%s'", name);
+    if (from == NULL && (result = snapshot_disks_settle(directory->path, err)) < 0)
+        return result;
     if (from != NULL) {
         config.machine.restore = from->snapshot;
         config.machine.vcpus = from->vcpus;
+        config.source = from->source;
+        config.identity = from->identity;
+        /* Measuring which one is faster takes longer than all the rest. */
+        if (config.machine.engine == ENGINE_AUTO)
+            config.machine.engine = ENGINE_SOFT;
     }
     if ((result = fetch_guest(&config, err)) < 0 ||
         (result = vm_store_path(name, "monitor.log", log, err)) < 0)

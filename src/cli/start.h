@@ -10,6 +10,9 @@
 struct start_from {
     const char *snapshot; /* its directory */
     unsigned vcpus;
+    /* Of a clone, which then is there once it has started: vm_store_create_starting. Or NULL. */
+    const struct clone_source *source;
+    const struct clone_identity *identity;
 };
 
 /*

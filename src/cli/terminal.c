@@ -20,21 +20,30 @@ void terminal_restore(void) {
     tcsetattr(STDIN_FILENO, TCSANOW, &saved);
 }
 
+static struct sigaction bus_error; /* what it did before: ram_chain_map */
+
 /* tcsetattr may be called in a signal handler; then the signal does what it would have done. */
 static void restore_and_die(int number) {
     terminal_restore();
+    if (number == SIGBUS) {
+        sigaction(number, &bus_error, NULL); /* the access is tried again */
+        return;
+    }
     signal(number, SIG_DFL);
     raise(number);
 }
 
 static void catch_ends(void) {
+    static bool caught;
     static const int ends[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGQUIT, SIGHUP};
     /* On a stack of its own where the thread has one: translated code uses RSP for the guest. */
     struct sigaction action = {.sa_handler = restore_and_die,
                                .sa_flags = (int)SA_RESETHAND | SA_ONSTACK};
-    for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++)
-        sigaction(ends[i], &action, NULL);
-    atexit(terminal_restore);
+    for (size_t i = 0; i < sizeof ends / sizeof ends[0] && !caught; i++)
+        sigaction(ends[i], &action, ends[i] == SIGBUS ? &bus_error : NULL);
+    if (!caught)
+        atexit(terminal_restore);
+    caught = true;
 }
 
 int terminal_raw(struct error *err) {

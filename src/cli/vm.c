@@ -37,16 +37,44 @@ int vm_connect(const char *name, struct client **client, struct error *err) {
 
 /* ---- Stopping ---- */
 
+enum { QUIT_SECONDS = 10, GONE_SECONDS = 10, SILENT_SECONDS = 1 };
+
 /* The monitor holds its VM's lock a little longer than its socket. */
-static bool wait_unlocked(const char *name, unsigned seconds) {
+static bool wait_unlocked(const char *name) {
     const struct timespec turn = {.tv_nsec = 10 * 1000 * 1000};
-    uint64_t end = host_clock_ns() + seconds * NS_PER_SECOND;
+    uint64_t began = host_clock_ns();
+    bool silent = isatty(STDERR_FILENO);
     while (vm_store_is_busy(name)) {
-        if (host_clock_ns() > end)
+        uint64_t waited = host_clock_ns() - began;
+        if (waited > GONE_SECONDS * NS_PER_SECOND)
             return false;
+        if (silent && waited > SILENT_SECONDS * NS_PER_SECOND) {
+            fprintf(stderr, "waiting for the monitor of '%s' to end\n", name);
+            silent = false;
+        }
         nanosleep(&turn, NULL);
     }
     return true;
+}
+
+/* True: its monitor says so, or has let go of its socket and holds the lock alone. */
+static bool is_ending(const char *name) {
+    struct client *client;
+    json_t *status = NULL;
+    struct error err = {0};
+    int result = vm_connect(name, &client, &err);
+    if (result == 0) {
+        result = client_call(client, "query-status", NULL, &status, &err);
+        client_close(client);
+    }
+    const char *text = json_string_value(json_object_get(status, "status"));
+    bool ended = text != NULL && strcmp(text, "ended") == 0;
+    json_decref(status);
+    return ended || result == -ENOENT || result == -ECONNRESET;
+}
+
+bool vm_wait_ending(const char *name) {
+    return is_ending(name) && wait_unlocked(name);
 }
 
 /* True when it has ended the connection, within that time. */
@@ -78,8 +106,6 @@ static pid_t find_monitor(const char *name) {
     return result == 0 ? peer.pid : 0;
 }
 
-enum { QUIT_SECONDS = 10, GONE_SECONDS = 10 };
-
 /* False: it does not answer. */
 static bool ask_to_end(struct client *client, unsigned seconds) {
     if (seconds > 0 && client_call(client, "system_powerdown", NULL, NULL, NULL) == 0 &&
@@ -100,7 +126,7 @@ int vm_stop(const char *name, unsigned seconds, struct error *err) {
         client_close(client);
     if (!ended && pid > 0)
         kill(pid, SIGKILL);
-    return wait_unlocked(name, GONE_SECONDS)
+    return wait_unlocked(name)
                ? 0
                : error_set(err, -ETIMEDOUT, "'%s' does not end; its monitor is process %d", name,
                            (int)pid);

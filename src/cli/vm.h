@@ -14,6 +14,15 @@ int vm_connect(const char *name, struct client **client, struct error *err);
  * case, and waits until it is gone. -ENOENT. */
 int vm_stop(const char *name, unsigned seconds, struct error *err);
 
+/* Waits, some seconds at most, for a VM that is about to end, as after its guest's own shut-down.
+ * False: it runs, or its monitor does not end. */
+bool vm_wait_ending(const char *name);
+
+/* Has a running VM keep its state under a name (cmd_snapshot.c), with progress on a terminal;
+ * full: without the help of earlier ones. *answer: what it says of it. */
+int snapshot_take(const char *vm, const char *name, const char *description, bool full,
+                  json_t **answer, struct error *err);
+
 /* The row of -o in a verb's table, and its value. */
 #define OUTPUT_OPTION                                                                              \
     { "output", 'o', "text|json", "how to print what there is to say" }

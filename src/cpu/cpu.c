@@ -37,6 +37,11 @@ void vcpu_kick(struct vcpu *vcpu) {
     vcpu->engine->ops->kick(vcpu);
 }
 
+void vcpu_rest(struct vcpu *vcpu, uint64_t late) {
+    if (vcpu->engine->ops->rest != NULL)
+        vcpu->engine->ops->rest(vcpu, late);
+}
+
 void vcpu_get_state(struct vcpu *vcpu, struct x86_state *state) {
     vcpu->engine->ops->get_state(vcpu, state);
 }

@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "cpu/baseline.h"
 #include "cpu/x86.h"
 #include "interrupt/interrupt.h"
 #include "memory/memory.h"
@@ -30,10 +31,13 @@ struct engine_config {
     struct ports *ports;
     struct irqchip *irqchip;
     struct vm_clock *clock;
-    unsigned vcpus; /* how many will be made */
+    unsigned vcpus;        /* how many will be made */
+    enum cpu_baseline cpu; /* the soft engine's */
     /* Bits of a physical address, as CPUID tells; 0: as many as the engine has (soft: 48). */
     unsigned address_bits;
-    bool verify; /* soft, one vCPU: interpreter and translator in lock-step (VCPU_DIFFERENCE) */
+    bool frugal;  /* many such VMs are to fit on the host */
+    bool resumed; /* goes on from a snapshot, and may end soon */
+    bool verify;  /* soft, one vCPU: interpreter and translator in lock-step (VCPU_DIFFERENCE) */
 };
 
 /*
@@ -75,8 +79,15 @@ void vcpu_run(struct vcpu *vcpu, struct vcpu_exit *exit);
 /* Any thread: vcpu_run returns VCPU_KICKED soon, or at once when next called. */
 void vcpu_kick(struct vcpu *vcpu);
 
-/* State: the vCPU's thread, or any while vcpu_run is not running. set: -EINVAL when inconsistent.
+/*
+ * The vCPU's thread, in an access that it has made (struct io_ops): when that is done, it waits for
+ * an interrupt, masked or not, or until vcpu_kick. It may be woken up to `late` ns late. The KVM
+ * engine does not wait.
  */
+void vcpu_rest(struct vcpu *vcpu, uint64_t late);
+
+/* State: the vCPU's thread, or any while vcpu_run is not running. get: what the vCPU has written is
+ * in the dirty log after it. set: -EINVAL when inconsistent. */
 void vcpu_get_state(struct vcpu *vcpu, struct x86_state *state);
 int vcpu_set_state(struct vcpu *vcpu, const struct x86_state *state, struct error *err);
 /* Back to the state after power-on (init false) or INIT. Resets the local APIC too. */

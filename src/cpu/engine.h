@@ -16,6 +16,7 @@ struct engine_ops {
     void (*vcpu_destroy)(struct vcpu *vcpu);
     void (*run)(struct vcpu *vcpu, struct vcpu_exit *exit);
     void (*kick)(struct vcpu *vcpu);
+    void (*rest)(struct vcpu *vcpu, uint64_t late); /* NULL: it does not wait */
     void (*get_state)(struct vcpu *vcpu, struct x86_state *state);
     int (*set_state)(struct vcpu *vcpu, const struct x86_state *state, struct error *err);
     void (*reset)(struct vcpu *vcpu, bool init);

@@ -89,6 +89,13 @@ void acpi_pm_raise_gpe(struct device *device, unsigned bit) {
     lock_release(&device->lock);
 }
 
+bool acpi_pm_gpe_enabled(struct device *device, unsigned bit) {
+    lock_take(&device->lock);
+    bool enabled = ((struct acpi_pm *)device)->gpe_enable >> (bit & 15) & 1;
+    lock_release(&device->lock);
+    return enabled;
+}
+
 /* ---- Registers ---- */
 
 static uint8_t byte_of(uint32_t value, unsigned index) {

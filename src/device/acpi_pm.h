@@ -29,5 +29,7 @@ void acpi_pm_place(struct device *device, uint16_t base, bool enabled);
 void acpi_pm_power_button(struct device *device);
 /* Any thread. Sets a general-purpose event's status bit (0 to 15). */
 void acpi_pm_raise_gpe(struct device *device, unsigned bit);
+/* Any thread. Whether the guest has enabled it: its system does, firmware does not. */
+bool acpi_pm_gpe_enabled(struct device *device, unsigned bit);
 
 #endif

@@ -46,6 +46,7 @@ const struct device_class cpu_slots_class = {
     .name = "cpu-slots",
     .size = sizeof(struct cpu_slots),
     .state = &cpu_slots_state,
+    .later = true,
     .init = cpu_slots_init,
     .destroy = cpu_slots_destroy,
 };

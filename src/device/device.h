@@ -27,6 +27,7 @@
 #include "memory/ports.h"
 
 struct pci_bus;
+struct vcpu;
 struct platform;
 
 enum platform_request {
@@ -49,6 +50,8 @@ struct platform {
     /* A device that is quiet (device_class.quiesce) has no work under way any more. As above; a
      * device's lock may be held. May be NULL. */
     void (*idle)(struct platform *platform);
+    /* The vCPU whose access is being answered, and its number; NULL: nobody's. May be NULL. */
+    struct vcpu *(*vcpu)(struct platform *platform, unsigned *id);
 };
 
 struct device;
@@ -57,6 +60,7 @@ struct device_class {
     const char *name;
     size_t size;                     /* of the object that begins with struct device */
     const struct state_table *state; /* NULL: has none */
+    bool later; /* older lodges did not have it: where saved state lacks it, it stays as made */
     /* config is the class's own struct, named in the device's header. On failure init has undone
      * what it did: destroy is not called. */
     int (*init)(struct device *device, const void *config, struct error *err);

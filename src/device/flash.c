@@ -215,18 +215,28 @@ static const struct io_ops flash_ops = {flash_read, flash_write};
 
 /* ---- Life ---- */
 
+/* Memory and file get it all, since it is not what they have; a command goes on from there. */
 static int after_load(void *object, struct error *err) {
     struct flash *flash = object;
+    uint8_t mode = flash->mode, expects = flash->expects;
     if (flash->buffer_count > FLASH_BUFFER || flash->buffer_filled > flash->buffer_count ||
         !range_within(flash->buffer_at, flash->buffer_count, flash->size))
         return error_set(err, -EINVAL, "flash: %u of %u bytes at %u", flash->buffer_filled,
                          flash->buffer_count, flash->buffer_at);
-    memory_io_writes_only(flash->region, flash->mode == READ_ARRAY);
+    lock_take(&flash->device.lock);
+    flash->mode = READ_STATUS;
+    note_change(flash, 0, flash->size);
+    show_array(flash);
+    if (mode != READ_ARRAY)
+        show_registers(flash, mode);
+    flash->expects = expects;
+    lock_release(&flash->device.lock);
     return 0;
 }
 
-/* The contents outlive a reset; saving them is the file's part. */
+/* The contents outlive a reset. */
 static const struct state_field flash_fields[] = {
+    STATE_BYTES(struct flash, contents, size, 1),
     STATE_FIELD(struct flash, mode, 1, .keep = true),
     STATE_FIELD(struct flash, expects, 1),
     STATE_FIELD(struct flash, status, 1, .reset = STATUS_READY),

@@ -9,7 +9,8 @@
  * block, E8h program a buffer. Programming clears bits and never sets them;
  * erasing sets them all. Changes are written to the file as soon as the
  * array is shown again, and made durable within FLASH_SYNC_MS or when the
- * machine ends.
+ * machine ends. Its state has the contents, which the file gets when that is
+ * loaded.
  *
  * Sources: Intel StrataFlash data sheet (J3), 9 to 11; OVMF's driver
  * (OvmfPkg/QemuFlashFvbServicesRuntimeDxe) expects that clearing the status

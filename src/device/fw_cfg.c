@@ -27,6 +27,7 @@ struct fw_cfg {
     uint16_t key;
     uint32_t offset; /* in the selected item; may lie past its end */
     uint32_t dma_high;
+    unsigned own_items; /* the device's own, the first ones */
 };
 
 /* ---- Reading items: lock held ---- */
@@ -205,6 +206,20 @@ int fw_cfg_add_file(struct device *device, const char *name, const void *bytes, 
     return 0;
 }
 
+static void free_items(struct fw_cfg *fw, unsigned first) {
+    for (unsigned i = first; i < fw->item_count; i++)
+        if (fw->items[i].bytes != fw->directory)
+            free(fw->items[i].bytes);
+    fw->item_count = first;
+}
+
+void fw_cfg_forget(struct device *device) {
+    struct fw_cfg *fw = (struct fw_cfg *)device;
+    free_items(fw, fw->own_items);
+    fw->file_count = 0;
+    memset(fw->directory, 0, sizeof fw->directory);
+}
+
 /* ---- Life ---- */
 
 static const struct state_field fw_cfg_fields[] = {
@@ -218,9 +233,7 @@ static const struct state_table fw_cfg_state =
 static void fw_cfg_destroy(struct device *device) {
     struct fw_cfg *fw = (struct fw_cfg *)device;
     ports_remove(fw->ports);
-    for (unsigned i = 0; i < fw->item_count; i++)
-        if (fw->items[i].bytes != fw->directory)
-            free(fw->items[i].bytes);
+    free_items(fw, 0);
 }
 
 static int fw_cfg_init(struct device *device, const void *config, struct error *err) {
@@ -231,6 +244,7 @@ static int fw_cfg_init(struct device *device, const void *config, struct error *
         rc = fw_cfg_add(device, FW_CFG_SIGNATURE, "QEMU", 4, err);
     if (rc == 0)
         rc = fw_cfg_add_integer(device, FW_CFG_ID, ID_TRADITIONAL | ID_DMA, 4, err);
+    fw->own_items = fw->item_count;
     if (rc == 0)
         rc = ports_add(device->platform->ports, device->name, FW_CFG_PORT, FW_CFG_PORTS,
                        &fw_cfg_ops, fw, &fw->ports, err);

@@ -5,7 +5,7 @@
  * specification in QEMU's documentation (docs/specs/fw_cfg), whose interface
  * OVMF, SeaBIOS and Linux know.
  *
- * Items are added while the machine is assembled, before a vCPU runs.
+ * Items are added, and forgotten, while no vCPU runs.
  */
 #ifndef LODGE_DEVICE_FW_CFG_H
 #define LODGE_DEVICE_FW_CFG_H
@@ -36,6 +36,8 @@ enum {
 
 extern const struct device_class fw_cfg_class; /* config: NULL */
 
+/* Forgets all items and files that were added. */
+void fw_cfg_forget(struct device *device);
 /* Adds an item (a copy of the bytes). -ENOSPC, -ENOMEM, -EEXIST. */
 int fw_cfg_add(struct device *device, uint16_t key, const void *bytes, size_t length,
                struct error *err);

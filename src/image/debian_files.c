@@ -34,6 +34,9 @@ static const struct guest_file files[] = {
      "[Match]\nType=ether\n\n[Network]\nDHCP=ipv4\n"},
     {"etc/modules-load.d/lodge.conf", 0644,
      "# lodge-agent's way to the host.\nvmw_vsock_virtio_transport\n"},
+    {"etc/udev/rules.d/80-lodge-cpus.rules", 0644,
+     "# Processors that are plugged in (lodge cpus) are used at once.\n"
+     "SUBSYSTEM==\"cpu\", ACTION==\"add\", ATTR{online}==\"0\", ATTR{online}=\"1\"\n"},
     {UNIT_DIRECTORY "lodge-agent.service", 0644,
      "[Unit]\n"
      "Description=lodge's agent: runs what the host asks for\n"

@@ -53,6 +53,47 @@ void file_free(struct file_bytes *bytes) {
     *bytes = (struct file_bytes){0};
 }
 
+static int write_all(int fd, const uint8_t *data, size_t length) {
+    while (length > 0) {
+        ssize_t done = write(fd, data, length);
+        if (done < 0 && errno != EINTR)
+            return -errno;
+        data += done > 0 ? done : 0;
+        length -= done > 0 ? (size_t)done : 0;
+    }
+    return fsync(fd) < 0 ? -errno : 0;
+}
+
+static int sync_directory(const char *path) {
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int result = fd < 0 || fsync(fd) < 0 ? -errno : 0;
+    if (fd >= 0)
+        close(fd);
+    return result;
+}
+
+int file_replace(const char *directory, const char *name, const void *data, size_t length,
+                 struct error *err) {
+    char path[PATH_MAX], new_path[PATH_MAX], new_name[NAME_MAX + 1];
+    snprintf(new_name, sizeof new_name, ".%.200s.new", name);
+    int result = path_join(path, directory, name, err);
+    if (result == 0)
+        result = path_join(new_path, directory, new_name, err);
+    if (result < 0)
+        return result;
+    int fd = open(new_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    result = fd < 0 ? -errno : write_all(fd, data, length);
+    if (fd >= 0)
+        close(fd);
+    if (result == 0 && rename(new_path, path) < 0)
+        result = -errno;
+    if (result == 0)
+        result = sync_directory(directory);
+    else if (fd >= 0)
+        unlink(new_path);
+    return result < 0 ? error_set_errno(err, result, "%s", path) : 0;
+}
+
 int path_join(char *path, const char *parent, const char *name, struct error *err) {
     int length = snprintf(path, PATH_MAX, "%s/%s", parent, name);
     if (length < 0 || length >= PATH_MAX)

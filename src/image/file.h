@@ -23,6 +23,9 @@ enum { FILE_BYTES_MAX = 256 << 20 };
 /* The whole file, at most FILE_BYTES_MAX; freed by file_free. */
 int file_read(const char *path, struct file_bytes *bytes, struct error *err);
 void file_free(struct file_bytes *bytes);
+/* DIRECTORY/NAME gets these contents: whole and durable, or it is as it was. Mode 0600. */
+int file_replace(const char *directory, const char *name, const void *data, size_t length,
+                 struct error *err);
 /* "PARENT/NAME" into path (PATH_MAX); -ENAMETOOLONG. */
 int path_join(char *path, const char *parent, const char *name, struct error *err);
 /* Like mkdir -p. */

@@ -3,6 +3,7 @@
 #include <elf.h>
 #include <ftw.h>
 #include <limits.h>
+#include <lzma.h>
 #include <stdlib.h>
 
 #include "base/bytes.h"
@@ -59,9 +60,13 @@ static void name_of_path(const char *path, char name[NAME_MAX_SIZE]) {
     name[length] = 0;
 }
 
+static bool ends_with(const char *path, const char *end) {
+    size_t length = strlen(path), end_length = strlen(end);
+    return length > end_length && strcmp(path + length - end_length, end) == 0;
+}
+
 static int index_one(const char *path, const struct stat *status, int flag, struct FTW *ftw) {
-    size_t length = strlen(path);
-    if (flag == FTW_F && length > 3 && strcmp(path + length - 3, ".ko") == 0 &&
+    if (flag == FTW_F && (ends_with(path, ".ko") || ends_with(path, ".ko.xz")) &&
         found.count < INDEX_MAX && (found.paths[found.count] = strdup(path)) != NULL)
         found.count++;
     return 0;
@@ -179,17 +184,49 @@ static void free_module(struct module *module) {
     free(module->patterns);
 }
 
+/* ---- Unpacking, as newer kernels' packages want it ---- */
+
+static int unpack(struct file_bytes *file, const char *path, struct error *err) {
+    size_t size = 8 * file->length, used = 0, at = 0;
+    uint64_t limit = MIB(64);
+    uint8_t *data = size <= FILE_BYTES_MAX ? malloc(size) : NULL;
+    lzma_ret status = LZMA_BUF_ERROR;
+    while (data != NULL &&
+           (status = lzma_stream_buffer_decode(&limit, 0, NULL, file->data, &at, file->length, data,
+                                               &used, size)) == LZMA_BUF_ERROR) {
+        free(data);
+        size *= 2;
+        used = at = 0;
+        data = size <= FILE_BYTES_MAX ? malloc(size) : NULL;
+    }
+    if (status != LZMA_OK) {
+        free(data);
+        return error_set(err, -EINVAL, "%s: the module cannot be unpacked", path);
+    }
+    file_free(file);
+    *file = (struct file_bytes){data, used};
+    return 0;
+}
+
 static int open_module(const struct set *set, const char *name, const char *path,
                        struct module *module, struct error *err) {
     *module = (struct module){0};
     snprintf(module->name, sizeof module->name, "%s", name);
+    bool packed = ends_with(path, ".xz");
     int result = file_read(path, &module->file, err);
-    if (result < 0)
+    if (result == 0 && packed)
+        result = unpack(&module->file, path, err);
+    if (result < 0) {
+        free_module(module);
         return result;
+    }
     module->info = find_section(module->file, ".modinfo");
     module->path = strdup(path + strlen(set->tree) + 1);
-    if (module->path != NULL)
+    if (module->path != NULL) {
+        if (packed)
+            module->path[strlen(module->path) - 3] = 0;
         return 0;
+    }
     free_module(module);
     return error_set(err, -ENOMEM, "out of memory");
 }

@@ -26,9 +26,18 @@ void nameless_close(struct nameless *file);
 int overlay_temporary(const char *base, const struct block_options *options, struct nameless *file,
                       struct error *err);
 
+/* The same under a name that is new, and to stay: on base as it was in a snapshot. */
+int overlay_create(const char *base, const char *snapshot, const char *path, struct error *err);
+
+/* The links that overlay_keep has put into one VM's directory in another's, too; there may be none.
+ */
+int overlay_share(const char *from, const char *directory, struct error *err);
 /* In a VM's directory: `image` with links to the image's files (copies, if it lies on another file
  * system), and disk.lodge on top of them. */
 int overlay_keep(const struct disk_image *image, const char *directory, struct error *err);
+/* Only the links, and only the disk: of that size, on those links' disk or (own) on nothing. */
+int overlay_link(const struct disk_image *image, const char *directory, struct error *err);
+int overlay_empty(const char *path, uint64_t size, bool own, struct error *err);
 /* What overlay_keep has put there; disk gets disk.lodge's path. */
 int overlay_find(const char *directory, struct disk_image *image, char disk[PATH_MAX],
                  struct error *err);

@@ -14,6 +14,7 @@
 struct acpi_config {
     unsigned vcpus;      /* local APIC ids 0 to vcpus - 1; 1 to 255 */
     unsigned vcpus_max;  /* with those that may come later (device/cpu_slots.h); 0: none may */
+    bool idle_states;    /* processors have _CST (device/idle_states.h) */
     bool firmware;       /* firmware places the BARs, */
     uint64_t memory_end; /* above this if it does so above 4 GiB */
     uint64_t ram_below_4g, ram_above_4g;

@@ -4,7 +4,9 @@
 
 #include "base/bytes.h"
 #include "device/acpi_pm.h"
+#include "device/identity.h"
 #include "device/q35.h"
+#include "machine/acpi_idle.h"
 #include "machine/layout.h"
 #include "pci/pci.h"
 
@@ -118,6 +120,7 @@ static void pci_host(struct aml *aml, const struct acpi_config *config) {
     size_t resources = aml_resources(aml, "_CRS");
     aml_window_bus(aml, 0, 0);
     aml_io(aml, 0xcf8, 8);
+    aml_window_io(aml, 0, 0xcf7); /* what the LPC bridge decodes: its PM registers above all */
     aml_window_io(aml, LAYOUT_PCI_IO_BASE, LAYOUT_PCI_IO_BASE + LAYOUT_PCI_IO_SIZE - 1);
     aml_window_memory32(aml, LAYOUT_MMIO32_BASE, LAYOUT_MMIO32_BASE + LAYOUT_MMIO32_SIZE - 1);
     window_above_4g(aml, config);
@@ -128,13 +131,15 @@ static void pci_host(struct aml *aml, const struct acpi_config *config) {
     aml_close(aml, device);
 }
 
-/* What nothing else lists and no driver may take: ECAM, the ACPI registers, the 8259s' ELCR. */
+/* What nothing else lists and no driver may take: ECAM, the identity page, the ACPI registers, the
+ * 8259s' ELCR. */
 static void motherboard(struct aml *aml) {
     size_t device = aml_device(aml, "MBRD");
     aml_name_eisa_id(aml, "_HID", "PNP0C02");
     aml_name_integer(aml, "_UID", 0);
     size_t resources = aml_resources(aml, "_CRS");
     aml_memory32(aml, LAYOUT_ECAM_BASE, LAYOUT_ECAM_SIZE);
+    aml_memory32(aml, LAYOUT_IDENTITY_BASE, PAGE_SIZE);
     aml_io(aml, LAYOUT_PM1_EVENT_PORT, PM_PORTS);
     aml_io(aml, 0x4d0, 2);
     aml_close_resources(aml, resources);
@@ -162,6 +167,30 @@ static void hpet(struct aml *aml) {
     size_t resources = aml_resources(aml, "_CRS");
     aml_memory32(aml, LAYOUT_HPET_BASE, HPET_LENGTH);
     aml_close_resources(aml, resources);
+    aml_close(aml, device);
+}
+
+/* Where 16 bytes of the identity page are: { low half, high half }. */
+static void identity_address(struct aml *aml, uint64_t address) {
+    aml_name(aml, "ADDR");
+    size_t package = aml_package(aml, 2);
+    aml_integer(aml, address & UINT32_MAX);
+    aml_integer(aml, address >> 32);
+    aml_close(aml, package);
+}
+
+/* The generation id as Microsoft's document has it, and the host's id in the same way. */
+static void identity(struct aml *aml) {
+    size_t device = aml_device(aml, "VGEN");
+    aml_name_string(aml, "_HID", "LODG0001");
+    aml_name_string(aml, "_CID", "VM_Gen_Counter");
+    aml_name_string(aml, "_DDN", "VM_Gen_Counter");
+    identity_address(aml, LAYOUT_IDENTITY_BASE);
+    aml_close(aml, device);
+    device = aml_device(aml, "HOST");
+    aml_name_string(aml, "_HID", "LODG0002");
+    aml_name_string(aml, "_DDN", "Host id");
+    identity_address(aml, LAYOUT_IDENTITY_BASE + IDENTITY_HOST_AT);
     aml_close(aml, device);
 }
 
@@ -214,6 +243,8 @@ static void processors(struct aml *aml, const struct acpi_config *config) {
         aml_name_integer(aml, "_UID", id);
         if (id >= config->vcpus)
             slot(aml, id);
+        if (config->idle_states)
+            acpi_idle_processor(aml, id);
         aml_close(aml, device);
     }
 }
@@ -234,6 +265,12 @@ static void slots_register(struct aml *aml, const struct acpi_config *config) {
     aml_name_integer(aml, "CPUC", config->vcpus);
 }
 
+static void notify(struct aml *aml, const char *path, unsigned value) {
+    aml_byte(aml, OP_NOTIFY);
+    aml_path(aml, path);
+    aml_integer(aml, value);
+}
+
 /*
  * The event: for each that may come
  *     If (id < CPUN) { If (!(id < CPUC)) { Notify (Cxxx, 1) } }
@@ -251,9 +288,7 @@ static void slots_event(struct aml *aml, const struct acpi_config *config) {
         aml_byte(aml, OP_LESS);
         aml_integer(aml, id);
         aml_path(aml, "CPUC");
-        aml_byte(aml, OP_NOTIFY);
-        aml_path(aml, name);
-        aml_integer(aml, DEVICE_CHECK);
+        notify(aml, name, DEVICE_CHECK);
         aml_close(aml, untold);
         aml_close(aml, plugged);
     }
@@ -263,12 +298,28 @@ static void slots_event(struct aml *aml, const struct acpi_config *config) {
     aml_close(aml, method);
 }
 
-static void general_purpose_events(struct aml *aml) {
+/* A driver finds out by itself which of the ids is another. */
+static void identity_event(struct aml *aml) {
+    enum { CHANGED = 0x80 };
+    _Static_assert(LAYOUT_IDENTITY_GPE == 2, "the method's name");
+    size_t method = aml_method(aml, "_E02", 0);
+    notify(aml, "\\_SB_.VGEN", CHANGED);
+    notify(aml, "\\_SB_.HOST", CHANGED);
+    aml_close(aml, method);
+}
+
+static void general_purpose_events(struct aml *aml, const struct acpi_config *config) {
     _Static_assert(LAYOUT_CPU_SLOTS_GPE == 1, "the method's name");
     size_t scope = aml_scope(aml, "\\_GPE");
-    size_t method = aml_method(aml, "_E01", 0);
-    aml_path(aml, "\\_SB_.CPUE");
-    aml_close(aml, method);
+    if (config->vcpus_max > config->vcpus) {
+        size_t method = aml_method(aml, "_E01", 0);
+        aml_path(aml, "\\_SB_.CPUE");
+        aml_close(aml, method);
+    }
+    identity_event(aml);
+    if (config->idle_states)
+        acpi_idle_event(aml, config->vcpus > config->vcpus_max ? config->vcpus : config->vcpus_max,
+                        processor_name);
     aml_close(aml, scope);
 }
 
@@ -288,6 +339,8 @@ void acpi_dsdt(struct aml *aml, const struct acpi_config *config) {
     size_t scope = aml_scope(aml, "\\_SB_");
     if (config->vcpus_max > config->vcpus)
         slots_register(aml, config);
+    if (config->idle_states)
+        acpi_idle_method(aml);
     processors(aml, config);
     if (config->vcpus_max > config->vcpus)
         slots_event(aml, config);
@@ -297,8 +350,8 @@ void acpi_dsdt(struct aml *aml, const struct acpi_config *config) {
     isa_device(aml, "RTC_", "PNP0B00", 0, 0x70, 2, LAYOUT_RTC_IRQ);
     hpet(aml);
     pvpanic(aml);
+    identity(aml);
     aml_close(aml, scope);
-    if (config->vcpus_max > config->vcpus)
-        general_purpose_events(aml);
+    general_purpose_events(aml, config);
     soft_off(aml);
 }

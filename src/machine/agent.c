@@ -1,5 +1,6 @@
 #include "machine/agent.h"
 
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -41,10 +42,38 @@ static bool on_mounted(struct agent *agent, const struct agent_header *header,
     return true;
 }
 
+bool agent_parse_renewed(const struct agent_header *header, const uint8_t *payload, int *error,
+                         char what[AGENT_WHAT_MAX]) {
+    size_t length = header->length - sizeof(uint32_t);
+    if (header->type != AGENT_RENEWED || header->length < sizeof(uint32_t) ||
+        length >= AGENT_WHAT_MAX)
+        return false;
+    uint32_t number = load_le32(payload);
+    *error = number < 4096 ? -(int)number : -EPROTO;
+    for (size_t i = 0; i < length; i++)
+        what[i] = payload[4 + i] >= ' ' && payload[4 + i] < 0x7f ? (char)payload[4 + i] : '?';
+    what[length] = 0;
+    return true;
+}
+
+static bool on_renewed(struct agent *agent, const struct agent_header *header,
+                       const uint8_t *payload) {
+    char what[AGENT_WHAT_MAX];
+    int error;
+    if (!agent->renewing || !agent_parse_renewed(header, payload, &error, what))
+        return false;
+    agent->renewing = false;
+    if (agent->events.renewed != NULL)
+        agent->events.renewed(agent->events.context, error, what);
+    return true;
+}
+
 static bool on_frame(void *context, const struct agent_header *header, const uint8_t *payload) {
     struct agent *agent = context;
     if (header->type == AGENT_MOUNTED)
         return on_mounted(agent, header, payload);
+    if (header->type == AGENT_RENEWED)
+        return on_renewed(agent, header, payload);
     return header->type == AGENT_HELLO && !agent->ready && on_hello(agent, header, payload);
 }
 
@@ -52,6 +81,7 @@ static void on_closed(void *context, int error) {
     struct agent *agent = context;
     agent->ready = false;
     agent->mounts = 0;
+    agent->renewing = false;
 }
 
 static const struct agent_channel_events control_events = {.frame = on_frame, .closed = on_closed};
@@ -104,6 +134,21 @@ bool agent_shutdown(struct agent *agent) {
     return agent->ready && agent_channel_send(&agent->control, AGENT_SHUTDOWN, 0, NULL, 0);
 }
 
+bool agent_renews_at_once(const struct agent *agent) {
+    return agent->ready && agent->version >= AGENT_VERSION_AT_ONCE;
+}
+
+bool agent_send_identity(struct agent_channel *channel, const struct agent_identity *identity) {
+    size_t length =
+        offsetof(struct agent_identity, events) + identity->count * sizeof identity->events[0];
+    return agent_channel_send(channel, AGENT_IDENTITY, 0, identity, length);
+}
+
+bool agent_tell_identity(struct agent *agent, const struct agent_identity *identity) {
+    return agent->ready && agent->version >= AGENT_VERSION_IDENTITY &&
+           agent_send_identity(&agent->control, identity);
+}
+
 bool agent_mount(struct agent *agent, const char *tag, const char *path, bool readonly) {
     uint8_t payload[4096];
     store_le32(payload, readonly ? AGENT_MOUNT_READONLY : 0);
@@ -113,5 +158,22 @@ bool agent_mount(struct agent *agent, const char *tag, const char *path, bool re
         !agent_channel_send(&agent->control, AGENT_MOUNT, 0, payload, (size_t)length + 5))
         return false;
     agent->mounts++;
+    return true;
+}
+
+bool agent_send_renew(struct agent_channel *channel, const struct agent_renew *renew,
+                      const char *host_name) {
+    uint8_t payload[sizeof *renew + AGENT_HOST_NAME_MAX + 1] = {0};
+    size_t length = host_name != NULL ? strnlen(host_name, AGENT_HOST_NAME_MAX) : 0;
+    memcpy(payload, renew, sizeof *renew);
+    memcpy(payload + sizeof *renew, host_name != NULL ? host_name : "", length);
+    return agent_channel_send(channel, AGENT_RENEW, 0, payload, sizeof *renew + length + 1);
+}
+
+bool agent_renew(struct agent *agent, const struct agent_renew *renew, const char *host_name) {
+    if (!agent->ready || agent->version < AGENT_VERSION_RENEW || agent->renewing ||
+        !agent_send_renew(&agent->control, renew, host_name))
+        return false;
+    agent->renewing = true;
     return true;
 }

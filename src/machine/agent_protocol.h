@@ -6,11 +6,16 @@
  *
  *   control   the agent connects to the host's port AGENT_PORT when the guest
  *             is up, sends HELLO and keeps the connection. The host sends
- *             MOUNT, answered in order by MOUNTED, and SHUTDOWN on it. When it is
- *             lost (the machine goes on from a snapshot) the agent connects again.
+ *             MOUNT, answered in order by MOUNTED, RENEW, answered by RENEWED, IDENTITY, and
+ *             SHUTDOWN on it. When it is lost (the machine goes on from a snapshot) the
+ *             agent connects again.
  *   session   the host connects to the guest's port AGENT_PORT, sends EXEC and
  *             then data. The agent ends it with EXIT. One program a session;
- *             when the connection is lost, the agent hangs the program up.
+ *             when the connection is lost, the agent hangs the program up. In
+ *             a machine that goes on from a snapshot RENEW (answered by
+ *             RENEWED; after an error the agent closes) and IDENTITY may come
+ *             before EXEC: there the host need not wait for the control
+ *             connection, which is late then. Older agents close at RENEW.
  *
  * A frame is a header of 8 bytes and at most AGENT_PAYLOAD_MAX bytes:
  *
@@ -31,10 +36,13 @@
 #include <string.h>
 
 enum {
-    AGENT_VERSION = 4,
+    AGENT_VERSION = 7,
     AGENT_VERSION_OLDEST = 2, /* what images may have that were made earlier */
     AGENT_VERSION_MOUNT = 3,  /* the first that has MOUNT */
     AGENT_VERSION_AGAIN = 4, /* the first that connects again when the control connection is lost */
+    AGENT_VERSION_RENEW = 5, /* the first that has RENEW */
+    AGENT_VERSION_IDENTITY = 6, /* the first that has IDENTITY */
+    AGENT_VERSION_AT_ONCE = 7,  /* the first that has RENEW in a session */
     AGENT_PORT = 1024,
     AGENT_HEADER_SIZE = 8,
     AGENT_PAYLOAD_MAX = 64 << 10,
@@ -47,6 +55,9 @@ enum agent_frame {
     AGENT_SHUTDOWN,  /* host, control: power the guest off */
     AGENT_MOUNT,     /* host, control: u32 flags, then a virtio-fs tag and a path, zero-ended */
     AGENT_MOUNTED,   /* agent, control: u32 errno value of Linux, 0: mounted */
+    AGENT_RENEW,     /* host, control: struct agent_renew and a host name, zero-ended */
+    AGENT_RENEWED,   /* agent, control: u32 errno value of Linux, then what failed as text */
+    AGENT_IDENTITY,  /* host, control: struct agent_identity, its first `count` events */
 
     AGENT_EXEC = 16,   /* host: struct agent_exec and its strings, see below */
     AGENT_DATA,        /* either: bytes of `stream` */
@@ -63,6 +74,23 @@ enum { AGENT_MOUNT_READONLY = 1 }; /* flags */
 enum { AGENT_EXEC_TTY = 1 };       /* flags: a pseudo-terminal; everything comes on AGENT_STDOUT */
 
 /*
+ * What a machine that goes on from a snapshot is told before anything else: it is later, and its
+ * randomness is not its own. With AGENT_RENEW_IDENTITY it is another machine now, too: the rest
+ * counts, with the host name behind it. With AGENT_RENEW_SSH_KEYS it makes itself new host keys of
+ * the kinds that it has.
+ */
+enum { AGENT_RENEW_IDENTITY = 1, AGENT_RENEW_SSH_KEYS = 2 }; /* flags */
+enum { AGENT_HOST_NAME_MAX = 64, AGENT_SEED_SIZE = 64 };
+struct agent_renew {
+    uint64_t wall_ns; /* since 1970 */
+    uint32_t flags;
+    uint8_t old_mac[6], mac[6]; /* equal: there is no network device */
+    uint8_t machine_id[16];
+    uint8_t seed[AGENT_SEED_SIZE];
+};
+_Static_assert(sizeof(struct agent_renew) == 104, "as on the wire");
+
+/*
  * EXEC's payload: this, then argument_count + environment_count strings, the
  * working directory and the user (either empty: the agent's default), each
  * ended by a zero. "NAME=VALUE" strings add to or replace the agent's default
@@ -76,6 +104,28 @@ struct agent_exec {
     uint16_t argument_count, environment_count;
 };
 _Static_assert(sizeof(struct agent_exec) == 12, "as on the wire");
+
+/*
+ * IDENTITY's payload (device/identity.h): sent after each HELLO, behind a RENEW, and whenever an
+ * event is added. The agent keeps the number of the last event that it has heard of, and reports
+ * those that follow; one that has just started with its system has heard of all. UUIDs in the
+ * order of their text.
+ */
+enum { AGENT_IDENTITY_EVENTS = 16 };
+enum { AGENT_EVENT_RESTORE = 1, AGENT_EVENT_CLONE, AGENT_EVENT_MOVE };
+struct agent_identity_event {
+    uint64_t number, seconds; /* from 1; since 1970 */
+    uint32_t kind, zero;
+    uint8_t generation[16], host[16];
+};
+struct agent_identity {
+    uint8_t generation[16], host[16];
+    uint64_t number; /* of the last event, 0: there was none */
+    uint32_t count, zero;
+    struct agent_identity_event events[AGENT_IDENTITY_EVENTS];
+};
+_Static_assert(sizeof(struct agent_identity_event) == 56, "as on the wire");
+_Static_assert(sizeof(struct agent_identity) == 48 + 16 * 56, "as on the wire");
 
 /* A frame's header, read. */
 struct agent_header {

@@ -30,6 +30,7 @@ struct agent_session {
     struct loop_fd *in_watch; /* NULL: none, or a file that is always ready */
     bool in_open, in_end_due;
     uint32_t in_credit;
+    void (*renewed)(void *context, int error, const char *what); /* until it is */
     bool over, told, posted, closed;
     int code;
 };
@@ -232,11 +233,29 @@ static bool on_credit(struct agent_session *session, const struct agent_header *
     return true;
 }
 
+static void start_streams(struct agent_session *session);
+
+static bool on_renewed(struct agent_session *session, const struct agent_header *header,
+                       const uint8_t *payload) {
+    void (*renewed)(void *context, int error, const char *what) = session->renewed;
+    char what[AGENT_WHAT_MAX];
+    int error;
+    if (!agent_parse_renewed(header, payload, &error, what))
+        return false;
+    session->renewed = NULL;
+    if (error == 0)
+        start_streams(session);
+    renewed(session->config.context, error, what);
+    return true;
+}
+
 static bool on_frame(void *context, const struct agent_header *header, const uint8_t *payload) {
     struct agent_session *session = context;
     uint32_t number = header->length == sizeof number ? load_le32(payload) : UINT32_MAX;
     if (session->over)
         return false;
+    if (session->renewed != NULL)
+        return on_renewed(session, header, payload);
     switch (header->type) {
     case AGENT_DATA: return on_data(session, header, payload);
     case AGENT_CREDIT: return header->length == 4 && on_credit(session, header, number);
@@ -310,14 +329,25 @@ static int send_exec(struct agent_session *session, struct error *err) {
     return 0;
 }
 
+static int send_renewal(struct agent_session *session, struct error *err) {
+    const struct agent_exec_renewal *renewal = session->config.renewal;
+    if (renewal == NULL)
+        return 0;
+    session->renewed = renewal->renewed;
+    session->config.renewal = NULL;
+    return agent_send_renew(&session->channel, renewal->renew, renewal->host_name) &&
+                   agent_send_identity(&session->channel, renewal->identity)
+               ? 0
+               : error_set(err, -ENOBUFS, "no room to tell the guest who it is");
+}
+
 static void start_streams(struct agent_session *session) {
     const struct agent_exec_config *config = &session->config;
-    for (int i = 0; i < 2; i++)
-        session->outputs[i] = (struct output){
-            .session = session,
-            .stream = (uint8_t)(AGENT_STDOUT + i),
-            .fd = i == 0 ? config->out : config->err,
-        };
+    for (int i = 0; i < 2; i++) {
+        session->outputs[i].session = session;
+        session->outputs[i].stream = (uint8_t)(AGENT_STDOUT + i);
+        session->outputs[i].fd = i == 0 ? config->out : config->err;
+    }
     session->in_credit = AGENT_WINDOW;
     session->in_open = config->in >= 0;
     if (!session->in_open)
@@ -339,12 +369,15 @@ int agent_exec(struct agent *agent, const struct agent_exec_config *config,
     int result = vsock_connect(agent->vsock, AGENT_PORT, &agent_channel_ops, &made->channel,
                                &made->channel.conn, err);
     if (result == 0)
+        result = send_renewal(made, err);
+    if (result == 0)
         result = send_exec(made, err);
     if (result < 0) {
         agent_session_close(made);
         return result;
     }
-    start_streams(made);
+    if (made->renewed == NULL)
+        start_streams(made);
     *session = made;
     return 0;
 }

@@ -14,6 +14,7 @@ enum {
     OP_SCOPE = 0x10,
     OP_BUFFER = 0x11,
     OP_PACKAGE = 0x12,
+    OP_VARIABLE_PACKAGE = 0x13,
     OP_METHOD = 0x14,
     OP_DUAL_NAME = 0x2e,
     OP_MULTI_NAME = 0x2f,
@@ -22,6 +23,7 @@ enum {
     OP_EXTENDED_DEVICE = 0x82,
     OP_IF = 0xa0,
     OP_ELSE = 0xa1,
+    OP_WHILE = 0xa2,
 };
 enum { SEGMENT = 4, LENGTH_BYTES = 3, LENGTH_MAX = 1 << 20 };
 enum { RESOURCE_MEMORY, RESOURCE_IO, RESOURCE_BUS };
@@ -115,10 +117,14 @@ size_t aml_package(struct aml *aml, uint8_t elements) {
     return mark;
 }
 
-size_t aml_method(struct aml *aml, const char *name, unsigned arguments) {
+size_t aml_variable_package(struct aml *aml) {
+    return open_block(aml, OP_VARIABLE_PACKAGE);
+}
+
+size_t aml_method(struct aml *aml, const char *name, unsigned flags) {
     size_t mark = open_block(aml, OP_METHOD);
     aml_path(aml, name);
-    aml_byte(aml, (uint8_t)arguments);
+    aml_byte(aml, (uint8_t)flags);
     return mark;
 }
 
@@ -136,6 +142,10 @@ size_t aml_if(struct aml *aml) {
 
 size_t aml_else(struct aml *aml) {
     return open_block(aml, OP_ELSE);
+}
+
+size_t aml_while(struct aml *aml) {
+    return open_block(aml, OP_WHILE);
 }
 
 /* The buffer's size is a word constant right behind the length, filled in on closing. */

@@ -30,10 +30,13 @@ void aml_path(struct aml *aml, const char *path);
 size_t aml_scope(struct aml *aml, const char *path);
 size_t aml_device(struct aml *aml, const char *name);
 size_t aml_package(struct aml *aml, uint8_t elements);
-size_t aml_method(struct aml *aml, const char *name, unsigned arguments);
+/* Its number of elements, an expression, follows. */
+size_t aml_variable_package(struct aml *aml);
+size_t aml_method(struct aml *aml, const char *name, unsigned flags); /* arguments; 8: serialized */
 size_t aml_if(struct aml *aml);
 size_t aml_field(struct aml *aml, const char *region, uint8_t flags); /* names and bits follow */
 size_t aml_else(struct aml *aml);
+size_t aml_while(struct aml *aml); /* the predicate follows */
 /* A buffer object of resource descriptors: `Name (_CRS, ResourceTemplate () {` ... */
 size_t aml_resources(struct aml *aml, const char *name);
 void aml_close(struct aml *aml, size_t mark);

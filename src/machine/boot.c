@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "machine/layout.h"
+#include "memory/ahead.h"
 
 struct boot {
     char *kernel_path, *initrd_path, *cmdline;
@@ -216,6 +217,20 @@ static int load_elf(struct load *load, struct error *err) {
     return result < 0 ? result : elf_load(elf, load->memory, err);
 }
 
+/* While it is being unpacked, the memory where it will be gets ready, and that at the end of RAM
+ * where it begins by describing each page: Linux's struct page has 64 bytes. */
+static void expect_kernel(const struct load *load) {
+    enum { PAGE_DESCRIBED_BY = 64 };
+    const struct bzimage *image = &load->bzimage;
+    uint64_t size = memory_ram_size(load->memory), low = low_ram_end(load->memory);
+    uint64_t end = size > low ? LAYOUT_HIGH_RAM_BASE + (size - low) : low;
+    uint64_t pages = size / (PAGE_SIZE / PAGE_DESCRIBED_BY);
+    if (image->preferred < low && image->init_size < low - image->preferred)
+        memory_ahead_expect(load->memory, image->preferred, image->init_size);
+    if (pages <= AHEAD_EXPECTED_MOST / 2)
+        memory_ahead_expect(load->memory, end - pages, pages);
+}
+
 /* Unpacks a bzImage unless it is to do that itself or lodge does not know the format. */
 static int unpack(struct load *load, struct error *err) {
     load->is_bzimage = true;
@@ -223,6 +238,7 @@ static int unpack(struct load *load, struct error *err) {
     load->cmdline_max = load->bzimage.cmdline_max;
     if (load->protocol == BOOT_BZIMAGE)
         return 0;
+    expect_kernel(load);
     size_t length = 0;
     int result =
         payload_unpack(load->bzimage.payload, &load->unpacked, &length, &load->packing, err);

@@ -25,6 +25,12 @@ enum { MACHINE_USER_DEVICES_MAX = 8, MACHINE_VOLUMES_MAX = 8 };
 #define MACHINE_MEMORY_MIN     MIB(2)
 #define MACHINE_MEMORY_DEFAULT MIB(512)
 
+/* A VM that comes from another monitor (machine/migration.h): its disks, opened when they are
+ * handed over. */
+struct machine_incoming {
+    struct block_info disks[MACHINE_DISKS_MAX];
+};
+
 enum disk_device { DISK_VIRTIO, DISK_NVME };
 
 struct disk_config {
@@ -44,7 +50,7 @@ struct volume_config {
 };
 enum { VOLUME_GUEST_MAX = 1024 }; /* bytes of the guest's path */
 
-enum net_kind { NET_NONE, NET_USER };
+enum net_kind { NET_NONE, NET_USER, NET_TAP };
 
 /* How a kernel is entered. AUTO takes the quickest that the file offers. */
 enum boot_protocol {
@@ -76,14 +82,17 @@ enum watchdog_policy {
 
 struct machine_config {
     enum engine_kind engine;
-    uint64_t memory;     /* bytes, from the start */
-    uint64_t memory_max; /* with what may be plugged in later; 0: none */
-    bool huge_pages;     /* of the host's pool, all reserved */
-    unsigned vcpus;      /* from the start */
-    unsigned vcpus_max;  /* with those that may be plugged in later; 0: none */
-    bool verify;         /* the soft engine's interpreter and translator in lock-step */
-    const char *kernel;  /* this and the next three: without firmware */
-    const char *initrd;  /* NULL: none */
+    uint64_t memory;       /* bytes, from the start */
+    uint64_t memory_max;   /* with what may be plugged in later; 0: none */
+    bool huge_pages;       /* of the host's pool, all reserved */
+    unsigned vcpus;        /* from the start */
+    unsigned vcpus_max;    /* with those that may be plugged in later; 0: none */
+    enum cpu_baseline cpu; /* what guests are shown of the host's processor; the soft engine's */
+    bool verify;           /* the soft engine's interpreter and translator in lock-step */
+    /* This and the next three: without firmware. NULL: with `restore`, and it never boots
+     * (REBOOT_STOP). */
+    const char *kernel;
+    const char *initrd; /* NULL: none */
     const char *cmdline;
     enum boot_protocol boot;
     enum firmware_kind firmware;
@@ -97,6 +106,8 @@ struct machine_config {
     struct volume_config volumes[MACHINE_VOLUMES_MAX];
     unsigned volume_count;
     enum net_kind net;
+    const char *tap; /* with NET_TAP: the interface */
+    uint8_t mac[6];  /* of its device; all zero: the device's own choice */
     struct net_publish publish[MACHINE_PUBLISH_MAX];
     unsigned publish_count;
     bool vsock;        /* a way to lodge-agent */
@@ -111,6 +122,13 @@ struct machine_config {
     /* A directory with a saved machine (machine_state.h) that this one goes on from; NULL: it
      * boots. */
     const char *restore;
+    bool cloned; /* with restore: as another machine than the one that was saved */
+    bool frugal; /* many such machines are to fit on the host */
+    /* The generation id (device/identity.h) of a machine that boots, a UUID; NULL: what the file
+     * has, or else one is made up. The file (NULL: none) keeps it, and is made if need be. */
+    const char *generation_id, *generation_file;
+    const char *idle_states; /* "host" or a file (machine_idle.h); NULL: none. The soft engine's */
+    const struct machine_incoming *incoming; /* it comes from another monitor; NULL: it does not */
     double time_scale;   /* guest seconds in a host second; 0: 1. The soft engine's */
     int64_t time_offset; /* seconds that the guest's wall clock is ahead of the host's */
     bool no_catch_up;    /* time lost in a pause stays lost */

@@ -309,6 +309,10 @@ int console_hub_create(struct loop *loop, const char *directory, struct console_
     return result;
 }
 
+void console_hub_move(struct console_hub *hub, const char *directory) {
+    snprintf(hub->path, sizeof hub->path, "%s/console.log", directory);
+}
+
 void console_hub_destroy(struct console_hub *hub) {
     if (hub == NULL)
         return;

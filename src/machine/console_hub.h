@@ -26,6 +26,8 @@ struct console_hub;
 int console_hub_create(struct loop *loop, const char *directory, struct console_hub **hub,
                        struct error *err);
 /* The device is gone. Watchers see the end of their sockets once all is written that they take. */
+/* The directory has another name now. */
+void console_hub_move(struct console_hub *hub, const char *directory);
 void console_hub_destroy(struct console_hub *hub);
 /* For the serial port, by way of struct console. */
 struct chardev *console_hub_chardev(struct console_hub *hub);

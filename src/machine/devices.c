@@ -3,12 +3,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "block/disk/disk.h"
+#include "block/handover.h"
 #include "block/hold.h"
 #include "block/open.h"
 #include "block/qos.h"
+#include "block/sync.h"
 #include "device/acpi_pm.h"
 #include "device/cpu_slots.h"
 #include "device/debugcon.h"
+#include "device/flash.h"
 #include "device/fw_cfg.h"
 #include "device/hpet.h"
 #include "device/i8042.h"
@@ -20,8 +24,11 @@
 #include "device/watchdog.h"
 #include "fs/fs.h"
 #include "machine/layout.h"
+#include "machine/machine_identity.h"
+#include "machine/machine_idle.h"
 #include "machine/private.h"
 #include "machine/vm_disk.h"
+#include "memory/ahead.h"
 #include "nvme/nvme.h"
 #include "vfio_user/client.h"
 #include "virtio/balloon.h"
@@ -75,22 +82,63 @@ static int create_buses(struct machine *machine, struct error *err) {
     return result == 0 ? pci_bus_create(platform, &pci, &platform->pci, err) : result;
 }
 
-static void keep(struct machine *machine, struct device *device) {
-    device->next = machine->devices;
-    machine->devices = device;
+/* Who adds one: tests/unit/test_state_equality.c has each of them saved and loaded. */
+static const struct device_class *const classes[] = {
+    &acpi_pm_class,
+    &cpu_slots_class,
+    &debugcon_class,
+    &flash_class,
+    &fw_cfg_class,
+    &hpet_class,
+    &i8042_class,
+    &identity_class,
+    &idle_states_class,
+    &nvme_class,
+    &pit_class,
+    &pvpanic_class,
+    &q35_class,
+    &rtc_class,
+    &serial_class,
+    &vfio_user_class,
+    &virtio_balloon_class,
+    &virtio_blk_class,
+    &virtio_fs_class,
+    &virtio_mem_class,
+    &virtio_net_class,
+    &virtio_rng_class,
+    &virtio_scsi_class,
+    &virtio_vsock_class,
+    &watchdog_class,
+};
+
+const struct device_class *devices_class(unsigned n) {
+    return n < ARRAY_SIZE(classes) ? classes[n] : NULL;
 }
 
-/* Makes a device and puts it on the machine's list. */
+/* Puts it on the machine's list. */
+static int keep(struct machine *machine, struct device *device, struct error *err) {
+    unsigned n = 0;
+    while (devices_class(n) != NULL && devices_class(n) != device->class)
+        n++;
+    if (devices_class(n) == NULL) {
+        device_destroy(device);
+        return error_set(err, -ENOTSUP, "no machine has a device of that class");
+    }
+    device->next = machine->devices;
+    machine->devices = device;
+    return 0;
+}
+
+/* Makes a device of the machine's. */
 static int add(struct machine *machine, const struct device_class *class, const char *name,
                const void *config, struct device **device, struct error *err) {
     struct device *made;
     int result = device_create(class, name, &machine->platform, config, &made, err);
-    if (result < 0)
-        return result;
-    keep(machine, made);
-    if (device != NULL)
+    if (result == 0)
+        result = keep(machine, made, err);
+    if (result == 0 && device != NULL)
         *device = made;
-    return 0;
+    return result;
 }
 
 static int create_timers(struct machine *machine, struct error *err) {
@@ -100,6 +148,21 @@ static int create_timers(struct machine *machine, struct error *err) {
     if (result == 0)
         result = add(machine, &rtc_class, "rtc0", &rtc, &hpet.rtc, err);
     return result == 0 ? add(machine, &hpet_class, "hpet0", &hpet, NULL, err) : result;
+}
+
+static int add_identity(struct machine *machine, struct error *err) {
+    struct identity_config ids = {.base = LAYOUT_IDENTITY_BASE};
+    int result = machine_identity_begin(&machine->config, &ids, err);
+    return result == 0 ? add(machine, &identity_class, "identity0", &ids, &machine->identity, err)
+                       : result;
+}
+
+static int add_idle_states(struct machine *machine, struct error *err) {
+    struct idle_states_config config = {.port = LAYOUT_IDLE_PORT};
+    int result = machine_idle_table(machine->config.idle_states, &config.table, err);
+    return result == 0 ? add(machine, &idle_states_class, "idle-states0", &config,
+                             &machine->idle_states, err)
+                       : result;
 }
 
 static int create_chips(struct machine *machine, struct error *err) {
@@ -117,12 +180,16 @@ static int create_chips(struct machine *machine, struct error *err) {
         result = add(machine, &q35_class, "q35", &q35, &machine->q35, err);
     if (result == 0)
         result = add(machine, &i8042_class, "i8042", NULL, NULL, err);
-    if (result == 0 && slots.plugged < machine->config.vcpus_max)
+    if (result == 0 && machine->has_cpu_slots)
         result = add(machine, &cpu_slots_class, "cpus", &slots, &machine->cpu_slots, err);
     if (result == 0)
         result = add(machine, &pvpanic_class, "pvpanic0", &pvpanic, NULL, err);
     if (result == 0)
         result = add(machine, &watchdog_class, "watchdog0", &watchdog, NULL, err);
+    if (result == 0)
+        result = add_identity(machine, err);
+    if (result == 0 && machine->config.idle_states != NULL)
+        result = add_idle_states(machine, err);
     return result == 0 ? add(machine, &serial_class, "serial0", &serial, NULL, err) : result;
 }
 
@@ -182,6 +249,69 @@ static bool is_shared(const struct machine *machine, unsigned index) {
     return false;
 }
 
+/* Behind a node that can let it go. */
+static int open_image(struct machine *machine, unsigned index, struct block **block,
+                      struct error *err) {
+    const struct disk_config *disk = &machine->config.disks[index];
+    const struct machine_incoming *incoming = machine->config.incoming;
+    struct block *image = NULL;
+    int result = incoming == NULL ? block_open(disk->path, &disk->options, &image, err) : 0;
+    if (result < 0)
+        return result;
+    result = handover_add(image, incoming != NULL ? &incoming->disks[index] : NULL, block, err);
+    if (result < 0)
+        block_close(image);
+    else
+        machine->images[index] = image;
+    return result;
+}
+
+void machine_flush_disks(struct machine *machine) {
+    for (unsigned i = 0; i < machine->config.disk_count; i++)
+        if (machine->images[i] != NULL && !machine->images[i]->info.readonly)
+            block_flush(machine->images[i]);
+}
+
+int machine_release_disks(struct machine *machine, struct error *err) {
+    int result = 0;
+    for (unsigned i = 0; i < machine->config.disk_count; i++) {
+        struct error *first = result == 0 ? err : NULL;
+        int one = handover_release(machine->handovers[i], first);
+        machine->images[i] = NULL;
+        result = result == 0 ? one : result;
+    }
+    return result;
+}
+
+/* What a lodge disk does by itself is background work. */
+static void order_upkeep(struct machine *machine, unsigned index, struct block *image) {
+    if (image != NULL && disk_is(image))
+        disk_set_upkeep(image, qos_upkeep(machine->flows[index], disk_file(image)));
+}
+
+static int take_disk(struct machine *machine, unsigned index, struct error *err) {
+    const struct disk_config *disk = &machine->config.disks[index];
+    struct block *image;
+    int result = block_open(disk->path, &disk->options, &image, err);
+    if (result < 0)
+        return result;
+    order_upkeep(machine, index, image);
+    result = handover_take(machine->handovers[index], image, err);
+    if (result < 0)
+        block_close(image);
+    else
+        machine->images[index] = image;
+    return result;
+}
+
+int machine_take_disks(struct machine *machine, struct error *err) {
+    int result = 0;
+    for (unsigned i = 0; i < machine->config.disk_count && result == 0; i++)
+        if (machine->images[i] == NULL)
+            result = take_disk(machine, i, err);
+    return result;
+}
+
 /* "disk0" and so on, in the order of the configuration. */
 static int open_disk(struct machine *machine, unsigned index, struct error *err) {
     const struct disk_config *disk = &machine->config.disks[index];
@@ -192,13 +322,15 @@ static int open_disk(struct machine *machine, unsigned index, struct error *err)
     struct block *block, *flow;
     char name[16];
     snprintf(name, sizeof name, "disk%u", index);
-    int result = block_open(disk->path, &disk->options, &block, err);
+    int result = open_image(machine, index, &block, err);
     if (result < 0)
         return result;
     result = qos_add_flow(machine->qos, block, name, &disk->qos, &flow, err);
-    machine->images[index] = result == 0 ? block : NULL;
-    if (result == 0)
-        block = flow;
+    machine->handovers[index] = result == 0 ? block : NULL;
+    if (result == 0) {
+        block = machine->flows[index] = flow;
+        order_upkeep(machine, index, machine->images[index]);
+    }
     if (result == 0)
         result = hold_add(block, &hold, &machine->blocks[index], err);
     if (result < 0)
@@ -270,11 +402,14 @@ static int add_volumes(struct machine *machine, struct error *err) {
 static int add_network(struct machine *machine, struct error *err) {
     struct net_user_config user = {.publish = machine->config.publish,
                                    .publish_count = machine->config.publish_count};
-    int result = net_user_create(&user, &machine->net, err);
+    int result = machine->config.net == NET_TAP
+                     ? net_tap_create(machine->config.tap, &machine->net, err)
+                     : net_user_create(&user, &machine->net, err);
     if (result < 0)
         return result;
     struct virtio_net_config config = {.options = virtio_options(machine), .net = machine->net};
-    return add(machine, &virtio_net_class, "net0", &config, NULL, err);
+    memcpy(config.mac, machine->config.mac, sizeof config.mac);
+    return add(machine, &virtio_net_class, "net0", &config, &machine->network, err);
 }
 
 /* After everything that is booted from: slots keep their numbers. */
@@ -304,40 +439,49 @@ static int create_virtio(struct machine *machine, struct error *err) {
         result = add_cdrom(machine, err);
     if (result == 0)
         result = add_volumes(machine, err);
-    if (result == 0 && machine->config.net == NET_USER)
+    if (result == 0 && machine->config.net != NET_NONE)
         result = add_network(machine, err);
     return result == 0 ? add_memory_devices(machine, err) : result;
 }
 
 /* ---- Firmware ---- */
 
-static int create_firmware(struct machine *machine, struct error *err) {
+int devices_tell_firmware(struct machine *machine, struct error *err) {
     struct machine_range plug = machine_plug_range(&machine->config);
-    struct device *flash, *fw_cfg = NULL;
     if (machine->firmware == NULL)
         return 0;
-    int result = firmware_map(machine->firmware, &machine->platform, &flash, err);
-    if (result == 0 && flash != NULL)
-        keep(machine, flash);
-    if (result == 0)
-        result = add(machine, &debugcon_class, "debugcon0", NULL, NULL, err);
-    if (result == 0)
-        result = add(machine, &fw_cfg_class, "fw_cfg0", NULL, &fw_cfg, err);
     struct firmware_machine told = {
-        .fw_cfg = fw_cfg,
+        .fw_cfg = machine->fw_cfg,
         .ram_below_4g = low_ram(machine),
         .ram_above_4g = machine->config.memory - low_ram(machine),
         .plug_base = plug.gpa,
         .plug_size = plug.size,
         .vcpus = machine->config.vcpus,
+        .vcpus_max = machine->config.vcpus_max,
+        .idle_states = machine->idle_states != NULL,
         .boot_order = firmware_is_uefi(machine->firmware) ? NULL : machine->boot_order};
-    return result == 0 ? firmware_configure(&told, err) : result;
+    return firmware_configure(&told, err);
+}
+
+static int create_firmware(struct machine *machine, struct error *err) {
+    struct device *flash;
+    if (machine->firmware == NULL)
+        return 0;
+    int result = firmware_map(machine->firmware, &machine->platform, &flash, err);
+    if (result == 0 && flash != NULL)
+        result = keep(machine, flash, err);
+    if (result == 0)
+        result = add(machine, &debugcon_class, "debugcon0", NULL, NULL, err);
+    if (result == 0)
+        result = add(machine, &fw_cfg_class, "fw_cfg0", NULL, &machine->fw_cfg, err);
+    return result == 0 ? devices_tell_firmware(machine, err) : result;
 }
 
 int devices_create(struct machine *machine, struct error *err) {
     machine->platform.loop = machine->config.loop;
     machine->platform.request = machine_request;
     machine->platform.idle = machine_idle;
+    machine->platform.vcpu = machine_vcpu_here;
     int result = create_memory(machine, err);
     if (result == 0)
         result = create_buses(machine, err);
@@ -407,13 +551,45 @@ static void each_vfio_user(struct device *device, counter_handler *each, void *c
     each(context, "vfio-user.connections", counters.connections);
 }
 
+static void each_net(struct device *device, counter_handler *each, void *context) {
+    struct net_backup_counters counters;
+    virtio_net_count(device, &counters);
+    each(context, "net.backup-frames", counters.frames);
+    each(context, "net.backup-most", counters.most);
+    each(context, "net.faulty-buffers", counters.faulty);
+    each(context, "net.backup-dropped", counters.dropped);
+}
+
+static void each_paging(const struct memory *memory, counter_handler *each, void *context) {
+    struct missing_counters counters;
+    memory_missing_count(memory, &counters);
+    each(context, "paging.away", counters.away);
+    each(context, "paging.faults", counters.faults);
+    each(context, "paging.ahead", counters.ahead);
+    each(context, "paging.supplied", counters.supplied);
+}
+
+static void each_ahead(struct memory *memory, counter_handler *each, void *context) {
+    struct memory_ahead_counts counts;
+    memory_ahead_counts(memory, &counts);
+    each(context, "ahead.fresh", counts.fresh);
+    each(context, "ahead.made", counts.made);
+    each(context, "ahead.met", counts.met);
+    each(context, "ahead.ready", counts.ready);
+    each(context, "ahead.refused", counts.refused);
+}
+
 void devices_each_counter(struct machine *machine,
                           void (*each)(void *context, const char *name, uint64_t value),
                           void *context) {
+    each_ahead(machine->platform.memory, each, context);
     for (struct device *device = machine->devices; device != NULL; device = device->next) {
         if (device->class == &nvme_class)
             each_nvme(device, each, context);
         else if (device->class == &vfio_user_class)
             each_vfio_user(device, each, context);
+        else if (device->class == &virtio_net_class)
+            each_net(device, each, context);
     }
+    each_paging(machine->platform.memory, each, context);
 }

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/crc32c.h"
 #include "device/flash.h"
 #include "machine/layout.h"
 
@@ -29,6 +30,8 @@ struct bytes {
 struct firmware {
     struct bytes image, variables; /* variables.data NULL: none */
     int variables_fd;              /* -1: changes are not kept */
+    bool summed;
+    uint32_t sum; /* of the image, when it is summed */
     char description[512];
 };
 
@@ -243,6 +246,50 @@ int firmware_start(struct firmware *firmware, struct memory *memory, struct erro
     int result = memory_load(memory, LAYOUT_EXTENDED_BASE - length,
                              image->data + image->length - length, length);
     return result < 0 ? error_set(err, result, "the machine has no memory for its firmware") : 0;
+}
+
+/* ---- With snapshots ---- */
+
+uint64_t firmware_sum(struct firmware *firmware, uint32_t *sum) {
+    if (!firmware->summed)
+        firmware->sum = crc32c(0, firmware->image.data, firmware->image.length);
+    firmware->summed = true;
+    *sum = firmware->sum;
+    return firmware->image.length;
+}
+
+int firmware_keep(const struct firmware *firmware, const char *path, struct error *err) {
+    const struct bytes *image = &firmware->image;
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600), result = 0;
+    if (fd < 0)
+        return error_set_errno(err, -errno, "%s", path);
+    for (size_t at = 0; at < image->length && result == 0;) {
+        ssize_t done = write(fd, image->data + at, image->length - at);
+        if (done < 0 && errno != EINTR)
+            result = error_set_errno(err, -errno, "cannot write %s", path);
+        at += done > 0 ? (size_t)done : 0;
+    }
+    if (result == 0 && fsync(fd) < 0)
+        result = error_set_errno(err, -errno, "cannot write %s", path);
+    close(fd);
+    return result;
+}
+
+int firmware_take(struct firmware *firmware, struct memory *memory, const char *path,
+                  struct error *err) {
+    struct bytes *image = &firmware->image, taken = {0};
+    int result = read_file(path, &taken, err);
+    if (result == 0 && taken.length != image->length)
+        result = error_set(err, -EINVAL, "%s has %zu KiB, the VM's firmware %zu", path,
+                           taken.length >> 10, image->length >> 10);
+    if (result == 0 && taken.data != NULL && memcmp(taken.data, image->data, image->length) != 0) {
+        memcpy(image->data, taken.data, image->length);
+        firmware->summed = false;
+        result =
+            memory_load(memory, LAYOUT_HIGH_RAM_BASE - image->length, image->data, image->length);
+    }
+    free(taken.data);
+    return result;
 }
 
 /* UEFI's image is a firmware volume. */

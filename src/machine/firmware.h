@@ -25,7 +25,8 @@ struct firmware_machine {
     struct device *fw_cfg;
     uint64_t ram_below_4g, ram_above_4g;
     uint64_t plug_base, plug_size; /* where memory may be plugged in; size 0: nowhere */
-    unsigned vcpus;
+    unsigned vcpus, vcpus_max;
+    bool idle_states; /* processors have _CST */
     /* Open Firmware paths, a line each. NULL: the firmware has an order of its own, in variables;
      * OVMF would forget what is not in ours, entries that a guest has made among them. */
     const char *boot_order;
@@ -48,13 +49,24 @@ int firmware_map(struct firmware *firmware, struct platform *platform, struct de
 /* At every start: what is to be found below 1 MiB. */
 int firmware_start(struct firmware *firmware, struct memory *memory, struct error *err);
 
+/* The image's size, and its CRC-32C. */
+uint64_t firmware_sum(struct firmware *firmware, uint32_t *sum);
+/*
+ * A guest that goes on from a snapshot keeps the image that it was started by, whatever the
+ * package has since: into a file that is not there yet, durably; and from there into the machine's
+ * memory and this object. No vCPU has run. -EINVAL: one of another size.
+ */
+int firmware_keep(const struct firmware *firmware, const char *path, struct error *err);
+int firmware_take(struct firmware *firmware, struct memory *memory, const char *path,
+                  struct error *err);
+
 /* UEFI, rather than a BIOS. */
 bool firmware_is_uefi(const struct firmware *firmware);
 
 /* For -v: the files. */
 const char *firmware_describe(const struct firmware *firmware);
 
-/* Fills the fw_cfg device (firmware_config.c). */
+/* Fills the fw_cfg device anew (firmware_config.c). */
 int firmware_configure(const struct firmware_machine *machine, struct error *err);
 
 /*

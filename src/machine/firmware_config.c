@@ -81,6 +81,8 @@ static uint64_t memory_end(const struct firmware_machine *machine) {
 
 static int add_acpi(const struct firmware_machine *machine, struct error *err) {
     struct acpi_config config = {.vcpus = machine->vcpus,
+                                 .vcpus_max = machine->vcpus_max,
+                                 .idle_states = machine->idle_states,
                                  .firmware = true,
                                  .ram_below_4g = machine->ram_below_4g,
                                  .ram_above_4g = machine->ram_above_4g,
@@ -110,7 +112,8 @@ static int add_acpi(const struct firmware_machine *machine, struct error *err) {
 /* Firmware puts the structures where it likes, and their address into the anchor. */
 static int add_smbios(const struct firmware_machine *machine, struct error *err) {
     uint8_t tables[LAYOUT_SMBIOS_END - LAYOUT_SMBIOS_TABLES], anchor[SMBIOS_ANCHOR_SIZE];
-    struct smbios_config config = {machine->vcpus, machine->ram_below_4g, machine->ram_above_4g};
+    struct smbios_config config = {machine->vcpus, machine->vcpus_max, machine->ram_below_4g,
+                                   machine->ram_above_4g};
     size_t length = smbios_build(&config, tables, sizeof tables);
     smbios_anchor(0, length, anchor);
     int result = length > 0 ? 0 : error_set(err, -ENOSPC, "the SMBIOS tables do not fit");
@@ -164,7 +167,7 @@ static int add_settings(const struct firmware_machine *machine, struct error *er
     };
     int result = fw_cfg_add_integer(machine->fw_cfg, FW_CFG_CPUS, machine->vcpus, 2, err);
     if (result == 0)
-        result = fw_cfg_add_integer(machine->fw_cfg, FW_CFG_CPUS_MAX, machine->vcpus, 2, err);
+        result = fw_cfg_add_integer(machine->fw_cfg, FW_CFG_CPUS_MAX, machine->vcpus_max, 2, err);
     for (size_t i = 0; i < ARRAY_SIZE(settings) && result == 0; i++) {
         uint8_t bytes[8];
         store_le64(bytes, settings[i].value);
@@ -177,6 +180,7 @@ static int add_settings(const struct firmware_machine *machine, struct error *er
 }
 
 int firmware_configure(const struct firmware_machine *machine, struct error *err) {
+    fw_cfg_forget(machine->fw_cfg);
     int result = add_memory(machine, err);
     if (result == 0)
         result = add_settings(machine, err);

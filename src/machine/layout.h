@@ -10,7 +10,7 @@
  *         f0000h         SMBIOS tables
  *     b0000000h          ECAM, where firmware for a Q35 puts it
  *     c0000000h          PCI memory window below 4 GiB
- *     fec00000h          I/O APIC, HPET, local APIC
+ *     fec00000h          I/O APIC, HPET, identity page (device/identity.h), local APIC
  *     100000000h         the rest of the RAM, then from the next GiB what may be plugged in
  *     4000000000h        PCI memory window above 4 GiB
  */
@@ -63,6 +63,7 @@
 #define LAYOUT_FIRMWARE_MEMORY_END UINT64_C(0x8000000000)
 #define LAYOUT_CHIPS_BASE          UINT64_C(0xfec00000) /* up to 4 GiB: nothing else */
 #define LAYOUT_HPET_BASE           UINT64_C(0xfed00000)
+#define LAYOUT_IDENTITY_BASE       UINT64_C(0xfedb0000)
 
 enum {
     LAYOUT_PCI_IO_BASE = 0xc000,
@@ -76,9 +77,13 @@ enum {
     LAYOUT_PM1_CONTROL_PORT = 0x604, /* 2 */
     LAYOUT_PM_TIMER_PORT = 0x608,    /* 4 */
     LAYOUT_GPE0_PORT = 0x620,        /* 4 */
-    LAYOUT_WATCHDOG_PORT = 0x630,    /* 16 */
-    LAYOUT_CPU_SLOTS_PORT = 0x640,
+    /* 600h to 67Fh are the LPC bridge's (PMBASE): whose ports are not its own keep out. */
+    LAYOUT_WATCHDOG_PORT = 0x680, /* 16 */
+    LAYOUT_CPU_SLOTS_PORT = 0x690,
+    LAYOUT_IDLE_PORT = 0x6a0, /* 23 */
     LAYOUT_CPU_SLOTS_GPE = 1,
+    LAYOUT_IDENTITY_GPE = 2,
+    LAYOUT_IDLE_GPE = 3,
     LAYOUT_RESET_PORT = 0xcf9,
     LAYOUT_SCI_GSI = 9,
 };

@@ -1,32 +1,29 @@
 #include "machine/machine.h"
 
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <sys/sysinfo.h>
-#include <unistd.h>
 
 #include "device/acpi_pm.h"
-#include "device/cpu_slots.h"
 #include "device/q35.h"
 #include "machine/acpi.h"
 #include "machine/layout.h"
+#include "machine/machine_identity.h"
 #include "machine/machine_state.h"
 #include "machine/private.h"
 #include "machine/smbios.h"
+#include "memory/missing.h"
+#include "virtio/net.h"
 
 /* A guest that resets itself this often, each time this soon after its start, gets nowhere. */
 enum { QUICK_RESETS_MAX = 10, QUICK_RESET_SECONDS = 2 };
 
 /* ---- Asking: any thread, any lock held but none below LOCK_VCPU needed ---- */
 
-static void serve(void *context);
-
-static void ask(struct machine *machine, unsigned what) {
+void machine_ask(struct machine *machine, unsigned what) {
     if (atomic_fetch_or(&machine->pending, what) == 0)
-        loop_post(machine->config.loop, serve, machine);
+        loop_post(machine->config.loop, machine_serve, machine);
     /* So that the guest does not run on after the instruction that asked. */
     for (unsigned i = 0; i < machine->config.vcpus; i++)
         if (machine->vcpus[i].vcpu != NULL)
@@ -36,15 +33,15 @@ static void ask(struct machine *machine, unsigned what) {
 void machine_request(struct platform *platform, enum platform_request request) {
     struct machine *machine = container_of(platform, struct machine, platform);
     switch (request) {
-    case PLATFORM_POWER_OFF: ask(machine, PENDING_POWER_OFF); break;
-    case PLATFORM_RESET: ask(machine, PENDING_RESET); break;
-    case PLATFORM_WATCHDOG: ask(machine, PENDING_WATCHDOG); break;
+    case PLATFORM_POWER_OFF: machine_ask(machine, PENDING_POWER_OFF); break;
+    case PLATFORM_RESET: machine_ask(machine, PENDING_RESET); break;
+    case PLATFORM_WATCHDOG: machine_ask(machine, PENDING_WATCHDOG); break;
     case PLATFORM_PANICKED: machine_panicked(machine); break;
     }
 }
 
 void machine_stop(struct machine *machine) {
-    ask(machine, PENDING_STOP);
+    machine_ask(machine, PENDING_STOP);
 }
 
 void machine_panic_seen(struct machine *machine) {
@@ -53,7 +50,7 @@ void machine_panic_seen(struct machine *machine) {
 
 void machine_panicked(struct machine *machine) {
     machine_panic_seen(machine);
-    ask(machine, PENDING_PANICKED);
+    machine_ask(machine, PENDING_PANICKED);
 }
 
 void machine_power_button(struct machine *machine) {
@@ -61,218 +58,21 @@ void machine_power_button(struct machine *machine) {
 }
 
 void machine_reset(struct machine *machine) {
-    ask(machine, PENDING_RESET);
+    machine_ask(machine, PENDING_RESET);
 }
 
 void machine_disk_failed(void *machine) {
-    ask(machine, PENDING_DISK);
+    machine_ask(machine, PENDING_DISK);
 }
 
 void machine_user_device_full(void *user_device) {
     struct machine_user_device *user = user_device;
     atomic_store(&user->full, true);
-    ask(user->machine, PENDING_DISK);
+    machine_ask(user->machine, PENDING_DISK);
 }
 
 void machine_stop_on_reboot(struct machine *machine) {
     machine->config.on_reboot = REBOOT_STOP;
-}
-
-/* ---- vCPU threads ---- */
-
-/* Waits while parking is asked for; false: the thread is to end. */
-static bool may_run(struct machine *machine) {
-    lock_take(&machine->lock);
-    while (machine->park && !machine->quit) {
-        machine->parked++;
-        pthread_cond_broadcast(&machine->changed);
-        pthread_cond_wait(&machine->changed, &machine->lock.mutex);
-        machine->parked--;
-    }
-    bool run = !machine->quit;
-    lock_release(&machine->lock);
-    return run;
-}
-
-/* After something that ends or changes everything: the control thread decides. */
-static void wait_for_decision(struct machine *machine) {
-    lock_take(&machine->lock);
-    machine->park = true;
-    lock_release(&machine->lock);
-}
-
-static void *vcpu_main(void *argument) {
-    struct machine_vcpu *self = argument;
-    struct machine *machine = self->machine;
-    char name[16];
-    snprintf(name, sizeof name, "vcpu %u", (unsigned)(self - machine->vcpus));
-    pthread_setname_np(pthread_self(), name);
-    atomic_store(&self->thread_id, (int)syscall(SYS_gettid));
-    while (may_run(machine)) {
-        struct vcpu_exit exit = {0};
-        if (atomic_load(&machine->pending) != 0) {
-            wait_for_decision(machine);
-            continue;
-        }
-        vcpu_run(self->vcpu, &exit);
-        unsigned what = exit.stop == VCPU_SHUTDOWN     ? PENDING_TRIPLE_FAULT
-                        : exit.stop == VCPU_FAILED     ? PENDING_FAILED
-                        : exit.stop == VCPU_DIFFERENCE ? PENDING_DIFFERENCE
-                                                       : 0;
-        if (what == 0)
-            continue;
-        self->exit = exit;
-        wait_for_decision(machine);
-        ask(machine, what);
-    }
-    return NULL;
-}
-
-static void park(struct machine *machine) {
-    lock_take(&machine->lock);
-    machine->park = true;
-    lock_release(&machine->lock);
-    unsigned running = 0;
-    for (unsigned i = 0; i < machine->config.vcpus; i++) {
-        running += machine->vcpus[i].started;
-        vcpu_kick(machine->vcpus[i].vcpu);
-    }
-    lock_take(&machine->lock);
-    while (machine->parked < running)
-        pthread_cond_wait(&machine->changed, &machine->lock.mutex);
-    lock_release(&machine->lock);
-}
-
-static void unpark(struct machine *machine, bool quit) {
-    lock_take(&machine->lock);
-    machine->park = machine->paused && !quit;
-    machine->quit = quit;
-    pthread_cond_broadcast(&machine->changed);
-    lock_release(&machine->lock);
-}
-
-void machine_with_vcpus_parked(struct machine *machine, void (*call)(void *context),
-                               void *context) {
-    lock_take(&machine->lock);
-    bool parked = machine->park; /* somebody else's decision is due, or the guest is held */
-    lock_release(&machine->lock);
-    park(machine);
-    call(context);
-    if (!parked)
-        unpark(machine, false);
-}
-
-/* A frozen machine stands anyway; what it does afterwards can be changed. */
-static bool set_paused_after(struct machine *machine, bool paused) {
-    bool changes = machine->was_paused != paused;
-    machine->was_paused = paused;
-    return changes;
-}
-
-bool machine_pause(struct machine *machine) {
-    if (machine->frozen)
-        return set_paused_after(machine, true);
-    if (machine->paused || !machine->running)
-        return false;
-    lock_take(&machine->lock);
-    machine->paused = true;
-    lock_release(&machine->lock);
-    park(machine);
-    vm_clock_pause(machine->platform.clock);
-    return true;
-}
-
-bool machine_resume(struct machine *machine) {
-    if (machine->frozen)
-        return set_paused_after(machine, false);
-    if (!machine->paused || !machine->running)
-        return false;
-    lock_take(&machine->lock);
-    machine->paused = false;
-    lock_release(&machine->lock);
-    vm_clock_resume(machine->platform.clock);
-    if (!machine->held)
-        unpark(machine, false);
-    for (unsigned i = 0; i < machine->config.disk_count; i++)
-        hold_retry(machine->blocks[i]);
-    /* Servers try again by themselves, and tell us if it was in vain. */
-    for (unsigned i = 0; i < machine->config.user_device_count; i++)
-        machine->user_devices[i].waits = false;
-    return true;
-}
-
-void machine_why_paused(const struct machine *machine, char *text, size_t size) {
-    text[0] = 0;
-    for (unsigned i = 0; i < machine->config.disk_count && text[0] == 0; i++)
-        if (hold_kept(machine->blocks[i]) > 0)
-            snprintf(text, size, "disk%u: no space left on the host for %s", i,
-                     machine->config.disks[i].path);
-    for (unsigned i = 0; i < machine->config.user_device_count && text[0] == 0; i++)
-        if (machine->user_devices[i].waits)
-            snprintf(text, size, "no space left on the host for the device at %s",
-                     machine->user_devices[i].socket);
-}
-
-bool machine_is_paused(const struct machine *machine) {
-    return machine->frozen ? machine->was_paused : machine->paused;
-}
-
-/* ---- Freezing ---- */
-
-static bool quiesce(struct machine *machine, bool quiet) {
-    bool idle = true;
-    for (struct device *device = machine->devices; device != NULL; device = device->next)
-        if (device->class->quiesce != NULL)
-            idle &= device->class->quiesce(device, quiet);
-    return idle;
-}
-
-bool machine_is_disturbed(const struct machine *machine) {
-    return atomic_load(&machine->pending) & (PENDING_STOP | PENDING_DISK);
-}
-
-static void check_settled(void *context) {
-    struct machine *machine = context;
-    void (*settled)(void *) = machine->settled;
-    if (settled == NULL || (!quiesce(machine, true) && !machine_is_disturbed(machine)))
-        return;
-    machine->settled = NULL;
-    settled(machine->settled_context);
-}
-
-void machine_idle(struct platform *platform) {
-    struct machine *machine = container_of(platform, struct machine, platform);
-    loop_post(machine->config.loop, check_settled, machine);
-}
-
-int machine_freeze(struct machine *machine, void (*settled)(void *context), void *context,
-                   struct error *err) {
-    bool crashed = machine->held || atomic_load(&machine->panic_seen);
-    if (!machine->running || machine->frozen || crashed || atomic_load(&machine->pending) != 0)
-        return error_set(err, -EBUSY, "the guest %s",
-                         crashed ? "has crashed" : "is just being started or ended");
-    machine->was_paused = machine->paused;
-    lock_take(&machine->lock);
-    machine->paused = true;
-    lock_release(&machine->lock);
-    park(machine);
-    vm_clock_pause(machine->platform.clock);
-    machine->frozen = true;
-    machine->settled_context = context;
-    machine->settled = settled;
-    quiesce(machine, true);
-    machine_idle(&machine->platform);
-    return 0;
-}
-
-void machine_thaw(struct machine *machine) {
-    machine->frozen = false;
-    machine->settled = NULL;
-    quiesce(machine, false);
-    if (!machine->was_paused)
-        machine_resume(machine);
-    if (atomic_load(&machine->pending) != 0)
-        loop_post(machine->config.loop, serve, machine);
 }
 
 /* ---- Time ---- */
@@ -332,6 +132,7 @@ static int write_acpi(struct machine *machine, uint64_t *rsdp, struct error *err
     uint64_t low = made->memory < LAYOUT_LOW_RAM_END ? made->memory : LAYOUT_LOW_RAM_END;
     struct acpi_config config = {.vcpus = made->vcpus,
                                  .vcpus_max = made->vcpus_max,
+                                 .idle_states = machine->idle_states != NULL,
                                  .ram_below_4g = low,
                                  .ram_above_4g = made->memory - low,
                                  .plug_base = plug.gpa,
@@ -351,7 +152,8 @@ static int write_smbios(struct machine *machine, struct error *err) {
     uint8_t tables[LAYOUT_SMBIOS_END - LAYOUT_SMBIOS_TABLES], anchor[SMBIOS_ANCHOR_SIZE];
     uint64_t memory = machine->config.memory;
     uint64_t low = memory < LAYOUT_LOW_RAM_END ? memory : LAYOUT_LOW_RAM_END;
-    struct smbios_config config = {machine->config.vcpus, low, memory - low};
+    struct smbios_config config = {machine->config.vcpus, machine->config.vcpus_max, low,
+                                   memory - low};
     size_t length = smbios_build(&config, tables, sizeof tables);
     smbios_anchor(LAYOUT_SMBIOS_TABLES, length, anchor);
     int result = length == 0
@@ -433,10 +235,10 @@ static void restart(struct machine *machine) {
     if (machine->events.restarted != NULL)
         machine->events.restarted(machine->events.context);
     devices_reset(machine);
-    if (start_guest(machine, &err) < 0)
+    if (devices_tell_firmware(machine, &err) < 0 || start_guest(machine, &err) < 0)
         end(machine, MACHINE_FAILED, err.text);
     else
-        unpark(machine, false);
+        machine_unpark(machine, false);
 }
 
 static void hold(struct machine *machine, bool can_run) {
@@ -444,7 +246,7 @@ static void hold(struct machine *machine, bool can_run) {
         machine->events.held(machine->events.context);
     machine->held = !can_run;
     if (can_run)
-        unpark(machine, false);
+        machine_unpark(machine, false);
 }
 
 static void serve_panic(struct machine *machine, bool can_run) {
@@ -512,10 +314,10 @@ static void serve_watchdog(struct machine *machine) {
         end(machine, MACHINE_WATCHDOG, "the guest did not reset its watchdog in time");
         break;
     case WATCHDOG_DO_PAUSE:
-        unpark(machine, false);
+        machine_unpark(machine, false);
         machine_pause(machine);
         break;
-    case WATCHDOG_DO_NONE: unpark(machine, false); break;
+    case WATCHDOG_DO_NONE: machine_unpark(machine, false); break;
     }
 }
 
@@ -541,15 +343,18 @@ static bool tell_failures(struct machine *machine) {
 }
 
 /* The gravest first: of several requests the others no longer matter. */
-static void serve(void *context) {
+void machine_serve(void *context) {
     struct machine *machine = context;
     if (!machine->running)
         return;
     if (machine->frozen) { /* it is taken up when it has thawed */
-        check_settled(machine);
+        machine_check_settled(machine);
         return;
     }
-    park(machine);
+    /* A vCPU may wait for memory that never comes; it has been kicked. */
+    if (atomic_load(&machine->pending) & PENDING_STOP)
+        memory_missing_lose(machine->platform.memory);
+    machine_park(machine);
     unsigned pending = atomic_exchange(&machine->pending, 0);
     if (pending & PENDING_STOP)
         end(machine, MACHINE_STOPPED, "");
@@ -568,7 +373,7 @@ static void serve(void *context) {
     else if (pending & PENDING_PANICKED)
         serve_panic(machine, true);
     else
-        unpark(machine, false);
+        machine_unpark(machine, false);
     /* A reset has given up what was kept. */
     if ((pending & PENDING_DISK) && tell_failures(machine))
         machine_pause(machine);
@@ -622,7 +427,10 @@ static int create_vcpus(struct machine *machine, struct error *err) {
         .irqchip = machine->platform.irqchip,
         .clock = machine->platform.clock,
         .vcpus = machine->config.vcpus_max,
+        .cpu = machine->config.cpu,
         .address_bits = machine->firmware != NULL ? LAYOUT_FIRMWARE_ADDRESS_BITS : 0,
+        .frugal = machine->config.frugal,
+        .resumed = machine->config.restore != NULL,
         .verify = machine->config.verify,
     };
     int result =
@@ -637,23 +445,33 @@ static int create_vcpus(struct machine *machine, struct error *err) {
 static int create(struct machine *machine, struct error *err) {
     const struct machine_config *config = &machine->config;
     int result = check(config, err);
-    if (result == 0)
-        result = config->firmware != FIRMWARE_NONE
-                     ? firmware_open(config->firmware, config->firmware_file,
-                                     config->firmware_variables, &machine->firmware, err)
-                     : boot_open(config->kernel, config->initrd, config->cmdline, config->boot,
-                                 &machine->boot, err);
+    if (result == 0 && config->firmware != FIRMWARE_NONE)
+        result = firmware_open(config->firmware, config->firmware_file, config->firmware_variables,
+                               &machine->firmware, err);
+    else if (result == 0 && (config->kernel != NULL || config->restore == NULL))
+        result = boot_open(config->kernel, config->initrd, config->cmdline, config->boot,
+                           &machine->boot, err);
     if (result == 0)
         result = devices_create(machine, err);
     if (result == 0)
         result = create_vcpus(machine, err);
+    if (result == 0 && machine->idle_states != NULL &&
+        strcmp(engine_name(machine->engine), "soft") != 0)
+        result =
+            error_set(err, -ENOTSUP, "only the soft engine serves idle states: use --engine soft");
     if (result == 0)
         result = set_up_time(machine, err);
     if (result < 0)
         return result;
-    if (config->restore == NULL)
-        return start_guest(machine, err);
-    result = machine_restore(machine, config->restore, err);
+    machine->times.parts_ns = host_clock_ns();
+    if (config->restore != NULL)
+        result = machine_restore(machine, config->restore, err);
+    else if (config->incoming == NULL)
+        result = start_guest(machine, err);
+    if (result == 0 && config->restore != NULL)
+        result = machine_new_identity(machine, config->cloned ? IDENTITY_CLONED : IDENTITY_RESTORED,
+                                      err);
+    machine->times.ready_ns = host_clock_ns();
     machine->started_ns = vm_clock_ns(machine->platform.clock);
     return result;
 }
@@ -664,6 +482,7 @@ int machine_create(const struct machine_config *config, const struct machine_eve
     if (made == NULL)
         return error_set(err, -ENOMEM, "out of memory");
     made->config = *config;
+    made->has_cpu_slots = config->vcpus_max != 0;
     if (made->config.vcpus_max == 0)
         made->config.vcpus_max = made->config.vcpus;
     if (events != NULL)
@@ -687,6 +506,8 @@ void machine_destroy(struct machine *machine) {
             vcpu_destroy(machine->vcpus[i].vcpu);
     if (machine->engine != NULL)
         engine_destroy(machine->engine);
+    if (machine->throttle != NULL)
+        loop_timer_free(machine->throttle);
     devices_destroy(machine);
     boot_close(machine->boot);
     firmware_close(machine->firmware);
@@ -695,34 +516,19 @@ void machine_destroy(struct machine *machine) {
     free(machine);
 }
 
-/* Signals are for the control thread: a vCPU's would only be interrupted by them. */
-static int start_thread(struct machine_vcpu *vcpu) {
-    sigset_t ours, old;
-    sigemptyset(&ours);
-    sigaddset(&ours, SIGINT);
-    sigaddset(&ours, SIGTERM);
-    sigaddset(&ours, SIGHUP);
-    sigaddset(&ours, SIGWINCH);
-    pthread_sigmask(SIG_BLOCK, &ours, &old);
-    int result = -pthread_create(&vcpu->thread, NULL, vcpu_main, vcpu);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    vcpu->started = result == 0;
-    return result;
-}
-
 void machine_run(struct machine *machine, struct machine_result *result) {
     *result = (struct machine_result){.end = MACHINE_FAILED};
     machine->result = result;
     machine->running = true;
     for (unsigned i = 0; i < machine->config.vcpus; i++)
-        if (start_thread(&machine->vcpus[i]) < 0)
+        if (machine_start_vcpu(&machine->vcpus[i]) < 0)
             end(machine, MACHINE_FAILED, "the host has no room for another thread");
     if (atomic_load(&machine->pending) != 0)
-        loop_post(machine->config.loop, serve, machine);
+        loop_post(machine->config.loop, machine_serve, machine);
     loop_run(machine->config.loop);
     machine->running = false;
-    park(machine);
-    unpark(machine, true);
+    machine_park(machine);
+    machine_unpark(machine, true);
     for (unsigned i = 0; i < machine->config.vcpus; i++) {
         if (machine->vcpus[i].started)
             pthread_join(machine->vcpus[i].thread, NULL);
@@ -730,45 +536,17 @@ void machine_run(struct machine *machine, struct machine_result *result) {
     }
 }
 
-/* ---- Plugging processors in ---- */
-
-static int plug(struct machine *machine, struct error *err) {
-    struct machine_vcpu *made = &machine->vcpus[machine->config.vcpus];
-    made->machine = machine;
-    int result = vcpu_create(machine->engine, machine->config.vcpus, &made->vcpu, err);
-    if (result == 0 && machine->running && start_thread(made) < 0) {
-        vcpu_destroy(made->vcpu);
-        made->vcpu = NULL;
-        result = error_set(err, -EAGAIN, "the host has no room for another thread");
-    }
-    if (result == 0)
-        machine->config.vcpus++;
-    return result;
-}
-
-int machine_set_vcpus(struct machine *machine, unsigned count, struct error *err) {
-    const struct machine_config *config = &machine->config;
-    if (machine->frozen)
-        return error_set(err, -EBUSY, "a snapshot of it is being taken");
-    if (count < config->vcpus)
-        return error_set(err, -EINVAL,
-                         "it has %u processors, which stay; take some offline in the guest",
-                         config->vcpus);
-    if (count > config->vcpus_max)
-        return error_set(err, -EINVAL,
-                         "it has room for %u processors; --cpus %u,max=%u would make more",
-                         config->vcpus_max, config->vcpus, count);
-    int result = 0;
-    while (config->vcpus < count && result == 0)
-        result = plug(machine, err);
-    if (machine->cpu_slots != NULL) {
-        cpu_slots_plug(machine->cpu_slots, (uint8_t)config->vcpus);
-        acpi_pm_raise_gpe(machine->acpi_pm, LAYOUT_CPU_SLOTS_GPE);
-    }
-    return result;
-}
-
 /* ---- Describing ---- */
+
+const struct machine_times *machine_times(const struct machine *machine) {
+    return &machine->times;
+}
+
+bool machine_renew_mac(struct machine *machine, const uint8_t mac[6], uint8_t old[6]) {
+    if (machine->network != NULL)
+        virtio_net_set_mac(machine->network, mac, old);
+    return machine->network != NULL;
+}
 
 struct device *machine_vsock(struct machine *machine) {
     return machine->vsock;
@@ -782,7 +560,8 @@ void machine_describe_engine(const struct machine *machine, char *text, size_t s
 
 const char *machine_describe_boot(const struct machine *machine) {
     return machine->firmware != NULL ? firmware_describe(machine->firmware)
-                                     : boot_describe(machine->boot);
+           : machine->boot != NULL   ? boot_describe(machine->boot)
+                                     : "none";
 }
 
 void machine_counters(struct machine *machine, struct vcpu_counters *counters) {

@@ -96,6 +96,7 @@ void machine_reset(struct machine *machine);
  */
 bool machine_pause(struct machine *machine);
 bool machine_resume(struct machine *machine);
+void machine_begin_paused(struct machine *machine); /* before machine_run */
 bool machine_is_paused(const struct machine *machine);
 /*
  * Requests that the host has no space for are kept and the guest is paused until machine_resume,
@@ -110,8 +111,14 @@ void machine_why_paused(const struct machine *machine, char *text, size_t size);
 int machine_freeze(struct machine *machine, void (*settled)(void *context), void *context,
                    struct error *err);
 void machine_thaw(struct machine *machine);
+/* The frozen machine goes on in another process: it ends as machine_stop has it, without having run
+ * again. Control thread. */
+void machine_leave(struct machine *machine);
 /* Any thread: the frozen machine is to end, or a disk cannot go on; who saves it gives up. */
 bool machine_is_disturbed(const struct machine *machine);
+/* Leaves vCPUs so many per cent less time, 0 to 99: a move cannot keep up with them. Control
+ * thread. */
+int machine_set_throttle(struct machine *machine, unsigned percent, struct error *err);
 /* -ENOTSUP: the KVM engine. -ERANGE: see base/clock.h. Control thread. */
 int machine_set_time_scale(struct machine *machine, double scale, struct error *err);
 /* For reading. */
@@ -125,6 +132,19 @@ void machine_panic_seen(struct machine *machine);
 void machine_panicked(struct machine *machine);
 /* From now on a reboot ends the machine, whatever its config says. Control thread. */
 void machine_stop_on_reboot(struct machine *machine);
+
+/* When what happened, in host time (host_clock_ns); 0: not yet. Any thread. */
+struct machine_times {
+    uint64_t parts_ns;          /* memory, devices and processors are there */
+    uint64_t ready_ns;          /* the guest is loaded, or restored */
+    _Atomic(uint64_t) first_ns; /* its first instruction is about to be run */
+};
+const struct machine_times *machine_times(const struct machine *machine);
+
+/* A restored machine's network device has this address from now on; *old is what the guest has seen
+ * until now, and goes on with. Not before machine_create is through, nor while it runs. False:
+ * there is no such device. */
+bool machine_renew_mac(struct machine *machine, const uint8_t mac[6], uint8_t old[6]);
 
 /* The socket device; NULL without config.vsock. */
 struct device *machine_vsock(struct machine *machine);

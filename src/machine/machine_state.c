@@ -1,19 +1,14 @@
 #include "machine/machine_state.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
 
 #include "base/crc32c.h"
 #include "image/file.h"
 #include "machine/private.h"
+#include "machine/ram_image.h"
 
 /* docs/snapshots.md: a header, sections, each a part's table, and an empty section "end". */
 static const uint8_t magic[8] = "LODGEVM\n";
@@ -34,35 +29,27 @@ struct pass {
 struct facts {
     uint64_t memory, memory_max;
     uint32_t vcpus, vcpus_max;
-    uint32_t features[2]; /* of the host's processor: the guest may use them */
+    uint32_t features[2]; /* CPUID 1, ECX and 7, EBX: what hosts differ in, as it was shown */
+    uint64_t firmware;    /* bytes of its image, 0: none; it is no state, but what a reboot needs */
+    uint32_t firmware_sum;
 };
 
 static const struct state_field facts_fields[] = {
-    STATE_FIELD(struct facts, memory, 1),   STATE_FIELD(struct facts, memory_max, 1),
-    STATE_FIELD(struct facts, vcpus, 1),    STATE_FIELD(struct facts, vcpus_max, 1),
-    STATE_ARRAY(struct facts, features, 1),
+    STATE_FIELD(struct facts, memory, 1),       STATE_FIELD(struct facts, memory_max, 1),
+    STATE_FIELD(struct facts, vcpus, 1),        STATE_FIELD(struct facts, vcpus_max, 1),
+    STATE_ARRAY(struct facts, features, 1),     STATE_FIELD(struct facts, firmware, 2),
+    STATE_FIELD(struct facts, firmware_sum, 2),
 };
-static const struct state_table facts_state = STATE_TABLE("machine", 1, struct facts, facts_fields);
-
-/* CPUID 1, ECX without OSXSAVE, and 7, EBX: what differs among x86-64 processors, mostly. */
-static void host_features(uint32_t features[2]) {
-    features[0] = features[1] = 0;
-#if defined(__x86_64__)
-    enum { OSXSAVE = 1 << 27 };
-    unsigned eax, ebx, ecx, edx;
-    if (__get_cpuid(1, &eax, &ebx, &ecx, &edx))
-        features[0] = ecx & ~(unsigned)OSXSAVE;
-    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx))
-        features[1] = ebx;
-#endif
-}
+static const struct state_table facts_state = STATE_TABLE("machine", 2, struct facts, facts_fields);
 
 static struct facts facts_of(const struct machine *machine) {
     struct facts facts = {.memory = machine->config.memory,
                           .memory_max = machine->config.memory_max,
                           .vcpus = machine->config.vcpus,
                           .vcpus_max = machine->config.vcpus_max};
-    host_features(facts.features);
+    cpu_feature_words(cpu_baseline_shown(machine->config.cpu), facts.features);
+    if (machine->firmware != NULL)
+        facts.firmware = firmware_sum(machine->firmware, &facts.firmware_sum);
     return facts;
 }
 
@@ -74,9 +61,17 @@ static int compare_facts(const struct facts *saved, const struct facts *here, st
     if (saved->vcpus != here->vcpus || saved->vcpus_max != here->vcpus_max)
         return error_set(err, -EINVAL, "it is of a machine with %u processors, not %u",
                          saved->vcpus, here->vcpus);
-    if ((saved->features[0] & ~here->features[0]) || (saved->features[1] & ~here->features[1]))
+    uint32_t differ[2]; /* older lodges saved what else the host's CPUID said, too */
+    cpu_feature_words(UINT32_MAX, differ);
+    if ((saved->features[0] & differ[0] & ~here->features[0]) != 0 ||
+        (saved->features[1] & differ[1] & ~here->features[1]) != 0)
         return error_set(err, -ENOTSUP,
                          "this host's processor lacks features that the snapshot's had");
+    if ((saved->firmware == 0) != (here->firmware == 0))
+        return error_set(err, -EINVAL, "it is of a machine %s firmware",
+                         saved->firmware == 0 ? "without" : "with");
+    if (saved->firmware != here->firmware || saved->firmware_sum != here->firmware_sum)
+        return error_set(err, -ENOTSUP, "it was started by another version of its firmware");
     return 0;
 }
 
@@ -144,7 +139,7 @@ static int take_section(struct pass *pass, const char *wanted, struct section *s
 
 static int load_part(struct pass *pass, const char *name, const struct state_table *table,
                      void *object) {
-    struct section section;
+    struct section section = {0};
     size_t used = 0;
     int result = take_section(pass, name, &section);
     if (result < 0)
@@ -212,6 +207,14 @@ static int walk_pci(struct pass *pass) {
     return result;
 }
 
+/* Whether the next part is another one: it is of a lodge that did not have this device. */
+static bool lacks(const struct pass *pass, const struct device *device) {
+    const uint8_t *at = pass->data + pass->used;
+    size_t left = pass->length - pass->used, length = strlen(device->name);
+    return device->class->later && left >= 1 && left - 1 >= at[0] &&
+           (at[0] != length || memcmp(at + 1, device->name, length) != 0);
+}
+
 static int walk_devices(struct pass *pass) {
     int result = 0;
     for (struct device *device = pass->machine->devices; device != NULL && result == 0;
@@ -222,7 +225,8 @@ static int walk_devices(struct pass *pass) {
         if (pass->out != NULL)
             result = part(pass, device->name, device->class->state, device);
         lock_release(&device->lock);
-        if (pass->out == NULL) /* what follows from a state may take the lock */
+        if (pass->out == NULL &&
+            !lacks(pass, device)) /* what follows from a state may take the lock */
             result = part(pass, device->name, device->class->state, device);
     }
     return result;
@@ -283,11 +287,15 @@ int machine_load_state(struct machine *machine, const uint8_t *data, size_t leng
     return result < 0 ? error_set(err, result, "saved state: %s", why.text) : 0;
 }
 
-static int check_sections(const uint8_t *data, size_t length, struct error *err) {
+/* Whether all sections are whole, and what the first one says. */
+static int check_sections(const uint8_t *data, size_t length, struct facts *facts,
+                          struct error *err) {
     struct error why = {0};
     struct pass pass = {.data = data, .length = length, .used = HEADER, .err = &why};
     struct section section = {0};
     int result = check_header(data, length, &why);
+    if (result == 0)
+        result = load_part(&pass, "machine", &facts_state, facts);
     while (result == 0 && (section.name_length != 3 || memcmp(section.name, "end", 3) != 0))
         result = take_section(&pass, NULL, &section);
     if (result == 0 && pass.used != length)
@@ -297,54 +305,78 @@ static int check_sections(const uint8_t *data, size_t length, struct error *err)
 
 /* ---- From files ---- */
 
-/* machine: NULL: looked at only. */
-static int load_file(struct machine *machine, const char *path, struct error *err) {
-    struct file_bytes bytes;
-    int result = file_read(path, &bytes, err);
-    if (result < 0)
-        return result;
-    if (bytes.length > MACHINE_STATE_MAX)
+static int read_state(const char *directory, struct file_bytes *bytes, struct error *err) {
+    char path[PATH_MAX];
+    int result = path_join(path, directory, "state", err);
+    if (result == 0)
+        result = file_read(path, bytes, err);
+    if (result == 0 && bytes->length > MACHINE_STATE_MAX)
         result = error_set(err, -EINVAL, "%s is too long for a saved state", path);
-    else if (machine == NULL)
-        result = check_sections(bytes.data, bytes.length, err);
-    else
-        result = machine_load_state(machine, bytes.data, bytes.length, err);
+    return result;
+}
+
+static uint64_t image_pages(const struct machine *machine) {
+    return memory_image_size(machine->platform.memory) >> PAGE_SHIFT;
+}
+
+/* Which image the guest was started by: its state tells, or NULL, of a machine without. */
+static int check_firmware(const char *directory, const struct facts *facts, struct error *err) {
+    char path[PATH_MAX];
+    struct file_bytes bytes = {0};
+    if (facts->firmware == 0)
+        return 0;
+    int result = path_join(path, directory, "firmware", err);
+    if (result == 0)
+        result = file_read(path, &bytes, err);
+    if (result == 0 && (bytes.length != facts->firmware ||
+                        crc32c(0, bytes.data, bytes.length) != facts->firmware_sum))
+        result = error_set(err, -EINVAL, "%s is damaged", path);
     file_free(&bytes);
     return result;
 }
 
-int machine_check_saved(const char *directory, uint64_t memory, struct error *err) {
-    char state[PATH_MAX], ram[PATH_MAX];
-    struct stat about;
-    int result = path_join(state, directory, "state", err);
+int machine_check_saved(const char *directory, uint64_t memory, bool sums, struct error *err) {
+    struct file_bytes bytes = {0};
+    struct facts facts = {0};
+    struct ram_chain chain = {0};
+    int result = read_state(directory, &bytes, err);
     if (result == 0)
-        result = path_join(ram, directory, "ram", err);
+        result = check_sections(bytes.data, bytes.length, &facts, err);
+    file_free(&bytes);
     if (result == 0)
-        result = load_file(NULL, state, err);
-    if (result == 0 && stat(ram, &about) < 0)
-        result = error_set_errno(err, -errno, "%s", ram);
-    if (result == 0 && (uint64_t)about.st_size < memory)
-        result = error_set(err, -EINVAL, "%s has %lld bytes of memory, not the VM's %llu", ram,
-                           (long long)about.st_size, (unsigned long long)memory);
+        result = check_firmware(directory, &facts, err);
+    if (result == 0)
+        result = ram_chain_open(directory, 0, &chain, err);
+    if (result == 0 && chain.layer[0].map.pages.count < memory >> PAGE_SHIFT)
+        result = error_set(err, -EINVAL, "%s/ram has less memory than the VM's %llu MiB", directory,
+                           (unsigned long long)(memory >> 20));
+    if (result == 0 && sums)
+        result = ram_chain_check(&chain, err);
+    ram_chain_close(&chain);
     return result;
 }
 
-static int map_file(struct machine *machine, const char *path, struct error *err) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return error_set_errno(err, -errno, "%s", path);
-    int result = memory_map_image(machine->platform.memory, fd, err);
-    close(fd);
-    return result < 0 ? error_prefix(err, "%s", path) : 0;
+static int take_firmware(struct machine *machine, const char *directory, struct error *err) {
+    char path[PATH_MAX];
+    int result = path_join(path, directory, "firmware", err);
+    return result == 0 ? firmware_take(machine->firmware, machine->platform.memory, path, err)
+                       : result;
 }
 
 /* Memory comes last: loading devices' state may plug some in, which clears it. */
 int machine_restore(struct machine *machine, const char *directory, struct error *err) {
-    char state[PATH_MAX], ram[PATH_MAX];
-    int result = path_join(state, directory, "state", err);
+    struct file_bytes bytes = {0};
+    struct ram_chain chain = {0};
+    int result = machine->firmware != NULL ? take_firmware(machine, directory, err) : 0;
     if (result == 0)
-        result = path_join(ram, directory, "ram", err);
+        result = read_state(directory, &bytes, err);
     if (result == 0)
-        result = load_file(machine, state, err);
-    return result == 0 ? map_file(machine, ram, err) : result;
+        result = machine_load_state(machine, bytes.data, bytes.length, err);
+    file_free(&bytes);
+    if (result == 0)
+        result = ram_chain_open(directory, image_pages(machine), &chain, err);
+    if (result == 0)
+        result = ram_chain_map(&chain, machine->platform.memory, err);
+    ram_chain_close(&chain);
+    return result;
 }

@@ -25,14 +25,15 @@ int machine_load_state(struct machine *machine, const uint8_t *data, size_t leng
                        struct error *err);
 
 /*
- * The same from the files `state` and `ram` of a directory; RAM is mapped from it, so the files
- * stay as they are as long as the machine lives (they may be removed).
+ * The same from a snapshot's directory (ram_image.h); RAM is mapped from its files, so they stay as
+ * they are as long as the machine lives (they may be removed).
  */
 int machine_restore(struct machine *machine, const char *directory, struct error *err);
 /*
- * Whether these files are there, undamaged as far as they have sums, and long enough for that many
- * bytes of memory: before something is given up for them. Any thread. -EINVAL, -ENOTSUP, -errno.
+ * Whether what it needs is there, undamaged, and enough for that many bytes of memory: before
+ * something is given up for it. Without `sums` memory's are left out, which takes a walk through
+ * all of it. Any thread. -EINVAL, -ENOTSUP, -errno.
  */
-int machine_check_saved(const char *directory, uint64_t memory, struct error *err);
+int machine_check_saved(const char *directory, uint64_t memory, bool sums, struct error *err);
 
 #endif

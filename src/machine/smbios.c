@@ -133,7 +133,8 @@ static void chassis(struct writer *w) {
 }
 
 /* One socket, as CPUID says: every vCPU is a core of one thread. */
-static void processor(struct writer *w, unsigned cores) {
+static void processor(struct writer *w, unsigned enabled, unsigned cores) {
+    const unsigned counts[] = {cores, enabled, cores}; /* the third: threads */
     enum { CENTRAL = 3, FAMILY_ZEN = 0x6b, ENABLED = 0x41, UPGRADE_NONE = 6 };
     enum { BITS_64 = 1 << 2, MULTI_CORE = 1 << 3 };
     begin(w, TYPE_PROCESSOR, 0x400);
@@ -150,12 +151,12 @@ static void processor(struct writer *w, unsigned cores) {
     for (unsigned level = 1; level <= 3; level++)
         put16(w, NOT_GIVEN); /* caches: CPUID tells */
     put_zeros(w, 3);
-    for (unsigned i = 0; i < 3; i++) /* cores, those enabled, threads */
-        put8(w, cores < 255 ? cores : 255);
+    for (unsigned i = 0; i < ARRAY_SIZE(counts); i++)
+        put8(w, counts[i] < 255 ? counts[i] : 255);
     put16(w, BITS_64 | (cores > 1 ? MULTI_CORE : 0));
     put16(w, FAMILY_ZEN);
-    for (unsigned i = 0; i < 3; i++)
-        put16(w, cores);
+    for (unsigned i = 0; i < ARRAY_SIZE(counts); i++)
+        put16(w, counts[i]);
     end(w);
 }
 
@@ -213,7 +214,8 @@ size_t smbios_build(const struct smbios_config *config, uint8_t *out, size_t siz
     firmware(&w);
     system_information(&w);
     chassis(&w);
-    processor(&w, config->vcpus);
+    processor(&w, config->vcpus,
+              config->vcpus_max > config->vcpus ? config->vcpus_max : config->vcpus);
     memory(&w, config->ram_below_4g + config->ram_above_4g);
     memory_map(&w, 0, 0, config->ram_below_4g);
     memory_map(&w, 1, LAYOUT_HIGH_RAM_BASE, config->ram_above_4g);

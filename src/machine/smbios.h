@@ -10,7 +10,8 @@
 #include <stdint.h>
 
 struct smbios_config {
-    unsigned vcpus;                      /* cores of the one processor */
+    unsigned vcpus;                      /* cores of the one processor that are enabled */
+    unsigned vcpus_max;                  /* cores that it has; 0: no more than those */
     uint64_t ram_below_4g, ram_above_4g; /* bytes, where layout.h has them */
 };
 

@@ -5,14 +5,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "image/file.h"
 #include "machine/control_names.h"
+#include "machine/ram_image.h"
 
-static const char being_made[] = ".unfinished", being_removed[] = ".removed";
+static const char being_made[] = ".unfinished", being_removed[] = ".removed",
+                  restoring[] = "restoring";
 
 /* ---- Places ---- */
 
@@ -26,9 +29,14 @@ static int place(const char *directory, const char *file, char path[PATH_MAX], s
     return result == 0 ? path_join(path, store, file, err) : result;
 }
 
+/* Two are the store's own. */
+static bool is_name(const char *name) {
+    return vm_name_check(name, NULL) == 0 && strcmp(name, "current") != 0 &&
+           strcmp(name, restoring) != 0;
+}
+
 int snapshot_path(const char *directory, const char *name, char path[PATH_MAX], struct error *err) {
-    struct error why;
-    if (vm_name_check(name, &why) < 0)
+    if (!is_name(name))
         return error_set(err, -EINVAL,
                          "'%.40s' is no name for a snapshot: letters, digits, '-', '_' and '.'",
                          name);
@@ -52,24 +60,14 @@ static int sync_path(const char *path, struct error *err) {
     return result;
 }
 
-/* Whole and durable, or as it was: DIRECTORY/NAME. */
 static int write_json(const char *directory, const char *name, const json_t *value,
                       struct error *err) {
-    char path[PATH_MAX], new_path[PATH_MAX], new_name[32];
-    snprintf(new_name, sizeof new_name, ".%.20s.new", name);
-    int result = path_join(path, directory, name, err);
-    if (result == 0)
-        result = path_join(new_path, directory, new_name, err);
-    if (result < 0)
-        return result;
-    int fd = open(new_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    bool good = fd >= 0 && json_dumpfd(value, fd, JSON_INDENT(2) | JSON_ENCODE_ANY) == 0 &&
-                fsync(fd) == 0 && rename(new_path, path) == 0;
-    if (!good)
-        result = error_set_errno(err, errno != 0 ? -errno : -EIO, "%s", path);
-    if (fd >= 0)
-        close(fd);
-    return result == 0 ? sync_path(directory, err) : result;
+    char *text = json_dumps(value, JSON_INDENT(2) | JSON_ENCODE_ANY);
+    if (text == NULL)
+        return error_set(err, -ENOMEM, "out of memory");
+    int result = file_replace(directory, name, text, strlen(text), err);
+    free(text);
+    return result;
 }
 
 /* ---- Which one the VM goes on from ---- */
@@ -92,8 +90,23 @@ static int set_current(const char *directory, const json_t *name, struct error *
 }
 
 int snapshot_set_current(const char *directory, const char *name, struct error *err) {
+    char path[PATH_MAX];
     json_t *value = json_string(name);
     int result = set_current(directory, value, err);
+    json_decref(value);
+    if (result == 0)
+        result = place(directory, restoring, path, err);
+    return result == 0 && unlink(path) < 0 && errno != ENOENT
+               ? error_set_errno(err, -errno, "%s", path)
+               : result;
+}
+
+int snapshot_restoring(const char *directory, const char *name, struct error *err) {
+    char store[PATH_MAX];
+    json_t *value = json_string(name);
+    int result = store_path(directory, store, err);
+    if (result == 0)
+        result = write_json(store, restoring, value, err);
     json_decref(value);
     return result;
 }
@@ -107,12 +120,29 @@ static int paths_of(const char *directory, const char *name, char path[PATH_MAX]
     return result == 0 ? store_path(directory, store, err) : result;
 }
 
-int snapshot_begin(const char *directory, const char *name, char work[PATH_MAX],
-                   struct error *err) {
-    char path[PATH_MAX], store[PATH_MAX];
-    int result = paths_of(directory, name, path, store, err);
+int snapshot_lock(const char *directory, struct error *err) {
+    char store[PATH_MAX];
+    int result = store_path(directory, store, err);
     if (result == 0)
         result = make_directories(store, err);
+    if (result < 0)
+        return result;
+    int fd = open(store, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return error_set_errno(err, -errno, "%s", store);
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+        return fd;
+    result = -errno;
+    close(fd);
+    return result == -EWOULDBLOCK
+               ? error_set(err, -EBUSY, "a snapshot of this VM is just being made or removed")
+               : error_set_errno(err, result, "%s", store);
+}
+
+int snapshot_begin(const char *directory, const char *name, const json_t *about,
+                   char work[PATH_MAX], struct error *err) {
+    char path[PATH_MAX], store[PATH_MAX];
+    int result = paths_of(directory, name, path, store, err);
     if (result == 0)
         result = path_join(work, store, being_made, err);
     if (result < 0)
@@ -120,7 +150,15 @@ int snapshot_begin(const char *directory, const char *name, char work[PATH_MAX],
     if (exists(path))
         return error_set(err, -EEXIST, "there is a snapshot '%s' already", name);
     remove_tree(work);
-    return mkdir(work, 0700) < 0 ? error_set_errno(err, -errno, "%s", work) : 0;
+    if (mkdir(work, 0700) < 0)
+        return error_set_errno(err, -errno, "%s", work);
+    json_t *intent =
+        json_pack("{s:s, s:O}", "name", name, "disks", json_object_get(about, "disks"));
+    result = write_json(work, "snapshot.json", intent, err);
+    json_decref(intent);
+    if (result < 0)
+        remove_tree(work);
+    return result;
 }
 
 static void describe(const char *directory, const char *name, json_t *about) {
@@ -146,8 +184,6 @@ int snapshot_commit(const char *directory, const char *name, const char *work, j
     int result = paths_of(directory, name, path, store, err);
     if (result == 0)
         result = sync_file(work, "state", err);
-    if (result == 0)
-        result = sync_file(work, "ram", err);
     describe(directory, name, about);
     if (result == 0)
         result = write_json(work, "snapshot.json", about, err);
@@ -187,14 +223,27 @@ int snapshot_load(const char *directory, const char *name, json_t **about, struc
         return 0;
     }
     json_decref(value);
-    if (format > SNAPSHOT_FORMAT)
-        return error_set(err, -EPROTO, "snapshot '%s' is of a newer lodge (format %lld, not %d)",
-                         name, (long long)format, SNAPSHOT_FORMAT);
+    if (format != SNAPSHOT_FORMAT && format > 0)
+        return error_set(err, -EPROTO, "snapshot '%s' is of %s lodge (format %lld, not %d)", name,
+                         format > SNAPSHOT_FORMAT ? "a newer" : "an older", (long long)format,
+                         SNAPSHOT_FORMAT);
     return error_set(err, -EPROTO, "%s is not as lodge writes it", file);
 }
 
 static int is_snapshot(const struct dirent *entry) {
-    return vm_name_check(entry->d_name, NULL) == 0 && strcmp(entry->d_name, "current") != 0;
+    return is_name(entry->d_name);
+}
+
+/* Of memory, as it is now: a removed base leaves its pages to those that build upon it. */
+static json_int_t bytes_of(const char *directory, const char *name) {
+    char path[PATH_MAX], ram[PATH_MAX];
+    struct stat status;
+    static const char *const files[] = {"ram", "ram.zst"};
+    for (unsigned i = 0; i < 2; i++)
+        if (snapshot_path(directory, name, path, NULL) == 0 &&
+            path_join(ram, path, files[i], NULL) == 0 && stat(ram, &status) == 0)
+            return (json_int_t)status.st_blocks * 512;
+    return 0;
 }
 
 /* By time, then by name, which the list is sorted by. */
@@ -220,24 +269,45 @@ int snapshot_list(const char *directory, json_t **list, struct error *err) {
     json_t *now = current(directory);
     *list = json_array();
     for (int i = 0; i < found; i++) {
+        const char *name = entries[i]->d_name;
         json_t *about = NULL;
-        if (result == 0)
-            result = snapshot_load(directory, entries[i]->d_name, &about, err);
-        if (about != NULL) {
-            json_object_set_new(about, "current",
-                                json_boolean(json_equal(now, json_object_get(about, "name"))));
-            insert(*list, about);
-        }
+        struct error why = {0};
+        if (snapshot_load(directory, name, &about, &why) < 0)
+            about = json_pack("{s:s, s:s, s:s}", "name", name, "created", "", "error", why.text);
+        json_object_set_new(about, "bytes", json_integer(bytes_of(directory, name)));
+        json_object_set_new(about, "current",
+                            json_boolean(json_equal(now, json_object_get(about, "name"))));
+        insert(*list, about);
         free(entries[i]);
     }
     free(entries);
     json_decref(now);
-    if (result < 0)
-        json_decref(*list);
-    return result;
+    return 0;
 }
 
 /* ---- Removing ---- */
+
+/* Those that have pages from it take them over. */
+static int merge_children(const char *directory, const char *name, struct error *err) {
+    json_t *list = NULL, *about;
+    size_t i;
+    int result = snapshot_list(directory, &list, err);
+    if (result < 0)
+        return result;
+    json_array_foreach(list, i, about) {
+        char path[PATH_MAX];
+        const char *other = json_string_value(json_object_get(about, "name"));
+        if (other == NULL || strcmp(other, name) == 0)
+            continue;
+        result = snapshot_path(directory, other, path, err);
+        if (result == 0)
+            result = ram_merge(path, name, err);
+        if (result < 0)
+            break;
+    }
+    json_decref(list);
+    return result;
+}
 
 static int give_children(const char *directory, const json_t *name, const json_t *parent,
                          struct error *err) {
@@ -254,6 +324,7 @@ static int give_children(const char *directory, const json_t *name, const json_t
         if (!json_equal(json_object_get(about, "parent"), name))
             continue;
         json_object_del(about, "current");
+        json_object_del(about, "bytes");
         json_object_set(about, "parent", (json_t *)parent);
         result =
             snapshot_path(directory, json_string_value(json_object_get(about, "name")), path, err);
@@ -266,7 +337,38 @@ static int give_children(const char *directory, const json_t *name, const json_t
     return result;
 }
 
-int snapshot_remove(const char *directory, const char *name, struct error *err) {
+/* Of one under a name of the store's own, as far as it says; NULL: nothing. */
+static json_t *read_about(const char *work) {
+    char file[PATH_MAX];
+    json_t *about = path_join(file, work, "snapshot.json", NULL) == 0
+                        ? json_load_file(file, JSON_REJECT_DUPLICATES, NULL)
+                        : NULL;
+    if (json_is_string(json_object_get(about, "name")) &&
+        json_is_array(json_object_get(about, "disks")))
+        return about;
+    json_decref(about);
+    return NULL;
+}
+
+/* Disks first, so that what is left of it says which they are. */
+static int clear_away(const char *directory, const char *work, snapshot_disks *drop, void *context,
+                      struct error *err) {
+    char path[PATH_MAX];
+    json_t *about = read_about(work);
+    const char *name = json_string_value(json_object_get(about, "name"));
+    int result = 0;
+    /* A later one of that name has the disks' snapshots now. */
+    if (name != NULL && snapshot_path(directory, name, path, NULL) == 0 && !exists(path))
+        result = drop(context, about, err);
+    json_decref(about);
+    if (result < 0)
+        return result;
+    remove_tree(work);
+    return exists(work) ? error_set(err, -EACCES, "some of it cannot be removed: see %s", work) : 0;
+}
+
+int snapshot_remove(const char *directory, const char *name, snapshot_disks *drop, void *context,
+                    struct error *err) {
     char path[PATH_MAX], work[PATH_MAX];
     json_t *about = NULL;
     int result = snapshot_load(directory, name, &about, err);
@@ -277,14 +379,51 @@ int snapshot_remove(const char *directory, const char *name, struct error *err) 
     if (result == 0)
         result = place(directory, being_removed, work, err);
     if (result == 0)
+        result = merge_children(directory, name, err);
+    if (result == 0)
         result = give_children(directory, own, parent != NULL ? parent : json_null(), err);
     json_decref(own);
     json_decref(about);
     if (result < 0)
         return result;
-    remove_tree(work);
     if (rename(path, work) < 0)
         return error_set_errno(err, -errno, "cannot remove %s", path);
-    remove_tree(work);
-    return exists(work) ? error_set(err, -EACCES, "some of it cannot be removed: see %s", work) : 0;
+    result = clear_away(directory, work, drop, context, err);
+    if (result < 0 && result != -EACCES)
+        rename(work, path);
+    return result;
+}
+
+/* ---- After a kill ---- */
+
+static int put_back(const char *directory, snapshot_disks *apply, void *context,
+                    struct error *err) {
+    char path[PATH_MAX];
+    json_t *about = NULL;
+    int result = place(directory, restoring, path, err);
+    json_t *name = result == 0 ? json_load_file(path, JSON_DECODE_ANY, NULL) : NULL;
+    if (json_is_string(name) &&
+        snapshot_load(directory, json_string_value(name), &about, NULL) == 0) {
+        result = apply(context, about, err);
+        if (result == 0)
+            result = snapshot_set_current(directory, json_string_value(name), err);
+    } else if (result == 0) {
+        unlink(path); /* nothing that it could be put back to */
+    }
+    json_decref(about);
+    json_decref(name);
+    return result;
+}
+
+int snapshot_recover(const char *directory, snapshot_disks *drop, snapshot_disks *apply,
+                     void *context, struct error *err) {
+    static const char *const left[] = {being_made, being_removed};
+    char work[PATH_MAX];
+    int result = 0;
+    for (unsigned i = 0; i < 2 && result == 0; i++) {
+        result = place(directory, left[i], work, err);
+        if (result == 0 && exists(work))
+            result = clear_away(directory, work, drop, context, err);
+    }
+    return result == 0 && apply != NULL ? put_back(directory, apply, context, err) : result;
 }

@@ -10,11 +10,15 @@
 #include "machine/console_hub.h"
 #include "machine/control.h"
 #include "machine/control_names.h"
+#include "machine/machine_identity.h"
+#include "machine/machine_idle.h"
 #include "machine/private.h"
 #include "machine/profile.h"
 #include "machine/vm_disk.h"
 #include "machine/vm_exec.h"
 #include "machine/vm_memory.h"
+#include "machine/vm_migration.h"
+#include "machine/vm_pages.h"
 #include "machine/vm_qos.h"
 #include "machine/vm_snapshot.h"
 
@@ -26,7 +30,9 @@ struct vm_control {
     struct control *socket;
     struct vm_exec *exec;
     struct vm_memory *memory;
+    struct vm_pages *pages;
     struct vm_snapshots *snapshots; /* NULL: there is no place for them */
+    struct vm_migration *migration; /* NULL: the VM does not last */
     struct console_hub *console;    /* NULL: none to attach to */
     uint64_t started_ns;
     bool panicked;
@@ -40,17 +46,40 @@ struct vm_control {
     unsigned interval_us;
 };
 
+static bool is_moving(const struct vm_control *control, struct control_call *call);
+
+/* Why memory that the guest waits for does not come; empty: it does. */
+static void memory_why(const struct vm_control *control, char *why, size_t size) {
+    vm_pages_why(control->pages, why, size);
+    if (why[0] == 0)
+        vm_migration_why(control->migration, why, size);
+}
+
+/* True: the call has been answered, since the VM runs elsewhere, or a vCPU stands still for memory
+ * and gets nowhere where it could be held. */
+static bool is_out_of_reach(const struct vm_control *control, struct control_call *call) {
+    char why[ERROR_TEXT_MAX];
+    memory_why(control, why, sizeof why);
+    if (why[0] == 0 && !vm_migration_is_away(control->migration, why, sizeof why))
+        return false;
+    control_fail(call, "GenericError", why);
+    return true;
+}
+
 /* ---- Queries ---- */
 
 static void query_status(void *context, struct control_call *call, const json_t *arguments) {
     struct vm_control *control = context;
     struct machine *machine = control->machine;
-    const char *status = control->panicked            ? "panicked"
-                         : machine_is_paused(machine) ? "paused"
-                         : machine->running           ? "running"
-                                                      : "ended";
     char why[ERROR_TEXT_MAX];
     machine_why_paused(machine, why, sizeof why);
+    if (why[0] == 0)
+        memory_why(control, why, sizeof why);
+    bool away = vm_migration_is_away(control->migration, why, sizeof why);
+    const char *status = control->panicked                    ? "panicked"
+                         : away || machine_is_paused(machine) ? "paused"
+                         : machine->running                   ? "running"
+                                                              : "ended";
     double up = (double)(host_clock_ns() - control->started_ns) / (double)NS_PER_SECOND;
     json_t *reply =
         json_pack("{s:s, s:b, s:i, s:s, s:i, s:i, s:I, s:f, s:b, s:b}", "status", status, "running",
@@ -61,7 +90,35 @@ static void query_status(void *context, struct control_call *call, const json_t 
                   control->profile != NULL);
     if (why[0] != 0)
         json_object_set_new(reply, "why", json_string(why));
+    json_t *identity = machine_identity_json(machine);
+    json_object_del(identity, "events");
+    json_object_update(reply, identity);
+    json_decref(identity);
     control_return(call, reply);
+}
+
+static void query_identity(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    control_return(call, machine_identity_json(control->machine));
+}
+
+static void query_idle_states(void *context, struct control_call *call, const json_t *arguments) {
+    json_t *reply = machine_idle_json(((struct vm_control *)context)->machine);
+    if (reply == NULL)
+        control_fail(call, "NotActive", "this VM was started without --idle-states");
+    else
+        control_return(call, reply);
+}
+
+static void set_idle_states(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    struct error err = {0};
+    int result = machine_set_idle(control->machine,
+                                  json_string_value(json_object_get(arguments, "table")), &err);
+    if (result < 0)
+        control_fail(call, result == -ENODEV ? "NotActive" : "BadArgument", err.text);
+    else
+        control_return(call, NULL);
 }
 
 static void query_counters(void *context, struct control_call *call, const json_t *arguments) {
@@ -75,6 +132,8 @@ static void set_cpus(void *context, struct control_call *call, const json_t *arg
     struct vm_control *control = context;
     struct error err;
     json_int_t count = json_integer_value(json_object_get(arguments, "count"));
+    if (is_moving(control, call))
+        return;
     if (count < 1 || count > MACHINE_VCPUS_MAX)
         control_fail(call, "InvalidParameter", "a VM has 1 to 64 processors");
     else if (machine_set_vcpus(control->machine, (unsigned)count, &err) < 0)
@@ -93,6 +152,8 @@ static void tell(void *context, const char *event, json_t *data) {
 
 static void pause_guest(void *context, struct control_call *call, const json_t *arguments) {
     struct vm_control *control = context;
+    if (is_out_of_reach(control, call))
+        return;
     if (!machine_pause(control->machine)) {
         control_fail(call, "NotActive", "the VM is paused already");
         return;
@@ -103,6 +164,15 @@ static void pause_guest(void *context, struct control_call *call, const json_t *
 
 static void resume_guest(void *context, struct control_call *call, const json_t *arguments) {
     struct vm_control *control = context;
+    char why[ERROR_TEXT_MAX];
+    if (vm_migration_is_doubtful(control->migration)) {
+        vm_migration_take_back(control->migration, call);
+        return;
+    }
+    if (vm_migration_is_away(control->migration, why, sizeof why)) {
+        control_fail(call, "GenericError", why);
+        return;
+    }
     if (!machine_resume(control->machine)) {
         control_fail(call, "NotActive", "the VM is not paused");
         return;
@@ -115,8 +185,13 @@ static void resume_guest(void *context, struct control_call *call, const json_t 
 static void power_down(void *context, struct control_call *call, const json_t *arguments) {
     struct vm_control *control = context;
     const char *way = json_string_value(json_object_get(arguments, "way"));
+    char why[ERROR_TEXT_MAX];
     if (way != NULL && strcmp(way, "agent") != 0 && strcmp(way, "acpi") != 0) {
         control_fail(call, "BadArgument", "'way' is agent or acpi");
+        return;
+    }
+    if (vm_migration_is_away(control->migration, why, sizeof why)) {
+        control_fail(call, "GenericError", why);
         return;
     }
     if (machine_resume(control->machine))
@@ -135,14 +210,20 @@ static void power_down(void *context, struct control_call *call, const json_t *a
 
 static void reset_guest(void *context, struct control_call *call, const json_t *arguments) {
     struct vm_control *control = context;
+    if (is_out_of_reach(control, call))
+        return;
     machine_reset(control->machine);
     control_return(call, NULL);
 }
 
 static void quit(void *context, struct control_call *call, const json_t *arguments) {
     struct vm_control *control = context;
+    char why[ERROR_TEXT_MAX];
     control_return(call, NULL);
-    machine_stop(control->machine);
+    if (vm_migration_is_away(control->migration, why, sizeof why))
+        machine_leave(control->machine);
+    else
+        machine_stop(control->machine);
 }
 
 /* ---- Time ---- */
@@ -221,19 +302,23 @@ void vm_control_console(struct vm_control *control, struct console_hub *hub) {
 /* ---- Disks ---- */
 
 static void resize_disk(void *context, struct control_call *call, const json_t *arguments) {
-    vm_disk_resize(((struct vm_control *)context)->machine, call, arguments);
+    if (!is_moving(context, call))
+        vm_disk_resize(((struct vm_control *)context)->machine, call, arguments);
 }
 
 static void snapshot_disk(void *context, struct control_call *call, const json_t *arguments) {
-    vm_disk_snapshot(((struct vm_control *)context)->machine, call, arguments);
+    if (!is_moving(context, call))
+        vm_disk_snapshot(((struct vm_control *)context)->machine, call, arguments);
 }
 
 static void remove_snapshot(void *context, struct control_call *call, const json_t *arguments) {
-    vm_disk_remove_snapshot(((struct vm_control *)context)->machine, call, arguments);
+    if (!is_moving(context, call))
+        vm_disk_remove_snapshot(((struct vm_control *)context)->machine, call, arguments);
 }
 
 static void query_snapshots(void *context, struct control_call *call, const json_t *arguments) {
-    vm_disk_query_snapshots(((struct vm_control *)context)->machine, call, arguments);
+    if (!is_moving(context, call))
+        vm_disk_query_snapshots(((struct vm_control *)context)->machine, call, arguments);
 }
 
 static void query_qos(void *context, struct control_call *call, const json_t *arguments) {
@@ -248,17 +333,77 @@ static void set_qos(void *context, struct control_call *call, const json_t *argu
 
 static void create_snapshot(void *context, struct control_call *call, const json_t *arguments) {
     struct vm_control *control = context;
-    if (control->snapshots == NULL)
+    char why[ERROR_TEXT_MAX];
+    vm_pages_why(control->pages, why, sizeof why);
+    if (why[0] != 0)
+        control_fail(call, "GenericError", why);
+    else if (vm_pages_busy(control->pages))
+        control_fail(call, "Busy", "the VM is being paged out");
+    else if (control->snapshots == NULL)
         control_fail(call, "NotSupported",
                      "this VM ends with its 'lodge run'; those of 'lodge create' have snapshots");
-    else
-        vm_snapshots_take(control->snapshots, control->agent, call, arguments);
+    else if (!is_moving(control, call))
+        vm_snapshots_take(control->snapshots, call, arguments);
 }
 
 int vm_control_snapshots(struct vm_control *control, const char *directory, struct error *err) {
-    return control == NULL ? 0
-                           : vm_snapshots_create(control->machine, directory, tell, control,
-                                                 &control->snapshots, err);
+    if (control == NULL)
+        return 0;
+    vm_pages_place(control->pages, directory);
+    return vm_snapshots_create(control->machine, directory, &control->agent, tell, control,
+                               &control->snapshots, err);
+}
+
+/* ---- Moving ---- */
+
+static void migrate(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    if (control->migration == NULL)
+        control_fail(call, "NotSupported",
+                     "this VM ends with its 'lodge run'; those of 'lodge create' can be moved");
+    else if (vm_snapshots_busy(control->snapshots) || vm_disk_is_busy(control->machine) ||
+             vm_pages_busy(control->pages))
+        control_fail(call, "Busy", "a snapshot of it is being taken, or it is being paged out");
+    else
+        vm_migration_start(control->migration, control->agent, call, arguments);
+}
+
+static void resume_migration(void *context, struct control_call *call, const json_t *arguments) {
+    vm_migration_resume(((struct vm_control *)context)->migration, call, arguments);
+}
+
+static void cancel_migration(void *context, struct control_call *call, const json_t *arguments) {
+    vm_migration_cancel(((struct vm_control *)context)->migration, call);
+}
+
+static void query_migration(void *context, struct control_call *call, const json_t *arguments) {
+    vm_migration_query(((struct vm_control *)context)->migration, call);
+}
+
+static void on_moved(void *context) {
+    machine_leave(((struct vm_control *)context)->machine);
+}
+
+int vm_control_migration(struct vm_control *control, const char *name, const char *directory,
+                         const struct migration_target *coming, struct error *err) {
+    if (control == NULL)
+        return 0;
+    struct vm_migration_config config = {.machine = control->machine,
+                                         .name = name,
+                                         .directory = directory,
+                                         .tell = tell,
+                                         .gone = on_moved,
+                                         .context = control,
+                                         .coming = coming};
+    return vm_migration_create(&config, &control->migration, err);
+}
+
+/* Disks and devices stay as they are while a VM moves; true: the call has been answered. */
+static bool is_moving(const struct vm_control *control, struct control_call *call) {
+    if (!vm_migration_is_busy(control->migration))
+        return false;
+    control_fail(call, "Busy", "it is being moved");
+    return true;
 }
 
 /* ---- Memory ---- */
@@ -269,6 +414,18 @@ static void query_memory(void *context, struct control_call *call, const json_t 
 
 static void set_memory(void *context, struct control_call *call, const json_t *arguments) {
     vm_memory_set(((struct vm_control *)context)->memory, call, arguments);
+}
+
+static void page_out(void *context, struct control_call *call, const json_t *arguments) {
+    struct vm_control *control = context;
+    if (control->snapshots != NULL && vm_snapshots_busy(control->snapshots))
+        control_fail(call, "Busy", "a snapshot is being taken");
+    else if (!is_moving(control, call))
+        vm_pages_out(control->pages, call, arguments);
+}
+
+static void page_in(void *context, struct control_call *call, const json_t *arguments) {
+    vm_pages_in(((struct vm_control *)context)->pages, call);
 }
 
 /* ---- Profiles ---- */
@@ -353,6 +510,7 @@ static void stop(void *context, struct control_call *call, const json_t *argumen
 static void on_gone(void *context, unsigned long client) {
     struct vm_control *control = context;
     vm_exec_gone(control->exec, client);
+    vm_migration_client_gone(control->migration, client);
     if (control->profile == NULL || control->owner != client)
         return;
     profile_stop(control->profile, 0, NULL);
@@ -482,7 +640,10 @@ void vm_control_ended(struct vm_control *control, const char *reason) {
 
 static const struct control_command commands[] = {
     {.name = "query-status", .run = query_status},
+    {.name = "query-identity", .run = query_identity},
     {.name = "query-counters", .run = query_counters},
+    {.name = "query-idle-states", .run = query_idle_states},
+    {.name = "set-idle-states", .run = set_idle_states, .arguments = {"table:s"}},
     {.name = "query-time", .run = query_time},
     {.name = "set-time", .run = set_time, .arguments = {"scale:n"}},
     {.name = "stop", .run = pause_guest},
@@ -492,6 +653,8 @@ static const struct control_command commands[] = {
     {.name = "set-cpus", .run = set_cpus, .arguments = {"count:i"}},
     {.name = "query-memory", .run = query_memory},
     {.name = "set-memory", .run = set_memory, .arguments = {"size:i"}},
+    {.name = "memory-page-out", .run = page_out, .arguments = {"keep:i"}},
+    {.name = "memory-page-in", .run = page_in},
     {.name = "quit", .run = quit},
     {.name = "exec",
      .run = start_program,
@@ -506,7 +669,18 @@ static const struct control_command commands[] = {
     {.name = "snapshot-disk", .run = snapshot_disk, .arguments = {"disk:s", "name:s"}},
     {.name = "remove-snapshot", .run = remove_snapshot, .arguments = {"disk:s", "name:s"}},
     {.name = "query-snapshots", .run = query_snapshots, .arguments = {"disk:s"}},
-    {.name = "snapshot-create", .run = create_snapshot, .arguments = {"name:s", "description:s"}},
+    {.name = "snapshot-create",
+     .run = create_snapshot,
+     .arguments = {"name:s", "description:s", "full:b", "compress:b"}},
+    {.name = "migrate",
+     .run = migrate,
+     .arguments = {"to:s", "ca:s", "cert:s", "key:s", "bandwidth:i", "down-time:i", "compress:b",
+                   "copy-disks:b", "post-copy:s"}},
+    {.name = "migrate-cancel", .run = cancel_migration},
+    {.name = "migrate-resume",
+     .run = resume_migration,
+     .arguments = {"to:s", "ca:s", "cert:s", "key:s"}},
+    {.name = "query-migrate", .run = query_migration},
     {.name = "query-qos", .run = query_qos},
     {.name = "set-qos",
      .run = set_qos,
@@ -536,7 +710,9 @@ static int listen_for(struct vm_control *control, const char *name, struct error
 }
 
 static void free_parts(struct vm_control *control) {
+    vm_migration_destroy(control->migration);
     vm_snapshots_destroy(control->snapshots);
+    vm_pages_destroy(control->pages);
     vm_memory_destroy(control->memory);
     vm_exec_destroy(control->exec);
     control_destroy(control->socket);
@@ -558,6 +734,8 @@ int vm_control_create(struct machine *machine, const char *name, struct vm_contr
     result = vm_exec_create(tell, made, &made->exec, err);
     if (result == 0)
         result = vm_memory_create(machine, tell, made, &made->memory, err);
+    if (result == 0)
+        result = vm_pages_create(machine, tell, made, &made->pages, err);
     if (result < 0) {
         free_parts(made);
         return result;

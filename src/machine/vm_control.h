@@ -46,6 +46,12 @@ void vm_control_console(struct vm_control *control, struct console_hub *hub);
  * none can be taken. */
 int vm_control_snapshots(struct vm_control *control, const char *directory, struct error *err);
 
+/* The same VM may move elsewhere; without, it cannot. coming: it has come so itself, and memory of
+ * it may still be coming; NULL: it has not. Borrowed. */
+struct migration_target;
+int vm_control_migration(struct vm_control *control, const char *name, const char *directory,
+                         const struct migration_target *coming, struct error *err);
+
 /* Perf maps from the beginning. */
 int vm_control_perf_map(struct vm_control *control, struct error *err);
 

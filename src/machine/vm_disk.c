@@ -215,6 +215,10 @@ void vm_disk_query_snapshots(struct machine *machine, struct control_call *call,
     control_return(call, json_pack("{s:o}", "snapshots", list));
 }
 
+bool vm_disk_is_busy(const struct machine *machine) {
+    return machine->disk_jobs != NULL && machine->disk_jobs->unanswered != NULL;
+}
+
 void vm_disk_end(struct machine *machine) {
     struct disk_jobs *jobs = machine->disk_jobs;
     if (jobs == NULL)

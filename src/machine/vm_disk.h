@@ -16,6 +16,9 @@ void vm_disk_remove_snapshot(struct machine *machine, struct control_call *call,
 void vm_disk_query_snapshots(struct machine *machine, struct control_call *call,
                              const json_t *arguments);
 
+/* A snapshot is being taken or removed. */
+bool vm_disk_is_busy(const struct machine *machine);
+
 /* The machine ends: waits for what is under way. The loop has stopped. */
 void vm_disk_end(struct machine *machine);
 

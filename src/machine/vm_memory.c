@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "machine/private.h"
+#include "memory/missing.h"
 #include "virtio/balloon.h"
 #include "virtio/mem.h"
 
@@ -55,11 +56,15 @@ static json_t *describe(const struct vm_memory *memory) {
     struct balloon_report balloon;
     machine_get_memory(memory->machine, &now);
     virtio_balloon_report(memory->machine->balloon, &balloon);
+    struct missing_counters missing;
+    memory_missing_count(memory->machine->platform.memory, &missing);
     json_t *object = json_pack(
-        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:b, s:b}", "size", (json_int_t)now.size,
-        "target", (json_int_t)now.target, "base", (json_int_t)config->memory, "max",
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:b, s:b}", "size",
+        (json_int_t)now.size, "target", (json_int_t)now.target, "base", (json_int_t)config->memory,
+        "max",
         (json_int_t)(config->memory_max > config->memory ? config->memory_max : config->memory),
-        "ballooned", (json_int_t)now.ballooned, "plugged", (json_int_t)now.plugged, "resident",
+        "away", (json_int_t)missing.away, "ballooned", (json_int_t)now.ballooned, "plugged",
+        (json_int_t)now.plugged, "resident",
         (json_int_t)memory_resident(memory->machine->platform.memory), "returned",
         (json_int_t)balloon.returned, "balloon-driver", now.balloon_driver, "plug-driver",
         now.mem_driver, "huge-pages", config->huge_pages);

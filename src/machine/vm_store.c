@@ -14,6 +14,8 @@
 
 /* What a directory is called while it is made or removed. */
 static const char unfinished[] = ".unfinished";
+/* A file in that of a VM that is still to start for the first time. */
+static const char unstarted[] = "unstarted";
 
 /* ---- Places ---- */
 
@@ -57,6 +59,8 @@ bool vm_store_has(const char *name) {
 
 /* ---- Changing the store: one process at a time ---- */
 
+static void clear_unstarted(const char *store, const char *work);
+
 /* Locks the store and clears away what a killed process has left. The lock, or -errno. */
 static int begin_change(char store[PATH_MAX], char work[PATH_MAX], struct error *err) {
     int result = store_path(store, err);
@@ -76,7 +80,13 @@ static int begin_change(char store[PATH_MAX], char work[PATH_MAX], struct error 
             return result;
         }
     remove_tree(work);
+    clear_unstarted(store, work);
     return lock;
+}
+
+int vm_store_hold(struct error *err) {
+    char store[PATH_MAX], work[PATH_MAX];
+    return begin_change(store, work, err);
 }
 
 /* ---- config.json ---- */
@@ -124,43 +134,6 @@ int vm_store_load(const char *name, json_t **options, struct error *err) {
                      name);
 }
 
-/* ---- Making ---- */
-
-/* All but the right name. */
-static int make(const char *work, const char *name, json_t *options, struct error *err) {
-    char lock[PATH_MAX];
-    if (mkdir(work, 0700) < 0)
-        return error_set_errno(err, -errno, "%s", work);
-    int result = path_join(lock, work, "lock", err);
-    int fd = result == 0 ? open(lock, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600) : -1;
-    if (result == 0 && fd < 0)
-        result = error_set_errno(err, -errno, "%s", lock);
-    if (fd >= 0)
-        close(fd);
-    return result == 0 ? write_config(work, name, options, err) : result;
-}
-
-int vm_store_create(const char *name, json_t *options, vm_store_filler *fill, void *context,
-                    struct error *err) {
-    char store[PATH_MAX], work[PATH_MAX], path[PATH_MAX];
-    int result = vm_path(name, path, err);
-    int lock = result < 0 ? result : begin_change(store, work, err);
-    if (lock < 0)
-        return lock;
-    if (is_directory(path))
-        result = error_set(err, -EEXIST, "a VM named '%s' is there already; 'lodge rm %s' first",
-                           name, name);
-    else
-        result = make(work, name, options, err);
-    if (result == 0 && fill != NULL)
-        result = fill(context, work, err);
-    if (result == 0 && (rename(work, path) < 0 || fsync(lock) < 0))
-        result = error_set_errno(err, -errno, "%s", path);
-    remove_tree(work);
-    close(lock);
-    return result;
-}
-
 /* ---- Locks ---- */
 
 /* The lock file's, open; -ENOENT. */
@@ -194,6 +167,91 @@ static bool is_still_there(const char *path, int lock) {
     return path_join(file, path, "lock", NULL) == 0 && fstat(lock, &ours) == 0 &&
            lstat(file, &there) == 0 && ours.st_ino == there.st_ino && ours.st_dev == there.st_dev;
 }
+
+/* ---- Making ---- */
+
+/* All but the right name. */
+static int make(const char *work, const char *name, json_t *options, struct error *err) {
+    char lock[PATH_MAX];
+    if (mkdir(work, 0700) < 0)
+        return error_set_errno(err, -errno, "%s", work);
+    int result = path_join(lock, work, "lock", err);
+    int fd = result == 0 ? open(lock, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600) : -1;
+    if (result == 0 && fd < 0)
+        result = error_set_errno(err, -errno, "%s", lock);
+    if (fd >= 0)
+        close(fd);
+    return result == 0 ? write_config(work, name, options, err) : result;
+}
+
+/* Behind its back nobody takes it for one that was left behind. */
+static int make_starting(const char *work, const char *name, struct vm_directory *directory,
+                         struct error *err) {
+    char mark[PATH_MAX];
+    int result = path_join(mark, work, unstarted, err);
+    int fd = result == 0 ? open(mark, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600) : result;
+    if (fd < 0)
+        return result < 0 ? result : error_set_errno(err, -errno, "%s", mark);
+    close(fd);
+    directory->lock = open_lock(work, name, err);
+    if (directory->lock >= 0)
+        take(directory->lock);
+    return directory->lock < 0 ? directory->lock : 0;
+}
+
+static int create(const char *name, json_t *options, vm_store_filler *fill, void *context,
+                  struct vm_directory *starting, struct error *err) {
+    char store[PATH_MAX], work[PATH_MAX], path[PATH_MAX];
+    int result = vm_path(name, path, err);
+    int lock = result < 0 ? result : begin_change(store, work, err);
+    if (lock < 0)
+        return lock;
+    if (is_directory(path))
+        result = error_set(err, -EEXIST, "a VM named '%s' is there already; 'lodge rm %s' first",
+                           name, name);
+    else
+        result = make(work, name, options, err);
+    if (result == 0 && starting != NULL)
+        result = make_starting(work, name, starting, err);
+    if (result == 0 && fill != NULL)
+        result = fill(context, work, err);
+    if (result == 0 && (rename(work, path) < 0 || fsync(lock) < 0))
+        result = error_set_errno(err, -errno, "%s", path);
+    remove_tree(work);
+    close(lock);
+    return result;
+}
+
+int vm_store_create(const char *name, json_t *options, vm_store_filler *fill, void *context,
+                    struct error *err) {
+    return create(name, options, fill, context, NULL, err);
+}
+
+int vm_store_create_starting(const char *name, json_t *options, vm_store_filler *fill,
+                             void *context, struct vm_directory *directory, struct error *err) {
+    directory->lock = -1;
+    int result = vm_path(name, directory->path, err);
+    if (result == 0)
+        result = create(name, options, fill, context, directory, err);
+    if (result < 0)
+        vm_store_unlock(directory);
+    return result;
+}
+
+/* Of a file that may not be there. */
+static int drop(const char *directory, const char *name, struct error *err) {
+    char path[PATH_MAX];
+    int result = path_join(path, directory, name, err);
+    if (result == 0 && unlink(path) < 0 && errno != ENOENT)
+        result = error_set_errno(err, -errno, "%s", path);
+    return result;
+}
+
+int vm_store_started(const char *directory, struct error *err) {
+    return drop(directory, unstarted, err);
+}
+
+/* ---- Locking ---- */
 
 int vm_store_lock(const char *name, struct vm_directory *directory, struct error *err) {
     int result = vm_path(name, directory->path, err);
@@ -230,9 +288,12 @@ bool vm_store_is_busy(const char *name) {
 
 /* ---- Removing ---- */
 
-int vm_store_remove(const char *name, struct vm_directory *directory, struct error *err) {
+int vm_store_remove(const char *name, struct vm_directory *directory, vm_store_checker *check,
+                    struct error *err) {
     char store[PATH_MAX], work[PATH_MAX];
     int lock = begin_change(store, work, err), result = lock < 0 ? lock : 0;
+    if (result == 0 && check != NULL)
+        result = check(name, err);
     if (result == 0 && rename(directory->path, work) < 0)
         result = error_set_errno(err, -errno, "cannot remove %s", directory->path);
     if (result == 0)
@@ -245,10 +306,181 @@ int vm_store_remove(const char *name, struct vm_directory *directory, struct err
     return result;
 }
 
+/* ---- Moving ---- */
+
+static const char coming[] = ".coming-%s", move_file[] = "moved-in", left_file[] = "moved-out.json";
+
+static int coming_path(const char *store, const char *name, char path[PATH_MAX],
+                       struct error *err) {
+    char file[128];
+    snprintf(file, sizeof file, coming, name);
+    return path_join(path, store, file, err);
+}
+
+/* What a killed process has left goes; what one is at work on is busy. */
+static int clear_coming(const char *path, const char *name, struct error *err) {
+    int lock = open_lock(path, name, NULL);
+    bool busy = lock >= 0 && is_taken(lock);
+    if (lock >= 0)
+        close(lock);
+    if (busy)
+        return error_set(err, -EBUSY, "a VM named '%s' is just being moved there", name);
+    remove_tree(path);
+    return 0;
+}
+
+/* Durable together with the directory. */
+static int write_text(const char *directory, const char *name, const char *text,
+                      struct error *err) {
+    char path[PATH_MAX];
+    int result = path_join(path, directory, name, err);
+    if (result < 0)
+        return result;
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    int parent = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    size_t length = strlen(text);
+    if (fd < 0 || parent < 0 || write(fd, text, length) != (ssize_t)length || fsync(fd) < 0 ||
+        fsync(parent) < 0)
+        result = error_set_errno(err, errno != 0 ? -errno : -EIO, "%s", path);
+    if (fd >= 0)
+        close(fd);
+    if (parent >= 0)
+        close(parent);
+    return result;
+}
+
+int vm_store_expect(const char *name, json_t *options, const char *id,
+                    struct vm_directory *directory, struct error *err) {
+    char store[PATH_MAX], work[PATH_MAX], path[PATH_MAX];
+    int result = vm_path(name, path, err);
+    int lock = result < 0 ? result : begin_change(store, work, err);
+    if (lock < 0)
+        return lock;
+    *directory = (struct vm_directory){.lock = -1};
+    if (is_directory(path))
+        result = error_set(err, -EEXIST, "there is a VM named '%s' already", name);
+    if (result == 0)
+        result = coming_path(store, name, directory->path, err);
+    if (result == 0)
+        result = clear_coming(directory->path, name, err);
+    if (result == 0)
+        result = make(directory->path, name, options, err);
+    if (result == 0)
+        result = write_text(directory->path, move_file, id, err);
+    if (result == 0 &&
+        ((directory->lock = open_lock(directory->path, name, err)) < 0 || !take(directory->lock)))
+        result = -EBUSY;
+    if (result < 0 && result != -EBUSY && result != -EEXIST)
+        remove_tree(directory->path);
+    close(lock);
+    return result;
+}
+
+int vm_store_arrive(const char *name, struct vm_directory *directory, struct error *err) {
+    char store[PATH_MAX], work[PATH_MAX], path[PATH_MAX];
+    int result = vm_path(name, path, err);
+    int lock = result < 0 ? result : begin_change(store, work, err);
+    if (lock < 0)
+        return lock;
+    if (rename(directory->path, path) < 0)
+        result = error_set_errno(err, -errno, "%s", path);
+    else
+        memcpy(directory->path, path, sizeof path);
+    close(lock);
+    return result;
+}
+
+void vm_store_sync(void) {
+    char store[PATH_MAX];
+    int fd = store_path(store, NULL) == 0 ? open(store, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    if (fd >= 0) {
+        fsync(fd);
+        close(fd);
+    }
+}
+
+void vm_store_turn_away(struct vm_directory *directory) {
+    remove_tree(directory->path);
+    vm_store_unlock(directory);
+}
+
+static bool came_by(const char *directory, const char *id) {
+    char path[PATH_MAX], text[MOVE_ID_MAX] = "";
+    int fd = path_join(path, directory, move_file, NULL) == 0
+                 ? open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW)
+                 : -1;
+    ssize_t got = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
+    if (fd >= 0)
+        close(fd);
+    return got > 0 && strcmp(text, id) == 0;
+}
+
+int vm_store_settle(const char *name, const char *id, struct error *err) {
+    char store[PATH_MAX], work[PATH_MAX], path[PATH_MAX], there[PATH_MAX];
+    int result = vm_path(name, there, err);
+    int lock = result < 0 ? result : begin_change(store, work, err);
+    if (lock < 0)
+        return lock;
+    bool came = came_by(there, id);
+    result = came ? 0 : coming_path(store, name, path, err);
+    if (result == 0 && !came && came_by(path, id)) {
+        if (rename(path, work) < 0)
+            result = error_set_errno(err, -errno, "%s", path);
+        remove_tree(work);
+    }
+    close(lock);
+    return result < 0 ? result : came;
+}
+
+int vm_store_mark_left(const char *directory, const char *to, const char *id, struct error *err) {
+    json_t *mark = json_pack("{s:s, s:s}", "to", to, "id", id);
+    char *text = mark != NULL ? json_dumps(mark, 0) : NULL;
+    json_decref(mark);
+    int result = text != NULL ? write_text(directory, left_file, text, err)
+                              : error_set(err, -ENOMEM, "out of memory");
+    free(text);
+    return result;
+}
+
+int vm_store_unmark_left(const char *directory, struct error *err) {
+    return drop(directory, left_file, err);
+}
+
+json_t *vm_store_left(const char *name) {
+    char path[PATH_MAX];
+    json_t *mark = vm_store_path(name, left_file, path, NULL) == 0
+                       ? json_load_file(path, JSON_REJECT_DUPLICATES, NULL)
+                       : NULL;
+    if (json_is_string(json_object_get(mark, "to")) && json_is_string(json_object_get(mark, "id")))
+        return mark;
+    json_decref(mark);
+    return NULL;
+}
+
 /* ---- Listing ---- */
 
 static int is_vm(const struct dirent *entry) {
     return vm_name_check(entry->d_name, NULL) == 0;
+}
+
+static bool has_started(const char *store, const char *name) {
+    char path[PATH_MAX], mark[PATH_MAX];
+    return path_join(path, store, name, NULL) < 0 || path_join(mark, path, unstarted, NULL) < 0 ||
+           access(mark, F_OK) < 0;
+}
+
+static void clear_unstarted(const char *store, const char *work) {
+    struct dirent **entries = NULL;
+    int found = scandir(store, &entries, is_vm, NULL);
+    for (int i = 0; i < found; i++) {
+        const char *name = entries[i]->d_name;
+        char path[PATH_MAX];
+        if (!has_started(store, name) && !vm_store_is_busy(name) &&
+            path_join(path, store, name, NULL) == 0 && rename(path, work) == 0)
+            remove_tree(work);
+        free(entries[i]);
+    }
+    free(entries);
 }
 
 int vm_store_list(char ***names, size_t *count, struct error *err) {
@@ -263,7 +495,8 @@ int vm_store_list(char ***names, size_t *count, struct error *err) {
     *names = calloc((size_t)(found > 0 ? found : 0) + 1, sizeof **names);
     *count = 0;
     for (int i = 0; i < found; i++) {
-        char *name = *names != NULL ? strdup(entries[i]->d_name) : NULL;
+        bool listed = *names != NULL && has_started(store, entries[i]->d_name);
+        char *name = listed ? strdup(entries[i]->d_name) : NULL;
         if (name != NULL)
             (*names)[(*count)++] = name;
         free(entries[i]);

@@ -148,8 +148,16 @@ static int give_back(const struct ram_region *region, uint64_t gpa, uint64_t siz
 
 static uint64_t discard_run(struct memory *memory, const struct ram_region *region, uint64_t gpa,
                             uint64_t end) {
-    if (gpa == end || give_back(region, gpa, end - gpa) < 0)
+    if (gpa == end)
         return 0;
+    missing_lock(memory);
+    int result = give_back(region, gpa, end - gpa);
+    if (result == 0)
+        missing_forget(memory, region, gpa, end - gpa);
+    missing_unlock(memory);
+    if (result < 0)
+        return 0;
+    memory_ahead_given_back(memory, gpa, end - gpa);
     memory_mark_written(memory, region, gpa, end - gpa);
     return end - gpa;
 }
@@ -204,11 +212,15 @@ static void set_absent(struct memory *memory, const struct ram_region *region, u
 }
 
 /* Ordinary pages, untouched: what an engine writes late goes there. */
-static void clear(const struct ram_region *region, uint64_t gpa, uint64_t size) {
+static void clear(struct memory *memory, const struct ram_region *region, uint64_t gpa,
+                  uint64_t size) {
+    missing_lock(memory);
     if (region->huge_pages)
         take_pages(host_at(region, gpa), size);
     else
         give_back(region, gpa, size);
+    missing_forget(memory, region, gpa, size);
+    missing_unlock(memory);
 }
 
 int memory_plug(struct memory *memory, uint64_t gpa, uint64_t size, bool plugged) {
@@ -219,10 +231,10 @@ int memory_plug(struct memory *memory, uint64_t gpa, uint64_t size, bool plugged
     memory_hold(memory);
     if (!plugged) {
         set_absent(memory, region, gpa, size, true);
-        clear(region, gpa, size);
+        clear(memory, region, gpa, size);
         memory_mark_written(memory, region, gpa, size);
     } else if (!region->huge_pages) {
-        clear(region, gpa, size);
+        clear(memory, region, gpa, size);
         set_absent(memory, region, gpa, size, false);
     } else if ((result = take_huge_pages(host_at(region, gpa), size)) == 0) {
         set_absent(memory, region, gpa, size, false);

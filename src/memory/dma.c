@@ -143,3 +143,32 @@ uint64_t dma_discard(const struct dma_context *dma, uint64_t iova, uint64_t leng
     }
     return done;
 }
+
+/* ---- Memory that is away ---- */
+
+bool dma_any_away(const struct dma_context *dma) {
+    return dma->far == NULL && memory_any_away(dma->memory);
+}
+
+bool dma_await(const struct dma_context *dma, uint64_t iova, uint64_t length,
+               struct memory_wait *wait) {
+    bool armed = false;
+    while (length > 0 && dma->far == NULL) {
+        uint64_t gpa = iova;
+        size_t n = length;
+        if (dma->translate != NULL && translate(dma, iova, false, &gpa, &n) < 0)
+            break;
+        if (armed)
+            memory_ask(dma->memory, gpa, n);
+        else
+            armed = memory_await(dma->memory, gpa, n, wait);
+        iova += n;
+        length -= n;
+    }
+    return armed;
+}
+
+void dma_await_cancel(const struct dma_context *dma, struct memory_wait *wait) {
+    if (dma->far == NULL)
+        memory_await_cancel(dma->memory, wait);
+}

@@ -9,7 +9,7 @@
 #ifndef LODGE_MEMORY_DMA_H
 #define LODGE_MEMORY_DMA_H
 
-#include "memory/memory.h"
+#include "memory/missing.h"
 
 /* Memory that another process lends (vfio_user/lent.h). */
 struct dma_far {
@@ -39,6 +39,13 @@ int dma_write(const struct dma_context *dma, uint64_t iova, const void *from, si
 /* As memory_map. dma_unmap takes the pointer's iova and what was written. */
 void *dma_map(const struct dma_context *dma, uint64_t iova, size_t *length, bool write);
 void dma_unmap(const struct dma_context *dma, uint64_t iova, size_t written);
+
+/* As those of memory/missing.h; what does not translate, and what another process lends, is there.
+ */
+bool dma_any_away(const struct dma_context *dma);
+bool dma_await(const struct dma_context *dma, uint64_t iova, uint64_t length,
+               struct memory_wait *wait);
+void dma_await_cancel(const struct dma_context *dma, struct memory_wait *wait);
 
 /* As memory_discard, up to the first address that does not translate. Bytes given back. */
 uint64_t dma_discard(const struct dma_context *dma, uint64_t iova, uint64_t length);

@@ -1,5 +1,5 @@
 /*
- * Regions, the gate, I/O dispatch, listeners and the dirty log. See memory.h.
+ * Regions, the gate, I/O dispatch and listeners. See memory.h.
  */
 #include "memory/memory.h"
 
@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 
 #include "base/bytes.h"
+#include "memory/ahead.h"
 #include "memory/private.h"
 
 /* ---- Making and unmaking ---- */
@@ -19,6 +20,7 @@ int memory_create(struct memory **memory, struct error *err) {
     if (made == NULL)
         return error_set_errno(err, -ENOMEM, "cannot make guest memory");
     lock_init(&made->lock, LOCK_MEMORY, "memory");
+    lock_init(&made->logs_lock, LOCK_MEMORY, "dirty logs");
     pthread_rwlock_init(&made->listeners_lock, NULL);
     made->default_view.memory = made;
     snprintf(made->default_view.name, sizeof made->default_view.name, "default");
@@ -37,12 +39,15 @@ static void free_flags(struct ram_region *region) {
 static void free_ram(struct ram_region *region) {
     free_flags(region);
     free((void *)region->watchers);
+    free((void *)region->chunks);
     memory_unmap_region(region);
 }
 
 void memory_destroy(struct memory *memory) {
     if (memory == NULL)
         return;
+    memory_ahead_free(memory);
+    missing_destroy(memory);
     while (memory->views != &memory->default_view)
         view_destroy(memory->views);
     for (struct io_region *io = memory->io, *next; io != NULL; io = next) {
@@ -53,6 +58,7 @@ void memory_destroy(struct memory *memory) {
         free_ram(&memory->ram[i]);
     free(memory->listeners);
     pthread_rwlock_destroy(&memory->listeners_lock);
+    lock_destroy(&memory->logs_lock);
     lock_destroy(&memory->lock);
     free(memory);
 }
@@ -237,7 +243,7 @@ static int read_all(struct memory *memory, uint64_t gpa, void *to, size_t length
         gpa += n;
         length -= n;
     }
-    return 0;
+    return atomic_load_explicit(&memory->lost, memory_order_relaxed) ? -EFAULT : 0;
 }
 
 void memory_code_written(struct memory *memory, uint64_t gpa, size_t length) {
@@ -264,6 +270,11 @@ void memory_mark_written(struct memory *memory, const struct ram_region *region,
     }
 }
 
+static void about_to_write(struct memory *memory, const struct ram_region *region, uint64_t gpa) {
+    if (memory_is_fresh(region, gpa))
+        memory_ahead_touched(memory, gpa);
+}
+
 static int write_all(struct memory *memory, uint64_t gpa, const void *from, size_t length) {
     if (!reach_all(memory, gpa, length, true))
         return -EFAULT;
@@ -273,13 +284,14 @@ static int write_all(struct memory *memory, uint64_t gpa, const void *from, size
         size_t n = reach(memory, gpa, length, true, &region);
         if (n == 0)
             return -EFAULT;
+        about_to_write(memory, region, gpa);
         memory_copy_out(host_at(region, gpa), in, n);
         memory_mark_written(memory, region, gpa, n);
         in += n;
         gpa += n;
         length -= n;
     }
-    return 0;
+    return atomic_load_explicit(&memory->lost, memory_order_relaxed) ? -EFAULT : 0;
 }
 
 /* ---- Watched code ---- */
@@ -373,13 +385,24 @@ int memory_write(struct memory *memory, uint64_t gpa, const void *from, size_t l
     return r;
 }
 
+/* The kernel, which the caller hands the pages to, may not be able to wait for them. */
+static void touch(const uint8_t *host, size_t length) {
+    const volatile uint8_t *at = host;
+    for (size_t n = 0; n < length; n += PAGE_SIZE - (((uintptr_t)at + n) & (PAGE_SIZE - 1)))
+        (void)at[n];
+}
+
 void *memory_map(struct memory *memory, uint64_t gpa, size_t *length, bool write) {
     const struct ram_region *region;
     size_t n = *length == 0 ? 0 : reach(memory, gpa, *length, write, &region);
     if (n == 0 || region->rom)
         return NULL;
+    if (write)
+        about_to_write(memory, region, gpa);
     *length = n;
-    return host_at(region, gpa);
+    if (atomic_load_explicit(&memory->missing, memory_order_relaxed) != NULL)
+        touch(host_at(region, gpa), n);
+    return atomic_load_explicit(&memory->lost, memory_order_relaxed) ? NULL : host_at(region, gpa);
 }
 
 void memory_unmap(struct memory *memory, uint64_t gpa, size_t written) {
@@ -396,6 +419,7 @@ int memory_load(struct memory *memory, uint64_t gpa, const void *from, size_t le
             return -EFAULT;
         uint64_t left = region->size - (gpa - region->gpa);
         size_t n = length < left ? length : (size_t)left;
+        about_to_write(memory, region, gpa);
         if (region->rom)
             mprotect(region->host, region->size, PROT_READ | PROT_WRITE);
         memcpy(host_at(region, gpa), in, n);
@@ -630,61 +654,4 @@ void memory_tell_changed(struct memory *memory, const struct view *view, uint64_
             tell_changed_one(memory, view, gpa, size);
     }
     pthread_rwlock_unlock(&memory->listeners_lock);
-}
-
-/* ---- Dirty log ---- */
-
-static void tell_dirty_cleared(struct memory *memory) {
-    pthread_rwlock_rdlock(&memory->listeners_lock);
-    for (size_t i = 0; i < memory->listener_count; i++) {
-        const struct memory_listener *l = &memory->listeners[i];
-        if (l->dirty_cleared != NULL)
-            l->dirty_cleared(l->context);
-    }
-    pthread_rwlock_unlock(&memory->listeners_lock);
-}
-
-static void tell_dirty_wanted(struct memory *memory, uint64_t gpa, uint64_t size) {
-    pthread_rwlock_rdlock(&memory->listeners_lock);
-    for (size_t i = 0; i < memory->listener_count; i++) {
-        const struct memory_listener *l = &memory->listeners[i];
-        if (l->dirty_wanted != NULL)
-            l->dirty_wanted(l->context, gpa, size);
-    }
-    pthread_rwlock_unlock(&memory->listeners_lock);
-}
-
-static bool all_ram(const struct memory *memory, uint64_t gpa, uint64_t size) {
-    while (size > 0) {
-        const struct ram_region *region = memory_region(memory, gpa);
-        if (region == NULL)
-            return false;
-        uint64_t n = region->size - (gpa - region->gpa);
-        if (n >= size)
-            return true;
-        gpa += n;
-        size -= n;
-    }
-    return true;
-}
-
-int64_t memory_fetch_dirty(struct memory *memory, uint64_t gpa, uint64_t size, uint64_t *bitmap) {
-    if (((gpa | size) & (PAGE_SIZE - 1)) || !all_ram(memory, gpa, size))
-        return -EFAULT;
-    tell_dirty_wanted(memory, gpa, size);
-    int64_t dirty = 0;
-    uint64_t pages = size >> PAGE_SHIFT;
-    memset(bitmap, 0, (pages + 63) / 64 * 8);
-    for (uint64_t n = 0; n < pages; n++, gpa += PAGE_SIZE) {
-        const struct ram_region *region = memory_region(memory, gpa);
-        _Atomic(uint8_t) *flags = memory_page_flags(region, gpa);
-        if (!(atomic_load_explicit(flags, memory_order_relaxed) & MEM_PAGE_DIRTY))
-            continue;
-        atomic_fetch_and(flags, (uint8_t)~MEM_PAGE_DIRTY);
-        bitmap[n / 64] |= UINT64_C(1) << (n % 64);
-        dirty++;
-    }
-    if (dirty > 0)
-        tell_dirty_cleared(memory);
-    return dirty;
 }

@@ -199,6 +199,7 @@ struct mem_page {
     uint8_t *host;           /* the page's first byte */
     _Atomic(uint8_t) *flags; /* its flag byte */
     uint8_t rights;          /* MEM_* that the view and the region allow */
+    bool fresh;              /* being touched for the first time: see memory_ahead_touched */
     bool rom;                /* writes go to memory_io_write rather than being refused */
     uint64_t region_gpa;     /* where the page lives in the default view: its identity */
 };
@@ -272,24 +273,59 @@ int view_remap(struct view *view, uint64_t gpa, uint64_t target);
 /* Undoes view_protect and view_remap. */
 void view_restore(struct view *view, uint64_t gpa, uint64_t size);
 
-/* ---- Images: all of RAM in a file ---- */
+/* ---- For who carries all of RAM elsewhere ---- */
 
-/* Bytes of a file with all of RAM, pluggable regions included, ROM not. */
+/* The nth region of RAM, pluggable or not; false: there are no more. */
+struct memory_ram {
+    uint64_t gpa, size;
+    uint8_t *host;
+    bool pluggable;
+};
+bool memory_ram_region(const struct memory *memory, unsigned n, struct memory_ram *region);
+/* Which pages of [gpa, gpa+size), all in one region, may hold anything but zeros: bit n is page n.
+ * Touches none of them. */
+void memory_find_touched(const struct memory *memory, uint64_t gpa, uint64_t size,
+                         uint64_t *bitmap);
+
+/* ---- Images: RAM in files ---- */
+
+/* Bytes of a file with all of RAM, pluggable regions included, ROM not. Page n of the image is what
+ * is at n * PAGE_SIZE of the file: the regions one behind the other, by address. */
 uint64_t memory_image_size(const struct memory *memory);
+
+/* What an image's file holds. */
+struct memory_pages {
+    uint64_t count; /* the image's */
+    uint64_t *own;  /* bit n: page n is in the file */
+    uint32_t *sums; /* of each such page its CRC-32C */
+};
+int memory_pages_init(struct memory_pages *pages, uint64_t count); /* none yet; -ENOMEM */
+void memory_pages_free(struct memory_pages *pages);
+
 /*
- * Writes it into an empty file, with holes for pages of zeros; nobody changes memory meanwhile.
- * progress (may be NULL) hears how many bytes are dealt with; false: that is enough, -ECANCELED.
- * *written: bytes that are not holes, also on failure (-ENOSPC and so on).
+ * Writes pages into a file (empty, or written by this before): those of `wanted`, NULL: all. Pages
+ * of zeros become holes. What is written while others change it is to be written again: the dirty
+ * log tells. progress (may be NULL) hears how many bytes of the image are dealt with; false: that
+ * is enough, -ECANCELED. *written grows by what was written, also on failure (-ENOSPC and so on).
  */
 typedef bool memory_image_progress(void *context, uint64_t done);
-int memory_save_image(const struct memory *memory, int fd, memory_image_progress *progress,
-                      void *context, uint64_t *written);
+int memory_save_pages(const struct memory *memory, int fd, const uint64_t *wanted,
+                      struct memory_pages *pages, memory_image_progress *progress, void *context,
+                      uint64_t *written);
+
+/* One of the files that make an image: its pages count where no layer before has any. */
+struct memory_layer {
+    int fd;
+    const uint64_t *own; /* bit n: it has page n; the last layer has all, and needs none */
+};
 /*
- * RAM becomes what the file holds, read as it is touched and copied as it is written to: the file,
- * which nobody may change as long as the memory lives, stays the caller's. No vCPU or device has
- * used memory. -EINVAL: the file has another size; -ENOTSUP: memory that is shared, or huge pages.
+ * RAM becomes what the files hold, read as it is touched and copied as it is written to: they stay
+ * the caller's, and nobody may change them as long as the memory lives. No vCPU or device has used
+ * memory. These pages count as not written (dirty log). -EINVAL: a file has another size;
+ * -ENOTSUP: memory that is shared, or huge pages.
  */
-int memory_map_image(struct memory *memory, int fd, struct error *err);
+int memory_map_image(struct memory *memory, const struct memory_layer *layers, unsigned count,
+                     struct error *err);
 
 /* ---- Dirty log ---- */
 
@@ -299,7 +335,24 @@ int memory_map_image(struct memory *memory, int fd, struct error *err);
  * written. A page that a vCPU could write without a look at its flag when
  * the flags were cleared may be told once more by the next fetch. Returns the
  * number of dirty pages, or -EFAULT when not all RAM.
+ *
+ * A fetch that is to miss nothing of what was written until now comes when no vCPU runs, devices
+ * are quiet, and each vCPU's state has been got (vcpu_get_state) since it stopped.
  */
 int64_t memory_fetch_dirty(struct memory *memory, uint64_t gpa, uint64_t size, uint64_t *bitmap);
+
+/*
+ * Several may want to know at once (a snapshot since the last one, a migration): each has a log of
+ * its own, which also hears of what others fetch. It begins empty: a fetch tells what was written
+ * since it was opened, or fetched last. One thread a log. -ENOMEM.
+ */
+struct dirty_log;
+int memory_dirty_log_open(struct memory *memory, struct dirty_log **log);
+void memory_dirty_log_close(struct dirty_log *log);
+int64_t memory_dirty_log_fetch(struct dirty_log *log, uint64_t gpa, uint64_t size,
+                               uint64_t *bitmap);
+/* The same of all pages of an image; -ENOMEM. */
+int64_t memory_image_fetch_dirty(const struct memory *memory, struct dirty_log *log,
+                                 uint64_t *bitmap);
 
 #endif

@@ -42,6 +42,7 @@ void view_page(const struct view *view, uint64_t gpa, struct mem_page *page) {
         return;
     page->host = region->host + offset;
     page->flags = flags;
+    page->fresh = memory_is_fresh(region, target);
     page->rom = region->rom || (bits & MEM_PAGE_READONLY);
     if (page->rom)
         page->rights &= (uint8_t)~MEM_WRITE;

@@ -28,11 +28,20 @@ enum {
     MEM_PAGE_HIDDEN = 0x80,   /* an enabled I/O region covers this whole page of RAM */
 };
 
+/* What is made ready ahead (ahead.h): huge pages of the host's. */
+#define MEMORY_CHUNK (UINT64_C(2) << 20)
+enum chunk_state {
+    CHUNK_FRESH, /* nobody has touched it since it came, or was given back */
+    CHUNK_READY, /* made ready ahead, and not needed yet */
+    CHUNK_TOUCHED,
+};
+
 struct ram_region {
     char name[REGION_NAME];
     uint64_t gpa, size;
     uint8_t *host;
     _Atomic(uint8_t) *flags;     /* one byte a page */
+    _Atomic(uint8_t) *chunks;    /* enum chunk_state; NULL: nothing is made ready ahead */
     _Atomic(uint64_t) *watchers; /* who holds code of a page: a bit for each vCPU */
     bool rom;
     bool pluggable;  /* memory_add_pluggable */
@@ -100,7 +109,22 @@ struct memory {
     atomic_bool frozen, freezes; /* now; at all */
     bool share;                  /* RAM is made shared */
     size_t listener_count;
+    struct lock logs_lock;             /* the list of logs, and what is in them */
+    struct dirty_log *logs;            /* dirty.c */
+    _Atomic(struct missing *) missing; /* from the first memory_missing_begin on; NULL before */
+    atomic_bool lost;                  /* memory_missing_lose */
+    struct ahead *ahead;               /* NULL: nothing is made ready ahead */
 };
+
+/*
+ * missing.c. Around giving memory back: the source's copy of it is forgotten, and none comes
+ * meanwhile. missing_destroy: nobody uses memory any more.
+ */
+void missing_lock(struct memory *memory);
+void missing_forget(struct memory *memory, const struct ram_region *region, uint64_t gpa,
+                    uint64_t size);
+void missing_unlock(struct memory *memory);
+void missing_destroy(struct memory *memory);
 
 /*
  * shared.c. Puts a memfd under the region's reserved address space. Then the flags, zeroed. Closing
@@ -116,6 +140,20 @@ const struct ram_region *memory_region(const struct memory *memory, uint64_t gpa
 static inline _Atomic(uint8_t) *memory_page_flags(const struct ram_region *region, uint64_t gpa) {
     return &region->flags[(gpa - region->gpa) >> PAGE_SHIFT];
 }
+
+static inline _Atomic(uint8_t) *memory_chunk(const struct ram_region *region, uint64_t gpa) {
+    return &region->chunks[(gpa - region->gpa) / MEMORY_CHUNK];
+}
+
+/* ahead.h wants to know that it is being touched. */
+static inline bool memory_is_fresh(const struct ram_region *region, uint64_t gpa) {
+    return region->chunks != NULL &&
+           atomic_load_explicit(memory_chunk(region, gpa), memory_order_relaxed) != CHUNK_TOUCHED;
+}
+
+/* ahead.c. Chunks that lie wholly there are fresh again. */
+void memory_ahead_given_back(struct memory *memory, uint64_t gpa, uint64_t size);
+void memory_ahead_free(struct memory *memory);
 
 /* Gives a region its host memory (backing.c), and takes it away. */
 int memory_map_region(struct ram_region *region, struct error *err);

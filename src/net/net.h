@@ -109,4 +109,11 @@ struct net_user_config {
 /* -EADDRINUSE, -EACCES and so on for ports that cannot be published. */
 int net_user_create(const struct net_user_config *config, struct net **net, struct error *err);
 
+/*
+ * A tap interface that is there already and that the user may use ('ip tuntap add NAME mode tap
+ * user USER'), by itself or in a bridge; with the interface's MTU. -ENODEV, -EBUSY, -EINVAL: no
+ * tap.
+ */
+int net_tap_create(const char *name, struct net **net, struct error *err);
+
 #endif

@@ -1,4 +1,4 @@
-/* Admin commands: queues (5.3 to 5.6), abort (5.1), doorbell buffers (5.7), format (5.23). */
+/* Admin commands: queues (5.3 to 5.6), Abort (5.1), doorbell buffers (5.7), format (5.23). */
 #include "base/log.h"
 #include "nvme/private.h"
 

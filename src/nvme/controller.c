@@ -82,6 +82,10 @@ static int after_load(void *object, struct error *err) {
     if (!queues_sound(live) || live->event_command_count > NVME_EVENT_COMMANDS ||
         live->event_count > NVME_EVENTS)
         return error_set(err, -EINVAL, "%s: the saved queues cannot be", nvme->device.name);
+    lock_take(&nvme->device.lock);
+    nvme_update_intx(nvme);
+    nvme_serve_later(nvme); /* what came while it was quiet; the driver may not ring again */
+    lock_release(&nvme->device.lock);
     return 0;
 }
 
@@ -131,6 +135,7 @@ static void finish_reset(struct nvme *nvme) {
     nvme->live = (struct nvme_live){0};
     state_reset(&live_state, &nvme->live);
     nvme_doorbells_reset(nvme);
+    nvme_signal_reset(nvme);
     memset(nvme->credits, 0, sizeof nvme->credits);
     nvme->last_queue = 0;
     nvme->burst = 0;
@@ -185,6 +190,8 @@ void nvme_drained(struct nvme *nvme) {
         finish_reset(nvme);
     else if (nvme->shutting_down)
         finish_shutdown(nvme);
+    if (nvme->in_flight == 0 && nvme->paused && nvme->device.platform->idle != NULL)
+        nvme->device.platform->idle(nvme->device.platform);
 }
 
 /* ---- Registers ---- */
@@ -362,8 +369,11 @@ static int nvme_init(struct device *device, const void *data, struct error *err)
     int result = nvme_doorbells_init(nvme, err);
     if (result < 0)
         return result;
-    result = create_function(nvme, config, err);
+    result = nvme_signal_init(nvme, err);
+    if (result == 0)
+        result = create_function(nvme, config, err);
     if (result < 0) {
+        nvme_signal_destroy(nvme);
         nvme_doorbells_destroy(nvme);
         return result;
     }
@@ -417,6 +427,19 @@ void nvme_resume(struct device *device) {
     lock_release(&device->lock);
 }
 
+static bool be_quiet(struct device *device, bool quiet) {
+    struct nvme *nvme = container_of(device, struct nvme, device);
+    lock_take(&device->lock);
+    nvme->paused = quiet;
+    if (quiet)
+        nvme_signal(nvme); /* what was held back: nobody is told of it later */
+    else
+        nvme_serve(nvme);
+    bool idle = nvme->in_flight == 0;
+    lock_release(&device->lock);
+    return idle;
+}
+
 static void nvme_reset(struct device *device) {
     struct nvme *nvme = container_of(device, struct nvme, device);
     quiesce(nvme);
@@ -437,6 +460,7 @@ static void nvme_destroy(struct device *device) {
     lock_release(&device->lock);
     quiesce(nvme);
     nvme_free_commands(nvme);
+    nvme_signal_destroy(nvme);
     nvme_doorbells_destroy(nvme);
     pci_function_destroy(nvme->function);
 }
@@ -454,5 +478,6 @@ const struct device_class nvme_class = {
     .state = &nvme_state,
     .init = nvme_init,
     .reset = nvme_reset,
+    .quiesce = be_quiet,
     .destroy = nvme_destroy,
 };

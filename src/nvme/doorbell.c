@@ -161,6 +161,11 @@ static void continue_turn(void *context) {
     lock_release(&nvme->device.lock);
 }
 
+void nvme_serve_later(struct nvme *nvme) {
+    if (!nvme->turn_posted)
+        nvme->turn_posted = loop_post(nvme->device.platform->loop, continue_turn, nvme) == 0;
+}
+
 void nvme_serve(struct nvme *nvme) {
     bool more = true;
     for (unsigned round = 0; round < ROUNDS && more; round++) {
@@ -172,8 +177,8 @@ void nvme_serve(struct nvme *nvme) {
             break;
         more = nvme_running(nvme) && arm(nvme);
     }
-    if (more && nvme_running(nvme) && !nvme->turn_posted)
-        nvme->turn_posted = loop_post(nvme->device.platform->loop, continue_turn, nvme) == 0;
+    if (more && nvme_running(nvme))
+        nvme_serve_later(nvme);
     nvme_signal(nvme);
 }
 

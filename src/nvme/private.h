@@ -48,7 +48,8 @@ struct nvme_cq {
     /* Host-side bookkeeping: not state. */
     uint16_t promised; /* entries that commands in flight will need */
     uint16_t told;     /* event index that the driver sees */
-    bool signal;       /* entries were posted since the last interrupt */
+    bool signal;       /* entries were posted since the last interrupt: */
+    uint16_t posted;   /* so many */
 };
 
 struct nvme_sq {
@@ -184,6 +185,8 @@ struct nvme {
     uint64_t epoch_ns; /* the host's time when the controller's clock was 0 */
     bool turn_posted;
     struct vm_timer *poll_timer;
+    struct vm_timer *signal_timer; /* interrupts that were held back */
+    bool signal_armed;
     struct nvme_polling {
         bool on, proven;               /* it has paid when last measured */
         unsigned patience, rung;       /* doorbells until polling is tried, and since then */
@@ -247,8 +250,12 @@ void nvme_complete(struct nvme_command *command);
 void nvme_withdraw(struct nvme_command *command);
 /* Posts a completion for a command that is not in flight any more (events). False: no room. */
 bool nvme_post(struct nvme *nvme, unsigned sq, uint16_t id, uint16_t status, uint32_t result);
-/* Interrupts for what was posted; INTx follows what is unread. */
+/* Interrupts for what was posted, unless the driver wants them coalesced; INTx follows what is
+ * unread. */
 void nvme_signal(struct nvme *nvme);
+int nvme_signal_init(struct nvme *nvme, struct error *err);
+void nvme_signal_reset(struct nvme *nvme);
+void nvme_signal_destroy(struct nvme *nvme);
 void nvme_update_intx(struct nvme *nvme);
 void nvme_free_commands(struct nvme *nvme);
 
@@ -280,6 +287,8 @@ void nvme_doorbells_reset(struct nvme *nvme);
 void nvme_doorbells_destroy(struct nvme *nvme);
 /* Fetches and starts what waits, signals what completed; goes on on the loop after a turn. */
 void nvme_serve(struct nvme *nvme);
+/* The same, on the loop. */
+void nvme_serve_later(struct nvme *nvme);
 /* Doorbell buffers were configured: both sides begin with where the queues are. */
 void nvme_share_doorbells(struct nvme *nvme);
 /* The queue of doorbell n is new. */

@@ -5,6 +5,7 @@
 #include "nvme/private.h"
 
 enum { ADMIN = 0, PRIORITIES = 4, URGENT = 0 };
+#define COALESCING_NS UINT64_C(100000) /* the unit of its time */
 
 static const struct state_field sq_fields[] = {
     STATE_FIELD(struct nvme_sq, valid, 1), STATE_FIELD(struct nvme_sq, priority, 1),
@@ -47,13 +48,31 @@ void nvme_update_intx(struct nvme *nvme) {
     pci_intx_set(nvme->function, level);
 }
 
-void nvme_signal(struct nvme *nvme) {
-    bool pin = nvme->intx;
+/*
+ * Interrupt coalescing (5.21.1.8): an I/O queue's interrupt waits for so many entries, or so long
+ * since the first. It is recommended, not exact, so one timer is enough for all queues.
+ */
+static bool held_back(struct nvme *nvme, unsigned i) {
+    const struct nvme_cq *cq = &nvme->live.cqs[i];
+    unsigned threshold = nvme->live.coalescing & 0xff, time = nvme->live.coalescing >> 8 & 0xff;
+    struct vm_clock *clock = nvme->device.platform->clock;
+    if (i == ADMIN || time == 0 || cq->posted > threshold || nvme->live.no_coalescing[cq->vector] ||
+        !nvme_running(nvme))
+        return false;
+    if (!nvme->signal_armed)
+        vm_timer_arm(nvme->signal_timer, vm_clock_ns(clock) + time * COALESCING_NS);
+    nvme->signal_armed = true;
+    return true;
+}
+
+static void signal_queues(struct nvme *nvme, bool hold) {
+    bool message = pci_msix_enabled(nvme->function), pin = nvme->intx;
     for (unsigned i = 0; i < NVME_QUEUES; i++) {
         struct nvme_cq *cq = &nvme->live.cqs[i];
-        if (!cq->signal)
+        if (!cq->signal || (message && cq->interrupts && hold && held_back(nvme, i)))
             continue;
         cq->signal = false;
+        cq->posted = 0;
         if (cq->interrupts && pci_msix_notify(nvme->function, cq->vector))
             nvme->counters.interrupts++;
         else
@@ -61,6 +80,33 @@ void nvme_signal(struct nvme *nvme) {
     }
     if (pin)
         nvme_update_intx(nvme);
+}
+
+void nvme_signal(struct nvme *nvme) {
+    signal_queues(nvme, true);
+}
+
+static void on_signal_timer(void *context) {
+    struct nvme *nvme = context;
+    lock_take(&nvme->device.lock);
+    nvme->signal_armed = false;
+    signal_queues(nvme, false);
+    lock_release(&nvme->device.lock);
+}
+
+int nvme_signal_init(struct nvme *nvme, struct error *err) {
+    const struct platform *platform = nvme->device.platform;
+    return vm_timer_create(platform->clock, platform->loop, on_signal_timer, nvme,
+                           &nvme->signal_timer, err);
+}
+
+void nvme_signal_reset(struct nvme *nvme) {
+    nvme->signal_armed = false;
+    vm_timer_cancel(nvme->signal_timer);
+}
+
+void nvme_signal_destroy(struct nvme *nvme) {
+    vm_timer_free(nvme->signal_timer);
 }
 
 /* ---- Completions ---- */
@@ -82,6 +128,7 @@ bool nvme_post(struct nvme *nvme, unsigned sq, uint16_t id, uint16_t status, uin
         cq->phase = !cq->phase;
     }
     cq->signal = true;
+    cq->posted++;
     nvme_journal_post(nvme, address, entry);
     /* The half with the phase bit last: the driver may be looking. */
     if (dma_write(nvme->dma, address, entry, 8) != 0 ||

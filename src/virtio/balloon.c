@@ -304,6 +304,8 @@ bool virtio_balloon_ask(struct device *device) {
     unsigned index = 0;
     while (asked && role_of(balloon, index) != STATISTICS && index < QUEUES - 1)
         index++;
+    /* Nobody waits for statistics as he would for memory. */
+    asked = asked && virtq_is_here(&balloon->virtio.queues[index]);
     if (asked) {
         balloon->has_buffer = false;
         virtq_push(&balloon->virtio.queues[index], balloon->buffer, 0);

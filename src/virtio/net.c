@@ -5,14 +5,13 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "virtio/net_backup.h"
 
 enum { RECEIVE = 0, TRANSMIT = 1 };
 enum { F_MTU = 3, F_MAC = 5, F_MRG_RXBUF = 15, F_STATUS = 16 };
 /* Configuration: 5.1.4. */
 enum { CONFIG_MAC = 0, CONFIG_STATUS = 6, CONFIG_PAIRS = 8, CONFIG_MTU = 10, CONFIG_SIZE = 12 };
 enum { STATUS_LINK_UP = 1 };
-/* struct virtio_net_hdr (5.1.6): no offloads, so all zero but for the number of buffers. */
-enum { HEADER_SIZE = 12, HEADER_BUFFERS = 10 };
 /* Buffers that one frame may be spread over. */
 enum { MERGE_MAX = 64 };
 
@@ -23,6 +22,7 @@ struct virtio_net {
     uint8_t link_up;
     bool stalled;              /* the back end takes no frames for now */
     struct net_frame *pending; /* taken from the back end, waits for a buffer */
+    struct net_backup backup;  /* what waits for memory that is away; younger than `pending` */
     uint8_t frame[NET_FRAME_MAX];
 };
 
@@ -39,6 +39,10 @@ static struct virtio_net *net_of(struct virtio_device *device) {
 }
 
 /* ---- To the guest ---- */
+
+static unsigned merge_limit(const struct virtio_net *net) {
+    return virtio_has(&net->virtio, F_MRG_RXBUF) ? MERGE_MAX : 1;
+}
 
 /* The buffers that one frame goes to: their chains, popped. */
 struct merge {
@@ -68,7 +72,7 @@ static bool write_part(struct virtio_net *net, const struct net_frame *frame, ui
     if (!next_buffer(queue, chain))
         return false;
     /* Room for the header, which comes last: it counts the buffers. */
-    uint32_t skip = merge->count == 0 ? HEADER_SIZE : 0;
+    uint32_t skip = merge->count == 0 ? NET_VIRTIO_HEADER : 0;
     if (chain->writable_length <= skip) {
         virtq_break(queue, "receive buffer too small");
         return false;
@@ -86,10 +90,10 @@ enum delivery { DELIVERED, NO_ROOM, UNDELIVERABLE };
 
 static enum delivery deliver(struct virtio_net *net, const struct net_frame *frame) {
     struct virtq *queue = &net->virtio.queues[RECEIVE];
-    unsigned limit = virtio_has(&net->virtio, F_MRG_RXBUF) ? MERGE_MAX : 1;
+    unsigned limit = merge_limit(net);
     struct virtq_chain first;
     struct merge merge = {.count = 0};
-    uint8_t header[HEADER_SIZE] = {0};
+    uint8_t header[NET_VIRTIO_HEADER] = {0};
     uint32_t done = 0;
     first.count = first.readable = 0;
     while (done < frame->length) {
@@ -99,7 +103,7 @@ static enum delivery deliver(struct virtio_net *net, const struct net_frame *fra
             return too_large ? UNDELIVERABLE : NO_ROOM;
         }
     }
-    store_le16(header + HEADER_BUFFERS, (uint16_t)merge.count);
+    store_le16(header + NET_VIRTIO_HEADER_BUFFERS, (uint16_t)merge.count);
     virtq_write(queue, &first, 0, header, sizeof header);
     for (unsigned i = 0; i < merge.count; i++)
         virtq_push(queue, merge.tokens[i], merge.written[i]);
@@ -112,23 +116,39 @@ static struct net_frame *next_frame(struct virtio_net *net) {
     return frame;
 }
 
+/* The next frame goes to the guest; false: none, or no room for it. */
+static bool receive_one(struct virtio_net *net) {
+    struct net_frame *frame = next_frame(net);
+    if (frame != NULL && net->link_up && deliver(net, frame) == NO_ROOM) {
+        net->pending = frame;
+        return false;
+    }
+    free(frame);
+    return frame != NULL;
+}
+
+/* The same while memory is away. */
+static bool back_up_one(struct virtio_net *net) {
+    struct net_frame *frame = net_backup_is_full(&net->backup) ? NULL : next_frame(net);
+    if (frame != NULL && net->link_up)
+        net_backup_add(&net->backup, frame);
+    else
+        free(frame);
+    return frame != NULL;
+}
+
 /* Moves waiting frames to the guest; true when a turn was not enough. */
 static bool receive(struct virtio_net *net) {
     struct virtq *queue = &net->virtio.queues[RECEIVE];
-    bool more = true;
+    bool more = true, away = !net_backup_is_empty(&net->backup) || virtq_any_away(queue);
     virtq_quiet(queue);
-    for (unsigned turn = 0; turn < VIRTIO_TURN_MAX && more; turn++) {
-        struct net_frame *frame = next_frame(net);
-        more = frame != NULL;
-        if (more && net->link_up && deliver(net, frame) == NO_ROOM) {
-            net->pending = frame;
-            more = false;
-        } else {
-            free(frame);
-        }
-    }
+    for (unsigned turn = 0; turn < VIRTIO_TURN_MAX && more; turn++)
+        more = away ? back_up_one(net) : receive_one(net);
+    bool full = net_backup_is_full(&net->backup);
+    if (away)
+        net_backup_serve(&net->backup, queue, merge_limit(net));
     virtq_signal(queue);
-    return more;
+    return more || (full && !net_backup_is_full(&net->backup));
 }
 
 /* ---- From the guest ---- */
@@ -136,8 +156,9 @@ static bool receive(struct virtio_net *net) {
 /* True when the frame is dealt with, false when the back end has no room. */
 static bool send_frame(struct virtio_net *net, const struct virtq_chain *chain) {
     struct virtq *queue = &net->virtio.queues[TRANSMIT];
-    ssize_t length = virtq_read(queue, chain, HEADER_SIZE, net->frame, sizeof net->frame);
-    if (length < NET_HEADER_SIZE || chain->readable_length > HEADER_SIZE + sizeof net->frame) {
+    ssize_t length = virtq_read(queue, chain, NET_VIRTIO_HEADER, net->frame, sizeof net->frame);
+    if (length < NET_HEADER_SIZE ||
+        chain->readable_length > NET_VIRTIO_HEADER + sizeof net->frame) {
         log_guest("%s: frame of a bad length dropped", net->virtio.device.name);
         return true;
     }
@@ -211,12 +232,49 @@ void virtio_net_set_link(struct device *device, bool up) {
     lock_release(&device->lock);
 }
 
+void virtio_net_set_mac(struct device *device, const uint8_t mac[6], uint8_t old[6]) {
+    struct virtio_net *net = container_of(device, struct virtio_net, virtio.device);
+    lock_take(&device->lock);
+    memcpy(old, net->mac, sizeof net->mac);
+    memcpy(net->mac, mac, sizeof net->mac);
+    lock_release(&device->lock);
+}
+
+void virtio_net_announce(struct device *device) {
+    static const uint8_t broadcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
+    /* RARP, Ethernet, IPv4, their lengths, "request reverse". */
+    static const uint8_t kind[10] = {0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3};
+    struct virtio_net *net = container_of(device, struct virtio_net, virtio.device);
+    uint8_t frame[60] = {0}; /* the shortest */
+    lock_take(&device->lock);
+    memcpy(frame, broadcast, sizeof broadcast);
+    memcpy(frame + 6, net->mac, sizeof net->mac);
+    memcpy(frame + 12, kind, sizeof kind);
+    memcpy(frame + 22, net->mac, sizeof net->mac); /* who asks, */
+    memcpy(frame + 32, net->mac, sizeof net->mac); /* for whose address */
+    if (net->link_up)
+        net_send(net->net, frame, sizeof frame);
+    lock_release(&device->lock);
+}
+
+void virtio_net_count(struct device *device, struct net_backup_counters *counters) {
+    struct virtio_net *net = container_of(device, struct virtio_net, virtio.device);
+    lock_take(&device->lock);
+    *counters = net->backup.counters;
+    lock_release(&device->lock);
+}
+
 /* ---- Class ---- */
 
 static void net_forget(struct virtio_device *device) {
     struct virtio_net *net = net_of(device);
     free(net->pending);
     net->pending = NULL;
+    net_backup_forget(&net->backup);
+}
+
+static void net_rest(struct virtio_device *device) {
+    net_backup_rest(&net_of(device)->backup, &device->queues[RECEIVE]);
 }
 
 static const struct virtio_class net_virtio_class = {
@@ -227,6 +285,7 @@ static const struct virtio_class net_virtio_class = {
     .queue_sizes = {[RECEIVE] = 256, [TRANSMIT] = 256},
     .config_read = net_config_read,
     .notify = net_notify,
+    .rest = net_rest,
     .reset = net_forget,
 };
 

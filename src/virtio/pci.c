@@ -87,11 +87,29 @@ static void post_turn(struct virtio_device *device) {
 void virtio_serve(struct virtio_device *device, unsigned queue) {
     if (!virtio_running(device) || !device->queues[queue].ready)
         return;
-    if (!device->quiet && !device->class->notify(device, queue))
+    /* With its rings away it is served when they have come. */
+    bool wait = !device->quiet && !virtq_is_here(&device->queues[queue]);
+    if (wait || (!device->quiet && !device->class->notify(device, queue)))
         return;
     device->turn_queues |= 1u << queue;
     if (!device->quiet)
         post_turn(device);
+}
+
+static void serve_came(void *context) {
+    struct virtio_device *device = context;
+    lock_take(&device->device.lock);
+    unsigned queues = atomic_exchange(&device->came, 0);
+    for (unsigned i = 0; i < device->class->queues; i++)
+        if (queues & 1u << i)
+            virtio_serve(device, i);
+    lock_release(&device->device.lock);
+}
+
+static void queue_came(void *context, struct virtq *queue) {
+    struct virtio_device *device = context;
+    if (atomic_fetch_or(&device->came, 1u << queue->index) == 0)
+        loop_post(device->device.platform->loop, serve_came, device);
 }
 
 /* All queues, soon: nobody says which of them have something to do. */
@@ -104,6 +122,8 @@ bool virtio_quiesce(struct device *base, bool quiet) {
     struct virtio_device *device = container_of(base, struct virtio_device, device);
     lock_take(&base->lock);
     device->quiet = quiet;
+    if (quiet && device->class->rest != NULL)
+        device->class->rest(device);
     if (!quiet && device->turn_queues != 0)
         post_turn(device);
     bool idle = device->in_flight == 0;
@@ -527,6 +547,7 @@ int virtio_create(struct virtio_device *device, const struct virtio_class *class
     device->owner = (struct virtq_owner){.dma = pci_dma(device->function),
                                          .interrupt = queue_interrupt,
                                          .broken = queue_broken,
+                                         .came = queue_came,
                                          .context = device};
     for (unsigned i = 0; i < class->queues; i++)
         virtq_init(&device->queues[i], &device->owner, (uint16_t)i, class->queue_sizes[i]);
@@ -535,5 +556,7 @@ int virtio_create(struct virtio_device *device, const struct virtio_class *class
 }
 
 void virtio_destroy(struct virtio_device *device) {
+    for (unsigned i = 0; i < device->class->queues; i++)
+        virtq_reset(&device->queues[i]);
     pci_function_destroy(device->function);
 }

@@ -71,6 +71,9 @@ void virtq_init(struct virtq *queue, const struct virtq_owner *owner, uint16_t i
 }
 
 void virtq_reset(struct virtq *queue) {
+    if (queue->wait.here != NULL)
+        dma_await_cancel(queue->owner->dma, &queue->wait);
+    queue->waiting = false;
     state_reset(&virtq_state, queue);
     queue->size = queue->size_max;
 }
@@ -165,6 +168,45 @@ static uint64_t split_avail_event(const struct virtq *queue) {
     return queue->device + 4 + 8 * (uint64_t)queue->size;
 }
 
+/* ---- Memory that is away ---- */
+
+static void came(void *context) {
+    struct virtq *queue = context;
+    queue->owner->came(queue->owner->context, queue);
+}
+
+/* True: there is something to wait for, and then the queue is served. */
+static bool await_bytes(struct virtq *queue, uint64_t address, uint64_t length) {
+    if (!virtq_any_away(queue))
+        return false;
+    queue->wait.here = came;
+    queue->wait.context = queue;
+    if (!dma_await(queue->owner->dma, address, length, &queue->wait))
+        return false;
+    queue->waiting = true;
+    return true;
+}
+
+bool virtq_is_here(struct virtq *queue) {
+    uint64_t size = queue->size;
+    queue->waiting = false;
+    if (!usable(queue) || !virtq_any_away(queue))
+        return true;
+    bool away = await_bytes(queue, queue->descriptors, size * DESCRIPTOR_SIZE);
+    away |= await_bytes(queue, queue->driver, queue->packed ? 4 : 6 + 2 * size);
+    away |= await_bytes(queue, queue->device, queue->packed ? 4 : 6 + 8 * size);
+    return !away;
+}
+
+bool virtq_await(struct virtq *queue, const struct virtq_chain *chain) {
+    bool away = false;
+    if (!virtq_any_away(queue))
+        return false;
+    for (unsigned i = 0; i < chain->count; i++)
+        away |= await_bytes(queue, chain->segments[i].address, chain->segments[i].length);
+    return away;
+}
+
 /* ---- Chains ---- */
 
 /* Adds a buffer to the chain; NULL or what rule it breaks. */
@@ -233,7 +275,8 @@ static bool add_indirect(struct virtq *queue, const struct descriptor *descripto
     uint8_t table[VIRTQ_CHAIN_MAX * DESCRIPTOR_SIZE];
     const char *why = check_indirect(queue, descriptor);
     if (why == NULL) {
-        if (!ring_read(queue, descriptor->address, table, descriptor->length))
+        if (await_bytes(queue, descriptor->address, descriptor->length) ||
+            !ring_read(queue, descriptor->address, table, descriptor->length))
             return false;
         why = walk_table(queue, table, descriptor->length / DESCRIPTOR_SIZE, chain);
     }
@@ -361,8 +404,8 @@ static bool packed_pop(struct virtq *queue, struct virtq_chain *chain) {
     return true;
 }
 
-bool virtq_pop(struct virtq *queue, struct virtq_chain *chain) {
-    if (!usable(queue))
+bool virtq_pop_away(struct virtq *queue, struct virtq_chain *chain) {
+    if (!usable(queue) || !virtq_is_here(queue))
         return false;
     start_chain(chain);
     if (!(queue->packed ? packed_pop(queue, chain) : split_pop(queue, chain)))
@@ -373,6 +416,15 @@ bool virtq_pop(struct virtq *queue, struct virtq_chain *chain) {
     }
     queue->in_flight += chain->token.slots;
     return true;
+}
+
+bool virtq_pop(struct virtq *queue, struct virtq_chain *chain) {
+    if (!virtq_pop_away(queue, chain))
+        return false;
+    if (!virtq_await(queue, chain))
+        return true;
+    virtq_unpop(queue, chain->token);
+    return false;
 }
 
 void virtq_unpop(struct virtq *queue, struct virtq_token token) {
@@ -488,7 +540,7 @@ void virtq_quiet(struct virtq *queue) {
 }
 
 bool virtq_listen(struct virtq *queue) {
-    if (!usable(queue))
+    if (!usable(queue) || queue->waiting)
         return false;
     if (queue->packed)
         packed_set_event(queue, queue->event_index ? EVENT_AT : EVENT_ENABLE);

@@ -34,6 +34,9 @@
  * queue's size. A ring that breaks a rule calls owner.broken once and the
  * queue answers "empty" until it is reset; nothing more happens.
  *
+ * Memory that is away (memory/missing.h) is asked for, and the queue answers
+ * "empty" until it has come: nobody stands still for a chain.
+ *
  * All calls: under the device's lock.
  */
 #ifndef LODGE_VIRTIO_QUEUE_H
@@ -60,6 +63,9 @@ struct virtq_owner {
     void (*interrupt)(void *context, struct virtq *queue);               /* buffers were used */
     void (*broken)(void *context, struct virtq *queue, const char *why); /* device needs reset */
     void *context;
+    /* Memory that the queue waited for has come: it is to be served. Any thread, a lock held: posts
+     * to the loop. NULL: what is away is touched and stood still for. */
+    void (*came)(void *context, struct virtq *queue);
 };
 
 struct virtq {
@@ -79,6 +85,8 @@ struct virtq {
     uint16_t used;        /* next to give back, likewise */
     uint16_t in_flight;   /* ring entries taken and not given back */
     uint16_t unsignalled; /* entries given back since the driver was last considered */
+    bool waiting;         /* the last pop found memory away */
+    struct memory_wait wait;
 };
 
 /* Names a chain when it is given back. */
@@ -127,6 +135,23 @@ void virtq_enable(struct virtq *queue, struct virtq_features features);
  */
 bool virtq_pop(struct virtq *queue, struct virtq_chain *chain);
 
+/*
+ * As virtq_pop, but the chain's buffers may be away. virtq_await asks for those
+ * that are; true: the queue is served again when the first has come. False:
+ * all are there.
+ */
+bool virtq_pop_away(struct virtq *queue, struct virtq_chain *chain);
+bool virtq_await(struct virtq *queue, const struct virtq_chain *chain);
+
+/* Some memory somewhere is away: what follows has a point. */
+static inline bool virtq_any_away(const struct virtq *queue) {
+    return queue->owner->came != NULL && dma_any_away(queue->owner->dma);
+}
+
+/* No ring is away, so that calls other than pops do not stand still either; else asked for
+ * likewise. */
+bool virtq_is_here(struct virtq *queue);
+
 /* Puts back the chain popped last; several: in reverse order. */
 void virtq_unpop(struct virtq *queue, struct virtq_token token);
 
@@ -145,7 +170,8 @@ void virtq_quiet(struct virtq *queue);
 
 /*
  * Asks to be notified of the next chain. True: one is there already, which
- * the driver will not notify about: pop again.
+ * the driver will not notify about: pop again. False also while memory of the
+ * next chain is away.
  */
 bool virtq_listen(struct virtq *queue);
 

@@ -86,6 +86,9 @@ struct virtio_class {
     void (*started)(struct virtio_device *device);
     /* Optional: the driver resets while work is in flight: what waits may end at once. */
     void (*cancel)(struct virtio_device *device);
+    /* Optional: guest memory is to be left alone for a while: chains that no work in flight has are
+     * put back. */
+    void (*rest)(struct virtio_device *device);
     /* Optional: forget all that a driver has told; work in flight (virtio_hold) has ended. */
     void (*reset)(struct virtio_device *device);
 };
@@ -111,6 +114,7 @@ struct virtio_device {
     bool turn_posted;
     bool quiet;           /* virtio_quiesce */
     uint32_t turn_queues; /* bit n: continue queue n on the loop */
+    atomic_uint came;     /* bit n: memory that queue n waited for has come; any thread */
 };
 
 /* What virtio devices are configured with alike; first member of their config structs. */

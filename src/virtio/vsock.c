@@ -168,11 +168,26 @@ static void rotate_sender(struct virtio_vsock *vsock, struct vsock_conn *conn) {
     vsock_conn_queue(conn);
 }
 
+/* Before any packet: the guest resets the connections that it has by then. */
+static void send_event(struct virtio_vsock *vsock) {
+    struct virtq *queue = &vsock->virtio.queues[EVENT];
+    struct virtq_chain chain;
+    uint8_t event[4];
+    if (!vsock->event_owed || !virtio_running(&vsock->virtio) || !virtq_pop(queue, &chain))
+        return;
+    store_le32(event, EVENT_TRANSPORT_RESET);
+    ssize_t written = virtq_write(queue, &chain, 0, event, sizeof event);
+    virtq_push(queue, chain.token, written < 0 ? 0 : (uint32_t)written);
+    virtq_signal(queue);
+    vsock->event_owed = false;
+}
+
 /* Fills the guest's receive buffers; true when a turn was not enough. */
 static bool flush(struct virtio_vsock *vsock) {
     struct virtq *queue = &vsock->virtio.queues[RECEIVE];
     struct virtq_chain chain;
     bool more = true;
+    send_event(vsock);
     for (unsigned turn = 0; turn < VIRTIO_TURN_MAX && virtio_running(&vsock->virtio); turn++) {
         enum packet_op op = OP_RST;
         struct vsock_conn *conn = vsock->reply_count > 0 ? NULL : next_sender(vsock, &op);
@@ -362,19 +377,6 @@ static bool transmit(struct virtio_vsock *vsock) {
     virtq_signal(queue);
     bool more_out = flush(vsock);
     return more || more_out || (vsock->transmit_stalled && vsock->reply_count < REPLIES_MAX);
-}
-
-static void send_event(struct virtio_vsock *vsock) {
-    struct virtq *queue = &vsock->virtio.queues[EVENT];
-    struct virtq_chain chain;
-    uint8_t event[4];
-    store_le32(event, EVENT_TRANSPORT_RESET);
-    if (!vsock->event_owed || !virtq_pop(queue, &chain))
-        return;
-    ssize_t written = virtq_write(queue, &chain, 0, event, sizeof event);
-    virtq_push(queue, chain.token, written < 0 ? 0 : (uint32_t)written);
-    virtq_signal(queue);
-    vsock->event_owed = false;
 }
 
 static bool vsock_notify(struct virtio_device *device, unsigned queue) {

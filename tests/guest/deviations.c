@@ -39,6 +39,7 @@ static const struct {
     {"paging.elf", "across_pages: ", "emulated: the first page is written before the fault"},
     {"paging.elf", "smap_implicit", "TCG: SMAP does not see descriptor loads"},
     {"paging.elf", "reserved_bits", "TCG: error code without P"},
+    {"paging.elf", "offset_not_canonical", "TCG, Intel: offsets are not looked at"},
     {"paging.elf", "nx_without_nxe", "TCG: error code without P"},
     {"paging.elf", "the program did not end: shutdown", "TCG: stacks may be not canonical"},
 

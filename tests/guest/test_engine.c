@@ -1,175 +1,13 @@
 /*
  * The contract of cpu.h, on the engine named by the first argument: what the
- * machine and the debugger rely on. Code is 32-bit, flat, without paging.
+ * machine and the debugger rely on.
  */
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
-#include "cpu/profile.h"
-#include "engine_rig.h"
+#include "contract_rig.h"
 
-enum {
-    RAM = 16 << 20,
-    CODE = 0x10000,
-    STACK = 0x20000,
-    IDT_AT = 0x30000,
-    GDT_AT = 0x31000,
-    DATA = 0x40000,
-    END_PORT = 0xf4,
-    IN_PORT = 0x5000,
-    MOVE_PORT = 0x5010,
-    PLUG_PORT = 0x5020,
-    PLUGGED = 0x10000000,
-    PLUGGED_SIZE = 0x200000,
-    DEVICE = 0xd0000000u,
-    SKIPPED = 77,
-};
-
-static enum engine_kind kind;
-
-struct rig {
-    struct engine_rig on;
-    struct io_region *device;
-    uint32_t written;
-    bool kick_on_read;
-};
-
-/* ---- Devices ---- */
-
-static void end_write(void *context, uint64_t offset, uint64_t value, unsigned size) {
-    struct rig *rig = context;
-    rig->written = (uint32_t)value;
-    vcpu_kick(rig->on.vcpu);
-}
-
-static uint64_t value_read(void *context, uint64_t offset, unsigned size) {
-    struct rig *rig = context;
-    if (rig->kick_on_read)
-        vcpu_kick(rig->on.vcpu);
-    return 0x8877665544332211 & bytes_mask(size);
-}
-
-static void nothing_write(void *context, uint64_t offset, uint64_t value, unsigned size) {
-}
-
-/* Moves the device: to where the value says, or away. On the vCPU's own thread. */
-static void move_write(void *context, uint64_t offset, uint64_t value, unsigned size) {
-    struct rig *rig = context;
-    memory_move_io(rig->device, value, value != 0);
-}
-
-/* Memory comes, or goes. On the vCPU's own thread. */
-static void plug_write(void *context, uint64_t offset, uint64_t value, unsigned size) {
-    struct rig *rig = context;
-    assert_int_equal(memory_plug(rig->on.memory, PLUGGED, PLUGGED_SIZE, value != 0), 0);
-}
-
-static const struct io_ops plug_ops = {value_read, plug_write};
-static const struct io_ops end_ops = {value_read, end_write};
-static const struct io_ops value_ops = {value_read, nothing_write};
-static const struct io_ops move_ops = {value_read, move_write};
-
-/* ---- The rig ---- */
-
-static int setup(void **state) {
-    struct rig *rig = calloc(1, sizeof *rig);
-    struct port_range *range;
-    struct engine_config config = {.vcpus = 1};
-    struct error err;
-    assert_non_null(rig);
-    if (rig_create(&rig->on, kind, RAM, config, &err) < 0) {
-        printf("skipped: %s\n", err.text);
-        exit(SKIPPED);
-    }
-    assert_int_equal(ports_add(rig->on.ports, "end", END_PORT, 4, &end_ops, rig, &range, NULL), 0);
-    assert_int_equal(ports_add(rig->on.ports, "in", IN_PORT, 4, &value_ops, rig, &range, NULL), 0);
-    assert_int_equal(ports_add(rig->on.ports, "move", MOVE_PORT, 4, &move_ops, rig, &range, NULL),
-                     0);
-    assert_int_equal(memory_add_io(rig->on.memory, "device", DEVICE, PAGE_SIZE, &value_ops, rig,
-                                   &rig->device, NULL),
-                     0);
-    assert_int_equal(vcpu_create(rig->on.engine, 0, &rig->on.vcpu, NULL), 0);
-    *state = rig;
-    return 0;
-}
-
-static int teardown(void **state) {
-    struct rig *rig = *state;
-    rig_destroy(&rig->on);
-    free(rig);
-    return 0;
-}
-
-static uint32_t peek32(struct rig *rig, uint64_t gpa) {
-    uint32_t value;
-    assert_int_equal(memory_read(rig->on.memory, gpa, &value, sizeof value), 0);
-    return value;
-}
-
-static uint64_t rip_of(struct rig *rig) {
-    struct x86_state state;
-    vcpu_get_state(rig->on.vcpu, &state);
-    return state.rip;
-}
-
-/* Flat 32-bit protected mode at CODE, with a GDT that agrees. */
-static void flat_state(struct rig *rig, struct x86_state *state) {
-    static const uint64_t gdt[] = {0, 0x00cf9b000000ffff, 0x00cf93000000ffff};
-    rig_poke(&rig->on, GDT_AT, gdt, sizeof gdt);
-    vcpu_get_state(rig->on.vcpu, state);
-    for (unsigned i = 0; i < SEG_COUNT; i++)
-        state->segment[i] =
-            (struct x86_segment){0, UINT32_MAX, 0x10, SEG_G | SEG_DB | SEG_P | SEG_S | 3};
-    state->segment[SEG_CS] =
-        (struct x86_segment){0, UINT32_MAX, 0x08, SEG_G | SEG_DB | SEG_P | SEG_S | 11};
-    state->gdtr = (struct x86_table){GDT_AT, sizeof gdt - 1};
-    state->idtr = (struct x86_table){0, 0};
-    state->cr0 = CR0_PE | CR0_ET | CR0_NE;
-    state->rip = CODE;
-    state->rflags = FLAGS_FIXED;
-    state->gpr[RSP] = STACK;
-    state->halted = false;
-}
-
-static void load(struct rig *rig, const void *code, size_t length) {
-    struct x86_state state;
-    flat_state(rig, &state);
-    rig_poke(&rig->on, CODE, code, length);
-    assert_int_equal(vcpu_set_state(rig->on.vcpu, &state, NULL), 0);
-}
-
-#define LOAD(rig, ...)                                                                             \
-    do {                                                                                           \
-        static const uint8_t code[] = {__VA_ARGS__};                                               \
-        load(rig, code, sizeof code);                                                              \
-    } while (0)
-
-#define OUT_END   0xe7, END_PORT /* out %eax, $0xf4 */
-#define SPIN      0xeb, 0xfe     /* jmp . */
-#define BYTES4(v) (uint8_t)(v), (uint8_t)((v) >> 8), (uint8_t)((v) >> 16), (uint8_t)((v) >> 24)
-
-static void run(struct rig *rig, enum vcpu_stop expected) {
-    struct vcpu_exit exit;
-    vcpu_run(rig->on.vcpu, &exit);
-    if (exit.stop != expected)
-        print_message("stopped: %d %s\n", (int)exit.stop, exit.text);
-    assert_int_equal(exit.stop, expected);
-}
-
-/*
- * Not all that goes by the name of KVM is: see deviations.c. LODGE_TEST_STRICT
- * names what the kernel's own does, and makes it count.
- */
-static void skip_on_odd_kvm(const char *what) {
-    const char *strict = getenv("LODGE_TEST_STRICT");
-    if (kind != ENGINE_KVM || (strict != NULL && strstr(what, strict) != NULL))
-        fail_msg("it %s", what);
-    print_message("this host's KVM %s\n", what);
-    skip();
-}
+enum engine_kind contract_kind;
 
 /* ---- State ---- */
 
@@ -404,7 +242,7 @@ static void too_many_breakpoints(void **context) {
     int code = 0;
     for (unsigned i = 0; i < 5; i++)
         code = vcpu_set_breakpoint(rig->on.vcpu, CODE + i, true, &err);
-    if (kind == ENGINE_SOFT) {
+    if (contract_kind == ENGINE_SOFT) {
         assert_int_equal(code, 0);
     } else {
         assert_int_equal(code, -ENOTSUP);
@@ -445,7 +283,7 @@ static void views(void **context) {
     assert_int_equal(vcpu_set_view(rig->on.vcpu, memory_default_view(rig->on.memory), &err), 0);
     assert_int_equal(view_create(rig->on.memory, "other", &view, &err), 0);
     int code = vcpu_set_view(rig->on.vcpu, view, &err);
-    assert_int_equal(code, kind == ENGINE_SOFT ? 0 : -ENOTSUP);
+    assert_int_equal(code, contract_kind == ENGINE_SOFT ? 0 : -ENOTSUP);
     if (code < 0)
         assert_non_null(strstr(err.text, "soft"));
     assert_int_equal(vcpu_set_view(rig->on.vcpu, memory_default_view(rig->on.memory), &err), 0);
@@ -606,154 +444,12 @@ static void pause_and_tsc(void **context) {
         skip_on_odd_kvm("lets guests read the host's TSC as it is");
 }
 
-/* ---- Profiles ---- */
-
-enum { TABLES = 0x50000 };
-
-/* 64-bit mode, the first GiB mapped as it is, spinning at CODE: what gets translated. */
-static void load_long_spin(struct rig *rig) {
-    enum { PRESENT_WRITABLE = 3, LARGE = 0x80 };
-    static const uint8_t code[] = {SPIN};
-    static const uint64_t gdt[] = {0, 0x00af9b000000ffff, 0x00cf93000000ffff};
-    struct x86_state state;
-    uint64_t top = (TABLES + PAGE_SIZE) | PRESENT_WRITABLE;
-    uint64_t next = (TABLES + 2 * PAGE_SIZE) | PRESENT_WRITABLE;
-    flat_state(rig, &state);
-    rig_poke(&rig->on, GDT_AT, gdt, sizeof gdt);
-    rig_poke(&rig->on, TABLES, &top, sizeof top);
-    rig_poke(&rig->on, TABLES + PAGE_SIZE, &next, sizeof next);
-    for (uint64_t i = 0; i < 512; i++) {
-        uint64_t entry = i << 21 | LARGE | PRESENT_WRITABLE;
-        rig_poke(&rig->on, TABLES + 2 * PAGE_SIZE + 8 * i, &entry, sizeof entry);
-    }
-    state.segment[SEG_CS].attributes = SEG_G | SEG_L | SEG_P | SEG_S | 11;
-    state.cr3 = TABLES;
-    state.cr4 = CR4_PAE;
-    state.efer = EFER_LME | EFER_LMA;
-    state.cr0 |= CR0_PG;
-    rig_poke(&rig->on, CODE, code, sizeof code);
-    assert_int_equal(vcpu_set_state(rig->on.vcpu, &state, NULL), 0);
-}
-
-struct sampled {
-    struct rig *rig;
-    unsigned wanted, wanted_translated, samples, translated, wrong;
-    bool until_lost;
-    uint64_t watched;
-};
-
-/* Takes samples until it has what it wants, or for a minute. */
-static void *take_samples(void *argument) {
-    struct sampled *s = argument;
-    for (unsigned i = 0; i < 60000; i++) {
-        struct vcpu_sample samples[16];
-        size_t got = s->until_lost ? 0 : vcpu_profile_take(s->rig->on.vcpu, samples, 16);
-        for (size_t n = 0; n < got; n++) {
-            s->samples++;
-            s->translated += samples[n].place == SAMPLE_TRANSLATED;
-            s->wrong += samples[n].guest_rip != CODE || samples[n].cpl != 0 ||
-                        samples[n].watched != s->watched;
-        }
-        bool enough = s->samples >= s->wanted && s->translated >= s->wanted_translated;
-        if (s->until_lost ? vcpu_profile_lost(s->rig->on.vcpu) > 0 : enough)
-            break;
-        usleep(1000);
-    }
-    vcpu_kick(s->rig->on.vcpu);
-    return NULL;
-}
-
-static void run_sampled(struct rig *rig, struct sampled *s) {
-    pthread_t thread;
-    s->rig = rig;
-    assert_int_equal(pthread_create(&thread, NULL, take_samples, s), 0);
-    run(rig, VCPU_KICKED);
-    pthread_join(thread, NULL);
-}
-
-static void count_code(void *context, uintptr_t code, size_t size, uint64_t rip, unsigned cpl) {
-    unsigned *blocks = context;
-    assert_true(code != 0 && size != 0 && cpl == 0);
-    *blocks += rip == CODE;
-}
-
-static void ignore_drop(void *context) {
-}
-
-static void profiles(void **context) {
-    struct rig *rig = *context;
-    static const uint64_t word = 0x1234567887654321;
-    struct vcpu_profile_config config = {.interval_us = PROFILE_INTERVAL_MIN, .watch = &word};
-    struct sampled some = {.wanted = 100, .watched = word}, lost = {.until_lost = true};
-    struct vcpu_sample rest[16];
-    unsigned blocks = 0;
-    const struct code_listener listener = {count_code, ignore_drop, &blocks};
-    load_long_spin(rig);
-    if (kind == ENGINE_KVM) {
-        assert_int_equal(vcpu_profile_start(rig->on.vcpu, &config, NULL), -ENOTSUP);
-        return;
-    }
-    assert_int_equal(vcpu_profile_take(rig->on.vcpu, rest, 16), 0);
-    config.interval_us = PROFILE_INTERVAL_MIN - 1;
-    assert_int_equal(vcpu_profile_start(rig->on.vcpu, &config, NULL), -EINVAL);
-    config.interval_us = PROFILE_INTERVAL_MIN;
-    if (vcpu_listen_code(rig->on.vcpu, &listener, NULL) == 0)
-        some.wanted_translated = 10;
-    assert_int_equal(vcpu_profile_start(rig->on.vcpu, &config, NULL), 0);
-    run_sampled(rig, &some);
-    assert_true(some.samples >= some.wanted && some.translated >= some.wanted_translated);
-    assert_true(some.wanted_translated == 0 || blocks > 0);
-    assert_int_equal(some.wrong, 0);
-    /* Nobody takes any: the store is bounded, what is in it stays good. */
-    run_sampled(rig, &lost);
-    assert_true(vcpu_profile_lost(rig->on.vcpu) > 0);
-    assert_int_equal(vcpu_profile_take(rig->on.vcpu, rest, 16), 16);
-    vcpu_profile_stop(rig->on.vcpu);
-    while (vcpu_profile_take(rig->on.vcpu, rest, 16) > 0)
-        ;
-    vcpu_listen_code(rig->on.vcpu, NULL, NULL);
-    vcpu_kick(rig->on.vcpu);
-    run(rig, VCPU_KICKED); /* without its timer */
-    assert_int_equal(vcpu_profile_take(rig->on.vcpu, rest, 16), 0);
-}
-
-static void count_names(void *context, const char *name, uint64_t value) {
-    unsigned *known = context;
-    *known += strcmp(name, "exits") == 0 || strcmp(name, "interrupts") == 0;
-    assert_true(name[0] != 0);
-}
-
-static void counters_by_name(void **context) {
-    struct rig *rig = *context;
-    unsigned known = 0;
-    vcpu_each_counter(rig->on.vcpu, count_names, &known);
-    assert_int_equal(known, 2);
-}
-
-static void count_line(void *context, const char *text) {
-    unsigned *lines = context;
-    assert_true(strlen(text) < 160);
-    ++*lines;
-}
-
-static void dump_and_counters(void **context) {
-    struct rig *rig = *context;
-    struct vcpu_counters counters;
-    unsigned lines = 0;
-    LOAD(rig, OUT_END, SPIN);
-    run(rig, VCPU_KICKED);
-    vcpu_get_counters(rig->on.vcpu, &counters);
-    assert_true(counters.exits > 0);
-    vcpu_dump(rig->on.vcpu, count_line, &lines);
-    assert_true(lines > 5);
-}
-
 int main(int argc, char **argv) {
     if (argc != 2) {
         fprintf(stderr, "usage: %s soft|kvm\n", argv[0]);
         return 2;
     }
-    kind = strcmp(argv[1], "kvm") == 0 ? ENGINE_KVM : ENGINE_SOFT;
+    contract_kind = strcmp(argv[1], "kvm") == 0 ? ENGINE_KVM : ENGINE_SOFT;
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
         TEST(power_on_state),
@@ -778,6 +474,7 @@ int main(int argc, char **argv) {
         TEST(pause_and_tsc),
         TEST(profiles),
         TEST(counters_by_name),
+        TEST(decoded_blocks_stay),
         TEST(dump_and_counters),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

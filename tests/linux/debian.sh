@@ -6,7 +6,7 @@ export XDG_DATA_HOME="$work/data" XDG_RUNTIME_DIR="$work/run"
 mkdir "$work/data" "$work/run"
 lodge() { timeout --foreground -k 10 "${LIMIT:-1200}" "$LODGE" "$@"; }
 export LODGE_AGENT_TIMEOUT=600
-trap '"$LODGE" rm -f deb >/dev/null 2>&1 || true; cleanup' EXIT
+trap '"$LODGE" rm -f fw-1 fw-2 web plain deb >/dev/null 2>&1 || true; cleanup' EXIT
 
 refused() { # CODE WHAT TEXT ARGUMENTS...
     code_wanted=$1 label=$2 text=$3
@@ -90,9 +90,10 @@ users:
     sudo: ALL=(ALL) NOPASSWD:ALL
 END
 ssh_port=$(port)
-expect_exit 0 "create" lodge create --engine "$ENGINE" --name deb --memory 1G --cpus 2 --publish "$ssh_port:22" \
+expect_exit 0 "create" lodge create --engine "$ENGINE" --name deb --memory 1G --cpus 2,max=3 --publish "$ssh_port:22" \
     --cloud-init "$work/user-data" mine
 refused 1 "create under a name in use" "there already" create --name deb mine
+expect_exit 0 "create, without firmware" lodge create --engine "$ENGINE" --name plain --memory 512M --firmware none mine
 expect_exit 0 "its image can be removed" lodge image rm mine
 expect_exit 0 "start" lodge start deb
 running() { # WHAT
@@ -102,6 +103,7 @@ running() { # WHAT
 }
 running "over OVMF"
 expect_exit 0 "two processors, UEFI" lodge exec deb sh -c 'test "$(nproc)" = 2 && test -d /sys/firmware/efi'
+expect_exit 0 "nothing of how its packages were installed is left" lodge exec deb test ! -e /etc/dpkg/dpkg.cfg.d/99mmdebstrap
 in_guest() {
     ssh -q -i "$work/key" -p "$ssh_port" -o BatchMode=yes -o StrictHostKeyChecking=no -o "UserKnownHostsFile=$work/known" \
         tester@127.0.0.1 "$@"
@@ -133,6 +135,21 @@ in_guest "echo 'deb [trusted=yes] http://10.0.2.2:$(cat "$work/http") ./' | sudo
 expect_exit 0 "apt-get update and install" in_guest 'sudo apt-get -qq update && sudo apt-get -qq -y install lodge-test'
 [ "$failures" = 0 ] || cat "$work/out" "$work/err"
 
+expect_exit 0 "a third processor" lodge cpus deb 3
+expect_exit 0 "used by Linux, which nobody told to" timeout 60 "$LODGE" exec deb sh -c \
+    'until [ "$(nproc)" != 2 ]; do sleep 0.1; done; nproc'
+expect_same "$(cat "$work/out")" 3 "both and the third"
+
+# ---- Back to a snapshot: memory, disks and the firmware's variables ----
+
+variable=/sys/firmware/efi/efivars/LodgeTest-5d1d9a5e-8a2f-4b70-9d6e-3f0c2b7a1e44
+lodge exec deb sh -c "printf '\\007\\000\\000\\000kept' >/run/variable && cat /run/variable >$variable" || fail "a UEFI variable is set"
+expect_exit 0 "a snapshot" lodge snapshot create deb now
+lodge exec deb sh -c "chattr -i $variable && rm $variable /run/variable && echo >/root/later && sync" || fail "it is removed"
+expect_exit 0 "back to it" lodge snapshot restore deb now
+expect_exit 0 "the guest has its variable again, and goes on" lodge exec deb sh -c "tail -c 4 $variable; cmp $variable /run/variable && test ! -e /root/later"
+expect_same "$(cat "$work/out")" kept "as it was"
+
 # ---- Reboot ----
 
 before=$(lodge exec deb cat /proc/sys/kernel/random/boot_id)
@@ -144,12 +161,89 @@ for _ in $(seq 6000); do
 done
 [ -n "$after" ] && [ "$after" != "$before" ] || fail "it did not reboot"
 running "after a reboot"
+expect_exit 0 "after a reboot: processors" lodge exec deb nproc
+expect_same "$(cat "$work/out")" 3 "the third is there from the start"
+expect_exit 0 "after a reboot: the firmware has kept its variable" lodge exec deb tail -c 4 "$variable"
+expect_same "$(cat "$work/out")" kept "as it was"
 expect_exit 0 "after a reboot: ssh" in_guest cat /usr/share/lodge-test/file
 expect_same "$(cat "$work/out")" "from a package" "the package's file is there"
 expect_exit 0 "stop" lodge stop -t 60 deb
 lodge logs deb >"$work/out"
 expect_text "$work/out" "Power down" "by the guest's own shut-down"
+
+# ---- Clones ----
+
+two_ports() { python3 -c '
+import socket
+while True:
+    with socket.socket() as one, socket.socket() as two:
+        try:
+            one.bind(("127.0.0.1", 0))
+            two.bind(("127.0.0.1", one.getsockname()[1] + 1))
+        except (OSError, OverflowError):
+            continue
+        print(one.getsockname()[1])
+        break
+'; }
+first_port=$(two_ports)
+expect_exit 0 "two clones of a VM with firmware" lodge clone -n 2 --publish "$first_port:22" --name fw deb@now
+own='cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub /sys/class/net/e*/address; head -c 16 /dev/urandom | od -An -tx1'
+for n in 1 2; do
+    lodge exec "fw-$n" sh -c "$own" >"$work/fw-$n"
+    expect_exit 0 "clone $n has an address by DHCP again" lodge exec "fw-$n" \
+        /lib/systemd/systemd-networkd-wait-online --any --ipv4 --timeout=120
+    ssh_port=$((first_port + n - 1))
+    for _ in $(seq 600); do # its sshd begins anew, with its keys
+        in_guest true && break
+        sleep 0.1
+    done
+    expect_exit 0 "ssh to clone $n, by its port" in_guest 'hostname; cat /sys/firmware/efi/fw_platform_size'
+    expect_same "$(cat "$work/out")" "fw-$n
+64" "clone $n, with its firmware"
+done
+cat "$work/fw-1" "$work/fw-2"
+expect_same "$(grep -cxFf "$work/fw-1" "$work/fw-2")" 0 "nothing of who they are is the same, nor what is random"
+expect_same "$(wc -l <"$work/fw-2")" 4 "machine id, key, address, randomness"
+lodge rm -f fw-1 fw-2 >/dev/null
+
+# ---- To another host, which does not have the image ----
+
+there() { XDG_DATA_HOME="$work/there" XDG_RUNTIME_DIR="$work/there.run" LODGE_CACHE="$work/there.cache" lodge "$@"; }
+mkdir "$work/there" "$work/there.run" "$work/there.cache"
+XDG_DATA_HOME="$work/there" XDG_RUNTIME_DIR="$work/there.run" LODGE_CACHE="$work/there.cache" \
+    "$LODGE" receive "unix:$work/there.socket" >"$work/there.log" 2>&1 &
+listener=$!
+children="$children $listener"
+until [ -S "$work/there.socket" ] || ! kill -0 "$listener" 2>/dev/null; do sleep 0.05; done
+expect_exit 0 "a clone that is to move" lodge clone --name far deb@now
+lodge exec far sh -c 'echo moved >/root/far && sync; cat /proc/sys/kernel/random/boot_id' >"$work/boot-id"
+expect_exit 0 "it moves, with its firmware, its disk and the image below that" lodge migrate far "unix:$work/there.socket"
+expect_exit 0 "it is there" there exec far sh -c 'cat /proc/sys/kernel/random/boot_id; echo 3 >/proc/sys/vm/drop_caches; cat /root/far; md5sum /usr/bin/perl >/dev/null; ls -d /sys/firmware/efi'
+expect_same "$(cat "$work/out")" "$(cat "$work/boot-id")
+moved
+/sys/firmware/efi" "the same boot, its file, its firmware"
+there rm -f far >/dev/null
+kill "$listener"
+wait "$listener" || true
 expect_exit 0 "rm" lodge rm deb
+
+
+expect_exit 0 "start, without firmware" lodge start plain
+expect_exit 0 "its SSH keys are made" lodge exec plain systemctl start ssh
+expect_exit 0 "a clone" lodge clone --name web plain
+who='hostname; cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub /sys/class/net/e*/address; grep 127.0.1.1 /etc/hosts'
+lodge exec plain sh -c "$who" >"$work/plain"
+lodge exec web sh -c "$who" >"$work/web"
+cat "$work/plain" "$work/web"
+expect_same "$(grep -cxFf "$work/plain" "$work/web")" 0 "nothing of who it is is the same"
+expect_text "$work/web" "127.0.1.1	web" "its name in /etc/hosts"
+expect_exit 0 "its network has an address by DHCP again" lodge exec web \
+    /lib/systemd/systemd-networkd-wait-online --any --ipv4 --timeout=120
+expect_exit 0 "its sshd shows its key" lodge exec web sh -c '
+    ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | grep -qF "$(cut -d" " -f2 /etc/ssh/ssh_host_ed25519_key.pub)"'
+expect_exit 0 "a command in a clone of the clone's snapshot" lodge snapshot create web now
+expect_exit 3 "with a disk of its own" lodge run --from web@now -- sh -c 'touch /root/file && sync && exit 3'
+lodge rm -f web plain >/dev/null
 
 # ---- SeaBIOS: for one run ----
 

@@ -11,6 +11,11 @@ disk() { "$LODGE" disk "$@"; }
 expect_exit 0 "create" disk create a.lodge 256M
 expect_exit 1 "not twice" disk create a.lodge 256M
 expect_one_line_error "a disk that exists"
+expect_exit 1 "2^63 bytes" disk create z.lodge 9223372036854775808
+expect_one_line_error "2^63 bytes"
+expect_same "$(ls z.lodge* 2>/dev/null)" "" "nothing is made"
+expect_exit 1 "grown to that" disk resize a.lodge 9223372036854775808
+expect_one_line_error "grown to 2^63 bytes"
 expect_exit 0 "info" disk info a.lodge -o json
 expect_text out '"bytes": 268435456' "its size"
 expect_exit 2 "a command that is none" disk creat b.lodge 1M
@@ -148,6 +153,7 @@ expect_exit 0 "readable" disk convert a.lodge g.raw
 expect_same "$(dd if=g.raw bs=12k skip=7 2>/dev/null | head -c 8000000 | sum)" "$flushed" "what was flushed is there"
 
 # ---- Snapshots of a running VM's disks, under fio with verify and a writer of pairs ----
+# Of two classes, so that what the disks do by themselves is ordered, too.
 # The writer has each number on stable storage at 0 before it goes to 32768: no snapshot may have them otherwise.
 image=$("$SOURCE/tests/linux/storage-image") || { fail "image with fio"; finish; }
 export XDG_RUNTIME_DIR="$work/run"
@@ -155,7 +161,7 @@ mkdir -m 700 run
 disk create k.lodge 128M
 disk create l.lodge --backing b.qcow2
 mkfifo until
-lodge_run --name keeps --cpus 2 --disk "$image,readonly" --disk k.lodge,device=nvme --disk l.lodge -- sh -c '
+lodge_run --name keeps --cpus 2 --disk "$image,readonly" --disk k.lodge,device=nvme,class=low --disk l.lodge -- sh -c '
     mkdir -p /t && mount -t ext4 -o ro /dev/vda /t && mount -t proc p /t/proc && mount -t sysfs s /t/sys &&
     mount -t devtmpfs d /t/dev && mount -t tmpfs t /t/tmp || exit 3
     for d in nvme0n1 vdb; do

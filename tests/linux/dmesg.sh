@@ -4,7 +4,8 @@
 
 expect_exit 0 "dmesg" lodge_run --append "loglevel=7" -- dmesg
 for complaint in 'ACPI Error' 'ACPI BIOS Error' 'ACPI BIOS Warning' 'ACPI Warning' 'BUG:' 'WARNING:' 'Oops' 'soft lockup' \
-    'spurious' 'nobody cared' 'Firmware Bug' 'unchecked MSR access' 'stalled' 'APIC error' 'Call Trace'; do
+    'spurious' 'nobody cared' 'Firmware Bug' 'unchecked MSR access' 'stalled' 'APIC error' 'Call Trace' \
+    'bogus alignment' "can't claim"; do
     if grep -F -- "$complaint" "$work/out" >"$work/found"; then
         fail "dmesg has '$complaint':"
         cat "$work/found"

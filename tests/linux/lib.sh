@@ -77,6 +77,19 @@ expect_one_line_error() { # WHAT
     fi
 }
 
+# A server on loopback: GET sends a file of DIRECTORY, PUT stores one. Its port is in $port.
+serve_http() { # DIRECTORY
+    python3 "$SOURCE/tests/linux/http_server.py" "$1" >"$work/port" &
+    children="$children $!"
+    tries=0
+    until [ -s "$work/port" ]; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 300 ] || { fail "the HTTP server did not start"; finish; }
+        sleep 0.1
+    done
+    port=$(cat "$work/port")
+}
+
 finish() {
     [ "$failures" = 0 ] || { echo "$failures failed"; exit 1; }
     exit 0

@@ -57,14 +57,21 @@ watch vm
 wait_for "$XDG_DATA_HOME/lodge/vms/vm/console.log" '# '
 expect_exit 0 "stop of a guest without agent" lodge stop -t 120 vm
 wait "$watcher" || true
-expect_same "$(tail -n 2 "$work/events" | tr '\n' ' ')" 'POWERDOWN {} SHUTDOWN {"reason": "guest-shutdown"} ' \
+expect_same "$(grep -v ^MEMORY_CHANGE "$work/events" | tail -n 2 | tr '\n' ' ')" 'POWERDOWN {} SHUTDOWN {"reason": "guest-shutdown"} ' \
     "the ACPI power button was pressed, and the guest shut down"
 lodge rm vm
 
 # ---- With the agent: reboot in place, sleep, watchdog ----
 
-lodge create --engine "$ENGINE" --memory 256M --name vm --on-watchdog pause >/dev/null
+expect_exit 2 "a generation id that is none" lodge create --name vm --generation-id 1234
+expect_one_line_error "a generation id that is none"
+id=b1946ac9-2492-4d23-9f1c-5c6f8a3de0b7
+expect_exit 125 "a host's id that is none" env LODGE_HOST_ID=here "$LODGE" run --net none -- true
+expect_one_line_error "a host's id that is none"
+lodge create --engine "$ENGINE" --memory 256M --name vm --on-watchdog pause --generation-id $id >/dev/null
 lodge start vm
+lodge exec vm cat /run/lodge-agent/identity >"$work/ids"
+expect_text "$work/ids" "generation-id=$id" "the guest has the generation id that was asked for"
 pid=$(lodge ps -o json | python3 -c 'import json, sys; print(json.load(sys.stdin)[0]["pid"])')
 watch vm
 expect_same "$(lodge exec vm cat /sys/power/mem_sleep)" "[s2idle]" "S3 is not offered"
@@ -81,6 +88,8 @@ done
 expect_exit 0 "after its reboot the guest is a new one" lodge exec vm test ! -e /tmp/mark
 expect_same "$(lodge ps -o json | python3 -c 'import json, sys; print(json.load(sys.stdin)[0]["pid"])')" "$pid" \
     "in the same process"
+lodge exec vm sh -c 'cat /run/lodge-agent/identity; ls /run/lodge-agent' >"$work/out"
+expect_same "$(cat "$work/out")" "$(cat "$work/ids"; echo identity)" "as the same one, and has heard of no event"
 
 lodge exec vm sh -c 'modprobe wdat_wdt; cat /sys/class/watchdog/watchdog0/identity; cat /sys/class/watchdog/watchdog0/bootstatus' >"$work/out"
 expect_text "$work/out" wdat_wdt "Linux has the watchdog"
@@ -103,7 +112,7 @@ expect_same "$(control vm system_powerdown '{"way": "acpi"}')" '{"return":{"way"
 wait "$watcher" || true
 wait "$neglecting" || true
 expect_text "$work/events" 'SHUTDOWN {"reason": "guest-shutdown"}' "ends it, agent or not"
-expect_exit 0 "rm" lodge rm vm
+expect_exit 0 "rm, while its monitor ends" lodge rm vm
 
 # ---- The other things that a watchdog does ----
 
@@ -129,5 +138,5 @@ expect_text /dev/stdin '"way":"agent"' "system_powerdown takes the agent when it
 $(control vm system_powerdown)
 EOF
 wait "$watcher" || true
-expect_exit 0 "rm" lodge rm vm
+expect_exit 0 "rm, while its monitor ends" lodge rm vm
 finish

@@ -5,16 +5,7 @@
 head -c 8000000 /dev/urandom >"$work/blob"
 sum=$(sha256sum <"$work/blob" | cut -d' ' -f1)
 
-# A host-side server on loopback: GET sends the file, PUT stores one. It prints its port.
-python3 "$SOURCE/tests/linux/http_server.py" "$work" >"$work/port" &
-children="$children $!"
-tries=0
-until [ -s "$work/port" ]; do
-    tries=$((tries + 1))
-    [ "$tries" -lt 300 ] || { fail "the server did not start"; finish; }
-    sleep 0.1
-done
-port=$(cat "$work/port")
+serve_http "$work"
 
 expect_exit 0 "an address by DHCP" lodge_run -- ip -4 addr show dev eth0
 expect_text "$work/out" "inet 10.0.2." "in the user network"
@@ -29,7 +20,7 @@ expect_same "$(sha256sum <"$work/up" | cut -d' ' -f1)" "$(cut -d' ' -f1 "$work/o
 
 # A server in the guest, published on a free port of the host's loopback.
 free=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-lodge_run --publish "127.0.0.1:$free:8080" -- sh -c '
+"$LODGE" run --engine "$ENGINE" --publish "127.0.0.1:$free:8080" -- sh -c '
     mkdir -p /www; echo published >/www/page; echo up; exec httpd -f -p 8080 -h /www' >"$work/guest" 2>&1 &
 guest=$!
 children="$children $guest"

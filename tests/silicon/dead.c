@@ -75,7 +75,8 @@ static unsigned live(struct walk *walk, uint64_t rip, unsigned flags, const uint
                      unsigned depth) {
     uint64_t stack[RETURNS_MAX];
     unsigned found = 0;
-    memcpy(stack, returns, depth * sizeof stack[0]);
+    for (unsigned i = 0; i < depth; i++)
+        stack[i] = returns[i];
     while (flags != 0) {
         struct insn insn;
         if (walk->fuel == 0 || !decode(walk, rip, &insn))

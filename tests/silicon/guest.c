@@ -377,6 +377,13 @@ static void finish_case(struct guest *guest, const struct x86_state *state,
     save_fp(state, &user->fp);
 }
 
+/* The instruction that ended it, before memory is put back. */
+static void keep_last(const struct guest *guest, struct outcome *outcome) {
+    uint32_t at = background_code(outcome->state.rip);
+    if (at + sizeof outcome->last <= ARENA_SIZE)
+        memcpy(outcome->last, background_at(&guest->arena, at), sizeof outcome->last);
+}
+
 void guest_run(struct guest *guest, const struct test_case *test, struct outcome *outcome) {
     struct x86_state state;
     struct vcpu_exit stop;
@@ -396,6 +403,7 @@ void guest_run(struct guest *guest, const struct test_case *test, struct outcome
             finish_case(guest, &state, outcome);
         else
             outcome->vector = VECTOR_LOST;
+        keep_last(guest, outcome);
     }
     if (background_code(test->start) == ARENA_SIZE)
         memory_write(guest->memory, test->start, int3, test->code_length);

@@ -104,6 +104,17 @@ static void show_program(struct run *run, const struct test_case *test,
     }
 }
 
+/* A program has made itself an instruction that cannot be compared: classes.c says why not. */
+static bool ended_in_excluded(const struct test_case *test, const struct outcome *guest,
+                              const uint64_t *features) {
+    struct insn insn;
+    enum insn_mode mode = test->mode32 ? INSN_MODE_32 : INSN_MODE_64;
+    return test->is_program && guest->vector != EXC_BP &&
+           insn_decode(&insn, guest->last, sizeof guest->last, guest->state.rip, mode, features) >
+               0 &&
+           row_excluded(insn_row_of(&insn)) != NULL;
+}
+
 static void judge(struct run *run, const struct test_case *test, const struct outcome *native,
                   struct class_count *class) {
     static struct outcome guest;
@@ -115,6 +126,8 @@ static void judge(struct run *run, const struct test_case *test, const struct ou
     if (test->is_program && native->vector == EXC_DB && !(native->state.rflags & FLAG_TF))
         return; /* INT1, which chance has put somewhere: classes.c says why not */
     guest_run(run->guest, test, &guest);
+    if (ended_in_excluded(test, &guest, features))
+        return;
     class->cases++;
     if (compare(test, native, &guest, features))
         return;

@@ -127,6 +127,7 @@ struct outcome {
     uint32_t error;
     uint64_t cr2; /* vector 14 */
     struct user_state state;
+    uint8_t last[15];    /* a guest's: the bytes at rip where code can change itself, else zeros */
     uint32_t diff_count; /* words of the arena that differ from the background */
     struct word_diff diff[DIFFS_MAX];
 };

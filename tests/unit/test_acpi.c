@@ -33,8 +33,12 @@ static uint8_t sum(const uint8_t *bytes, size_t n) {
     return total;
 }
 
-static const struct acpi_config made = {
-    .vcpus = 3, .vcpus_max = 5, .ram_below_4g = MIB(512), .plug_base = GIB(4), .plug_size = GIB(2)};
+static const struct acpi_config made = {.vcpus = 3,
+                                        .vcpus_max = 5,
+                                        .idle_states = true,
+                                        .ram_below_4g = MIB(512),
+                                        .plug_base = GIB(4),
+                                        .plug_size = GIB(2)};
 
 static int setup(void **state) {
     (void)state;

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -231,12 +232,58 @@ static void odd_zeroes(void **state) {
     block_close(disk);
 }
 
+/* ---- Upkeep ---- */
+
+struct way {
+    struct block block;
+    struct block *file;
+    atomic_uint count[BLOCK_WRITE_ZEROES + 1];
+};
+
+static int way_submit(struct block *block, struct block_request *request) {
+    struct way *way = container_of(block, struct way, block);
+    atomic_fetch_add(&way->count[request->operation], 1);
+    return block_submit(way->file, request);
+}
+
+/* Removing a snapshot, the commits that it needs with it, goes by the other way; flushes do not. */
+static void upkeep(void **state) {
+    static const struct block_class by_way = {.name = "way", .submit = way_submit};
+    static uint8_t bytes[1 << 20];
+    struct disk_options config = {0};
+    struct raw_config raw = {.growable = true};
+    struct way way = {.block = {.class = &by_way}};
+    struct block *disk;
+    struct error err;
+    assert_int_equal(block_open_file(path, &raw, &way.file, &err), 0);
+    assert_int_equal(disk_open(way.file, NULL, &config, &disk, &err), 0);
+    assert_ptr_equal(disk_file(disk), way.file);
+    way.block.info = way.file->info;
+    disk_set_upkeep(disk, &way.block);
+    assert_int_equal(block_write(disk, 0, bytes, sizeof bytes), 0);
+    assert_int_equal(disk_snapshot_create(disk, "s", &err), 0);
+    assert_int_equal(block_write(disk, 0, bytes, sizeof bytes), 0);
+    assert_int_equal(disk_snapshot_remove(disk, "s", NULL, &err), 0);
+    assert_in_range(atomic_load(&way.count[BLOCK_READ]), 1, 100);
+    assert_in_range(atomic_load(&way.count[BLOCK_WRITE]), 1, 100);
+    assert_in_range(atomic_load(&way.count[BLOCK_DISCARD]), 1, 100);
+    assert_int_equal(atomic_load(&way.count[BLOCK_FLUSH]), 0);
+    block_close(disk);
+    struct disk_check check = {0};
+    raw.readonly = true;
+    assert_int_equal(block_open_file(path, &raw, &way.file, &err), 0);
+    assert_int_equal(disk_check(way.file, &check, &err), 0);
+    assert_int_equal(check.errors, 0);
+    block_close(way.file);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(many_at_once, make, take_away),
         cmocka_unit_test_setup_teardown(beside_a_writer, make, take_away),
         cmocka_unit_test_setup_teardown(full_host, make, take_away),
         cmocka_unit_test_setup_teardown(odd_zeroes, make, take_away),
+        cmocka_unit_test_setup_teardown(upkeep, make, take_away),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

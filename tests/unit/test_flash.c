@@ -166,6 +166,55 @@ static void changes_reach_the_file(void **state) {
     assert_int_equal(bytes[0], 0x34);
 }
 
+static struct state_buffer saved(void) {
+    struct state_buffer out = {0};
+    assert_int_equal(state_save(flash->class->state, flash, &out, NULL), 0);
+    return out;
+}
+
+static void load(const struct state_buffer *from) {
+    size_t used;
+    assert_int_equal(state_load(flash->class->state, flash, from->data, from->length, &used, NULL),
+                     0);
+    assert_int_equal(used, from->length);
+}
+
+/* Contents and a command that is half given; memory and the file have what was saved. */
+static void state_is_all_of_it(void **state) {
+    (void)state;
+    uint8_t bytes[2];
+    put(50, 0x10);
+    put(50, 0x12);
+    struct state_buffer at_rest = saved();
+    put(60, 0xe8);
+    put(60, 1);
+    put(60, 0x78);
+    struct state_buffer amid = saved();
+    put(61, 0x79);
+    put(61, 0xd0);
+    put(50, 0x20);
+    put(50, 0xd0);
+    assert_int_equal(array(50), 0xff);
+    load(&at_rest);
+    assert_int_equal(get(50), 0x80); /* the status, since that is what it answered */
+    assert_int_equal(array(50), 0x12);
+    assert_int_equal(array(60), 0xff);
+    assert_int_equal(pread(fd, bytes, 2, 50), 2);
+    assert_int_equal(bytes[0], 0x12);
+    load(&amid);
+    struct state_buffer again = saved();
+    assert_int_equal(again.length, amid.length);
+    assert_memory_equal(again.data, amid.data, amid.length);
+    put(61, 0x79);
+    put(61, 0xd0);
+    assert_int_equal(array(60), 0x78);
+    assert_int_equal(pread(fd, bytes, 2, 60), 2);
+    assert_int_equal(bytes[1], 0x79);
+    state_buffer_free(&at_rest);
+    state_buffer_free(&amid);
+    state_buffer_free(&again);
+}
+
 static void garbage_is_survived(void **state) {
     (void)state;
     static const uint8_t commands[] = {0xff, 0x70, 0x50, 0x10, 0x40, 0x20, 0xd0, 0xe8, 0x90, 0};
@@ -193,6 +242,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(buffers_are_programmed, setup, teardown),
         cmocka_unit_test_setup_teardown(identifiers, setup, teardown),
         cmocka_unit_test_setup_teardown(changes_reach_the_file, setup_file, teardown),
+        cmocka_unit_test_setup_teardown(state_is_all_of_it, setup_file, teardown),
         cmocka_unit_test_setup_teardown(garbage_is_survived, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -12,6 +12,7 @@
 #include "base/bytes.h"
 #include "base/loop.h"
 #include "block/hold.h"
+#include "block/written.h"
 
 enum { SIZE = 1 << 20, MOST = 32 };
 
@@ -226,9 +227,47 @@ static void test_drain(void **state) {
     assert_int_equal(hold_kept(hold), 0);
 }
 
+/* Which blocks have been changed: marked once that is done, and before it is answered. */
+static void test_log(void **state) {
+    struct written_log *log = written_log_create(SIZE);
+    struct one ones[3];
+    uint64_t map[SIZE / 4096 / 64] = {0};
+    assert_non_null(log);
+    assert_int_equal(written_log_words(log), ARRAY_SIZE(map));
+    store.later = true;
+    assert_int_equal(submit(&ones[0], BLOCK_WRITE), 0); /* under way already */
+    assert_int_equal(hold_log(hold, log), 0);
+    assert_int_equal(submit(&ones[1], BLOCK_READ), 0);
+    written_log_fetch(log, map);
+    assert_int_equal(map[0], 0);
+    complete_all();
+    written_log_fetch(log, map);
+    assert_int_equal(map[0], 0xffff);
+    store.later = false;
+    struct block_request zeroes = {.operation = BLOCK_WRITE_ZEROES,
+                                   .offset = 63 * 4096 + 512,
+                                   .length = 2 * 4096,
+                                   .done = ones[0].request.done};
+    map[0] = 0;
+    assert_int_equal(block_submit(hold, &zeroes), 1);
+    written_log_fetch(log, map);
+    assert_int_equal(map[0], UINT64_C(1) << 63);
+    assert_int_equal(map[1], 3);
+    assert_int_equal(hold_log(hold, NULL), 0);
+    assert_int_equal(submit(&ones[2], BLOCK_WRITE), 1);
+    map[0] = 0;
+    written_log_fetch(log, map);
+    assert_int_equal(map[0], 0);
+    written_log_mark(log, SIZE - 512, UINT64_MAX);
+    written_log_mark(log, SIZE, 512);
+    written_log_fetch(log, map);
+    assert_int_equal(map[ARRAY_SIZE(map) - 1], UINT64_C(1) << 63);
+    written_log_destroy(log);
+}
+
 int main(void) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {TEST(test_passes), TEST(test_keeps), TEST(test_answers),
-                                       TEST(test_cancel), TEST(test_drain)};
+                                       TEST(test_cancel), TEST(test_drain), TEST(test_log)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

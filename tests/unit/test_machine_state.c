@@ -15,6 +15,9 @@
 #include "base/bytes.h"
 #include "base/crc32c.h"
 #include "base/log.h"
+#include "device/acpi_pm.h"
+#include "machine/layout.h"
+#include "machine/machine_identity.h"
 #include "machine/machine_state.h"
 #include "machine/private.h"
 
@@ -219,6 +222,56 @@ static void test_hostile(void **unused) {
     unmake(&a);
 }
 
+/* ---- Ids ---- */
+
+static const char *text_of(json_t *identity, const char *member) {
+    return json_string_value(json_object_get(identity, member));
+}
+
+/* The nth event, the last of those that there are. */
+static void check_event(json_t *identity, size_t n, const char *kind) {
+    json_t *events = json_object_get(identity, "events"), *event = json_array_get(events, n - 1);
+    assert_int_equal(json_array_size(events), n);
+    assert_int_equal(json_integer_value(json_object_get(event, "number")), n);
+    assert_string_equal(text_of(event, "kind"), kind);
+    assert_string_equal(text_of(event, "host-id"), text_of(identity, "host-id"));
+    assert_string_equal(text_of(event, "generation-id"), text_of(identity, "generation-id"));
+}
+
+/* On another host: the generation id stays with a move, and is another one otherwise. */
+static void test_identity(void **unused) {
+    static const char here[] = "11111111-1111-4111-8111-111111111111",
+                      there[] = "22222222-2222-4222-8222-222222222222";
+    setenv("LODGE_HOST_ID", here, 1);
+    struct fixture a = make(1, 1);
+    json_t *first = machine_identity_json(a.machine);
+    assert_string_equal(text_of(first, "host-id"), here);
+    struct state_buffer bytes = save(&a);
+    setenv("LODGE_HOST_ID", there, 1);
+    struct fixture b = make(1, 1);
+    assert_int_equal(load(&b, &bytes, NULL), 0);
+    acpi_pm_place(b.machine->acpi_pm, LAYOUT_PM1_EVENT_PORT, true); /* else the firmware's to do */
+    assert_int_equal(port_read(b.machine->platform.ports, LAYOUT_GPE0_PORT, 2), 0);
+    assert_int_equal(machine_new_identity(b.machine, IDENTITY_MOVED, NULL), 0);
+    assert_int_equal(port_read(b.machine->platform.ports, LAYOUT_GPE0_PORT, 2),
+                     1 << LAYOUT_IDENTITY_GPE);
+    json_t *moved = machine_identity_json(b.machine);
+    assert_string_equal(text_of(moved, "host-id"), there);
+    assert_string_equal(text_of(moved, "generation-id"), text_of(first, "generation-id"));
+    check_event(moved, 1, "move");
+    assert_int_equal(machine_new_identity(b.machine, IDENTITY_RESTORED, NULL), 0);
+    json_t *restored = machine_identity_json(b.machine);
+    assert_string_not_equal(text_of(restored, "generation-id"), text_of(first, "generation-id"));
+    check_event(restored, 2, "restore");
+    unsetenv("LODGE_HOST_ID");
+    json_decref(first);
+    json_decref(moved);
+    json_decref(restored);
+    state_buffer_free(&bytes);
+    unmake(&a);
+    unmake(&b);
+}
+
 /* ---- RAM ---- */
 
 static void test_ram(void **unused) {
@@ -226,13 +279,17 @@ static void test_ram(void **unused) {
     struct memory *from = a.machine->platform.memory, *to = b.machine->platform.memory;
     char path[] = "/tmp/lodge-ram-XXXXXX";
     int fd = mkstemp(path);
-    uint64_t written, value = 0x1122334455667788, seen;
+    uint64_t written = 0, value = 0x1122334455667788, seen;
+    struct memory_pages pages;
+    struct memory_layer layer = {.fd = fd};
     unlink(path);
     assert_int_equal(memory_write(from, MIB(5), &value, sizeof value), 0);
     assert_int_equal(memory_write(from, MIB(16) - 8, &value, sizeof value), 0);
-    assert_int_equal(memory_save_image(from, fd, NULL, NULL, &written), 0);
+    assert_int_equal(memory_pages_init(&pages, memory_image_size(from) / PAGE_SIZE), 0);
+    assert_int_equal(memory_save_pages(from, fd, NULL, &pages, NULL, NULL, &written), 0);
+    memory_pages_free(&pages);
     assert_true(written >= 2 * PAGE_SIZE && written < MIB(1));
-    assert_int_equal(memory_map_image(to, fd, NULL), 0);
+    assert_int_equal(memory_map_image(to, &layer, 1, NULL), 0);
     assert_int_equal(memory_read(to, MIB(5), &seen, sizeof seen), 0);
     assert_int_equal(seen, value);
     /* Written to, it is its own; given up, it is zero and not the file's again. */
@@ -247,7 +304,7 @@ static void test_ram(void **unused) {
     assert_int_equal(seen, value);
     /* From the mapped one again. */
     assert_int_equal(ftruncate(fd, (off_t)memory_image_size(to) - PAGE_SIZE), 0);
-    assert_int_equal(memory_map_image(to, fd, NULL), -EINVAL);
+    assert_int_equal(memory_map_image(to, &layer, 1, NULL), -EINVAL);
     close(fd);
     unmake(&a);
     unmake(&b);
@@ -274,9 +331,9 @@ static int remove_files(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same),    cmocka_unit_test(test_other_machines),
-        cmocka_unit_test(test_damaged), cmocka_unit_test(test_hostile),
-        cmocka_unit_test(test_ram),
+        cmocka_unit_test(test_same),     cmocka_unit_test(test_other_machines),
+        cmocka_unit_test(test_damaged),  cmocka_unit_test(test_hostile),
+        cmocka_unit_test(test_identity), cmocka_unit_test(test_ram),
     };
     return cmocka_run_group_tests(tests, make_files, remove_files);
 }

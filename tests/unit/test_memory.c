@@ -438,6 +438,34 @@ static void dma(void **state) {
     assert_int_equal(bitmap[0], 1 << 3);
 }
 
+/* Each log tells what was written since it was opened or asked, whoever took the flags down. */
+static void dirty_logs_are_independent(void **state) {
+    struct fixture *f = *state;
+    struct dirty_log *first, *second;
+    uint64_t bitmap[8], a = RAM_SIZE - 1;
+    assert_int_equal(memory_write(f->memory, 0, &a, 1), 0);
+    assert_int_equal(memory_dirty_log_open(f->memory, &first), 0);
+    assert_int_equal(memory_dirty_log_fetch(first, 0, 2 * RAM_SIZE, bitmap), 0);
+    assert_int_equal(memory_write(f->memory, a, &a, 2), 0); /* in two regions */
+    assert_int_equal(memory_fetch_dirty(f->memory, 0, 2 * RAM_SIZE, bitmap), 2);
+    assert_int_equal(memory_dirty_log_open(f->memory, &second), 0);
+    assert_int_equal(memory_write(f->memory, 0x3000, &a, 1), 0);
+    assert_int_equal(memory_dirty_log_fetch(second, 0x3000, PAGE_SIZE, bitmap), 1);
+    assert_int_equal(memory_dirty_log_fetch(second, 0, 2 * RAM_SIZE, bitmap), 0);
+    assert_int_equal(memory_dirty_log_fetch(first, 0, 2 * RAM_SIZE, bitmap), 3);
+    uint64_t page = a >> PAGE_SHIFT;
+    assert_int_equal(bitmap[0] & 0xf, 8);
+    assert_true(bitmap[page / 64] >> page % 64 & 1);
+    assert_true(bitmap[(page + 1) / 64] >> (page + 1) % 64 & 1);
+    assert_int_equal(memory_dirty_log_fetch(first, 0, 2 * RAM_SIZE, bitmap), 0);
+    assert_int_equal(memory_dirty_log_fetch(first, 0, UINT64_C(1) << 40, bitmap), -EFAULT);
+    memory_dirty_log_close(second);
+    assert_int_equal(memory_write(f->memory, 0x5000, &a, 1), 0);
+    assert_int_equal(memory_dirty_log_fetch(first, 0x4000, 2 * PAGE_SIZE, bitmap), 1);
+    assert_int_equal(bitmap[0], 2);
+    memory_dirty_log_close(first);
+}
+
 /* ---- What stands behind RAM ---- */
 
 static bool is_zero(struct fixture *f, uint64_t gpa) {
@@ -582,6 +610,7 @@ int main(void) {
         TEST(listeners_hear),
         TEST(views),
         TEST(dma),
+        TEST(dirty_logs_are_independent),
         TEST(discarded_pages_are_zero),
         TEST(what_is_no_plain_ram_is_not_discarded),
         TEST(discarded_code_is_told),

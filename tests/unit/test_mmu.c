@@ -350,6 +350,16 @@ static void dirty_log_misses_nothing(void **state) {
     mmu_serve_requests(cpu);
     store64(cpu, SEG_DS, KERNEL_PAGE, 3);
     assert_true(fetch_dirty(f, 0x200000));
+    /* And one by a vCPU that stops before it looks. */
+    mmu_serve_requests(cpu);
+    fetch_dirty(f, 0x200000);
+    mmu_serve_requests(cpu);
+    store64(cpu, SEG_DS, KERNEL_PAGE, 4);
+    assert_true(fetch_dirty(f, 0x200000));
+    store64(cpu, SEG_DS, KERNEL_PAGE, 5);
+    assert_false(fetch_dirty(f, 0x200000));
+    mmu_settle_writes(cpu);
+    assert_true(fetch_dirty(f, 0x200000));
 }
 
 static void legacy_segments_limit_the_fast_path(void **state) {

@@ -603,6 +603,59 @@ static void test_features(void **state) {
     assert_int_equal(admin(n, set, 0, NVME_FEATURE_QUEUES, 0xffff), NVME_INVALID_FIELD);
 }
 
+/* Interrupts since the last time. Timers run when the rig is pumped, not before. */
+static uint64_t interrupts(struct nvme_rig *n) {
+    static uint64_t before;
+    struct nvme_counters counters;
+    nvme_count(n->device, &counters);
+    uint64_t since = counters.interrupts - before;
+    before = counters.interrupts;
+    return since;
+}
+
+static bool interrupted(void *context) {
+    return interrupts(context) > 0;
+}
+
+static void end_some(struct nvme_rig *n, unsigned count) {
+    struct completion c;
+    while (count-- > 0) {
+        put_command(n, 1, &(struct command){.opcode = 0x7f, .nsid = 1});
+        ring(n, 2, n->queues[1].tail);
+        assert_true(take_completion(n, 1, &c));
+        ring(n, 3, n->queues[1].head);
+    }
+}
+
+static void test_coalescing(void **state) {
+    struct nvme_rig *n = *state;
+    const uint8_t set = NVME_ADMIN_SET_FEATURES;
+    assert_int_equal(admin(n, set, 0, NVME_FEATURE_COALESCING, 255 << 8 | 3), NVME_OK);
+    interrupts(n);
+    end_some(n, 3);
+    assert_int_equal(interrupts(n), 0);
+    end_some(n, 1);
+    assert_int_equal(interrupts(n), 1);
+    end_some(n, 1);
+    assert_true(rig_pump_until(&n->rig, interrupted, n)); /* after so long */
+    end_some(n, 1);
+    nvme_class.quiesce(n->device, true);
+    assert_int_equal(interrupts(n), 1); /* before it is saved */
+    nvme_class.quiesce(n->device, false);
+    assert_int_equal(admin(n, set, 0, NVME_FEATURE_VECTOR, 1 << 16 | 1), NVME_OK);
+    interrupts(n);
+    end_some(n, 2);
+    assert_int_equal(interrupts(n), 2); /* not this vector */
+    assert_int_equal(admin(n, set, 0, NVME_FEATURE_VECTOR, 1), NVME_OK);
+    interrupts(n);
+    end_some(n, 1);
+    assert_int_equal(interrupts(n), 0);
+    nvme_disable(n);
+    nvme_enable(n, 0); /* forgets it, and what was held back */
+    assert_int_equal(admin(n, NVME_ADMIN_GET_FEATURES, 0, NVME_FEATURE_COALESCING, 0), NVME_OK);
+    assert_int_equal(n->last.result, 0);
+}
+
 static void test_events(void **state) {
     struct nvme_rig *n = *state;
     const struct command ask = {.opcode = NVME_ADMIN_ASYNC_EVENT};
@@ -693,6 +746,7 @@ int main(void) {
         TEST(test_identify),
         TEST(test_logs),
         TEST(test_features),
+        TEST(test_coalescing),
         TEST(test_events),
         TEST(test_arbitration),
         TEST(test_delete_under_load),

@@ -55,6 +55,7 @@ static void small_machine(void **state) {
     assert_string_equal(string(first[1], 5), "lodge virtual machine");
     assert_string_equal(string(first[4], 4), "CPU 0");
     assert_int_equal(first[4][0x23], 3); /* cores */
+    assert_int_equal(first[4][0x24], 3); /* of which are enabled */
     assert_int_equal(first[4][0x25], 3); /* threads */
     assert_int_equal(load_le64(first[16] + 0x0f), MIB(512));
     assert_int_equal(load_le16(first[17] + 0x0c), 512);
@@ -69,6 +70,17 @@ static void small_machine(void **state) {
     assert_int_equal(first[19][1], 0x1f);
     assert_int_equal(load_le16(first[17] + 4), load_le16(first[16] + 2));
     assert_int_equal(load_le16(first[19] + 0x0c), load_le16(first[16] + 2));
+}
+
+static void room_for_more_processors(void **state) {
+    (void)state;
+    const struct smbios_config config = {.vcpus = 2, .vcpus_max = 300, .ram_below_4g = MIB(512)};
+    build(&config);
+    assert_int_equal(first[4][0x23], 255);
+    assert_int_equal(first[4][0x24], 2);
+    assert_int_equal(load_le16(first[4] + 0x2a), 300);
+    assert_int_equal(load_le16(first[4] + 0x2c), 2);
+    assert_int_equal(load_le16(first[4] + 0x2e), 300);
 }
 
 static void large_machine(void **state) {
@@ -106,9 +118,8 @@ static void entry_point(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(small_machine),
-        cmocka_unit_test(large_machine),
-        cmocka_unit_test(no_room),
+        cmocka_unit_test(small_machine), cmocka_unit_test(room_for_more_processors),
+        cmocka_unit_test(large_machine), cmocka_unit_test(no_room),
         cmocka_unit_test(entry_point),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

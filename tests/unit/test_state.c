@@ -209,6 +209,43 @@ static void printing(void **state) {
     free(text);
 }
 
+/* Bytes that the object points to, as many as it was made with. */
+struct pointing {
+    uint8_t *bytes;
+    size_t length;
+    uint8_t last;
+};
+static const struct state_field pointing_fields[] = {
+    STATE_BYTES(struct pointing, bytes, length, 1),
+    STATE_FIELD(struct pointing, last, 1),
+};
+static const struct state_table pointing_table =
+    STATE_TABLE("pointing", 1, struct pointing, pointing_fields);
+
+static void bytes_elsewhere(void **state) {
+    uint8_t from[5] = "abcde", to[5] = "vwxyz";
+    struct pointing a = {from, 5, 7}, b = {to, 5, 0};
+    struct state_buffer out = {0};
+    struct error err = {0};
+    size_t used;
+    assert_int_equal(state_save(&pointing_table, &a, &out, NULL), 0);
+    assert_int_equal(state_load(&pointing_table, &b, out.data, out.length, &used, NULL), 0);
+    assert_int_equal(used, out.length);
+    assert_memory_equal(to, "abcde", 5);
+    assert_int_equal(b.last, 7);
+    assert_ptr_equal(b.bytes, to);
+    state_reset(&pointing_table, &b);
+    assert_memory_equal(to, "abcde", 5);
+    b.length = 4;
+    assert_int_equal(state_load(&pointing_table, &b, out.data, out.length, &used, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "bytes has another shape"));
+    for (size_t cut = 0; cut < out.length; cut++) {
+        b.length = 5;
+        assert_true(state_load(&pointing_table, &b, out.data, cut, &used, NULL) < 0);
+    }
+    state_buffer_free(&out);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reset_values),
@@ -220,6 +257,7 @@ int main(void) {
         cmocka_unit_test(corrupted_bytes_do_no_harm),
         cmocka_unit_test(a_bad_boolean_is_refused),
         cmocka_unit_test(printing),
+        cmocka_unit_test(bytes_elsewhere),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

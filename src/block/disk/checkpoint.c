@@ -147,7 +147,7 @@ static int write_tables(struct checkpoint *c) {
         }
         while (i < c->count && disk_physical(c->moved[i].new) == first + run)
             run++, i++;
-        int result = block_write(c->disk->file, first * DISK_BLOCK, at, run * DISK_BLOCK);
+        int result = disk_write_metadata(c->disk, first * DISK_BLOCK, at, run * DISK_BLOCK);
         if (result != 0)
             return result;
         at += run * DISK_BLOCK;
@@ -160,7 +160,8 @@ static int write_snapshots(struct checkpoint *c, const struct disk_change *chang
     uint8_t block[DISK_BLOCK];
     for (unsigned i = 0; i < c->snapshot_blocks; i++) {
         disk_encode_snapshots(change->snapshots, c->superblock.snapshot_count, i, block);
-        int result = block_write(c->disk->file, (c->snapshots + i) * DISK_BLOCK, block, DISK_BLOCK);
+        int result =
+            disk_write_metadata(c->disk, (c->snapshots + i) * DISK_BLOCK, block, DISK_BLOCK);
         if (result != 0)
             return result;
     }
@@ -172,7 +173,7 @@ static int write_superblock(struct checkpoint *c) {
     uint8_t block[DISK_BLOCK];
     uint64_t slot = c->superblock.sequence % DISK_SUPERBLOCKS;
     disk_encode_superblock(&c->superblock, block);
-    int result = block_write(c->disk->file, slot * DISK_BLOCK, block, DISK_BLOCK);
+    int result = disk_write_metadata(c->disk, slot * DISK_BLOCK, block, DISK_BLOCK);
     if (result == 0)
         result = block_flush(c->disk->file);
     c->disk->counts.metadata_bytes += DISK_BLOCK;

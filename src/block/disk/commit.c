@@ -13,7 +13,7 @@
 #include "block/sync.h"
 
 /* Changes wait no longer than this for a commit that nobody asks for. */
-enum { COMMIT_SECONDS = 5, FREE_PUNCH_MIN = 16 };
+enum { COMMIT_SECONDS = 5, FREE_PUNCH_MIN = 16, UPKEEP_STEP = 64 << 10 };
 
 /* ---- Batches ---- */
 
@@ -90,6 +90,29 @@ static int append(struct disk_batch *batch, struct disk_batch *later) {
 
 /* ---- One commit ---- */
 
+/* Where metadata goes next: by upkeep, unless somebody waits. */
+static struct block *way_to_file(struct disk *disk) {
+    lock_take(&disk->lock);
+    bool waited = disk->flushes != NULL || disk->serving || disk->turn_waiters > 0 ||
+                  disk->frozen > 0 || disk->stopping || disk_commit_due(disk);
+    struct block *way = waited ? disk->file : disk->upkeep;
+    lock_release(&disk->lock);
+    return way;
+}
+
+int disk_write_metadata(struct disk *disk, uint64_t at, const uint8_t *bytes, size_t length) {
+    int result = 0;
+    while (length > 0 && result == 0) {
+        struct block *way = way_to_file(disk);
+        size_t step = way == disk->file || length < UPKEEP_STEP ? length : UPKEEP_STEP;
+        result = block_write(way, at, bytes, step);
+        at += step;
+        bytes += step;
+        length -= step;
+    }
+    return result;
+}
+
 static int write_journal(struct disk *disk, const struct disk_batch *batch) {
     size_t blocks = (batch->record_count + DISK_RECORDS - 1) / DISK_RECORDS;
     uint8_t *bytes = aligned_alloc(DISK_BLOCK, blocks * DISK_BLOCK);
@@ -102,7 +125,7 @@ static int write_journal(struct disk *disk, const struct disk_batch *batch) {
             disk->superblock.journal_epoch, disk->journal_sequence + i, bytes + i * DISK_BLOCK);
     }
     uint64_t at = (disk->superblock.journal + disk->journal_head) * DISK_BLOCK;
-    int result = block_write(disk->file, at, bytes, blocks * DISK_BLOCK);
+    int result = disk_write_metadata(disk, at, bytes, blocks * DISK_BLOCK);
     if (result == 0)
         result = block_flush(disk->file);
     free(bytes);
@@ -128,7 +151,7 @@ static bool needs_checkpoint(struct disk *disk, const struct disk_batch *batch) 
 static void punch(struct disk *disk, const struct disk_batch *batch) {
     for (size_t i = 0; i < batch->free_count && disk->file->info.discard; i++)
         if (batch->frees[i].count >= FREE_PUNCH_MIN)
-            block_discard(disk->file, batch->frees[i].first * DISK_BLOCK,
+            block_discard(way_to_file(disk), batch->frees[i].first * DISK_BLOCK,
                           batch->frees[i].count * DISK_BLOCK);
 }
 
@@ -178,8 +201,10 @@ int disk_commit_in_turn(struct disk *disk) {
 
 void disk_take_turn(struct disk *disk) {
     lock_take(&disk->lock);
+    disk->turn_waiters++;
     while (disk->turn_taken)
         pthread_cond_wait(&disk->idle, &disk->lock.mutex);
+    disk->turn_waiters--;
     disk->turn_taken = true;
     lock_release(&disk->lock);
 }
@@ -215,6 +240,7 @@ static void serve(struct disk *disk) {
     unsigned served = 0;
     disk->flushes = NULL;
     disk->flushes_end = &disk->flushes;
+    disk->serving = request != NULL;
     lock_release(&disk->lock);
     int result = disk_commit(disk);
     disk->failing = result != 0; /* only this thread looks at it */
@@ -228,6 +254,7 @@ static void serve(struct disk *disk) {
         served++;
     }
     lock_take(&disk->lock);
+    disk->serving = false;
     disk->busy -= served;
     pthread_cond_broadcast(&disk->idle);
 }

@@ -47,6 +47,17 @@ static void close_metadata(struct disk *disk) {
              (unsigned long long)disk->counts.commits);
 }
 
+struct block *disk_file(struct block *block) {
+    return disk_of(block)->file;
+}
+
+void disk_set_upkeep(struct block *block, struct block *upkeep) {
+    struct disk *disk = disk_of(block);
+    lock_take(&disk->lock);
+    disk->upkeep = upkeep;
+    lock_release(&disk->lock);
+}
+
 void disk_forget_file(struct block *block) {
     disk_of(block)->keep_file = true;
 }
@@ -91,19 +102,38 @@ static int disk_resize(struct block *block, uint64_t size, struct error *err) {
     return result == 0 ? 0 : error_set_errno(err, result, "cannot grow disk %s", block->info.name);
 }
 
+/* The entry at an offset, and how many bytes have the same from there on. -EAGAIN: its table is not
+ * in memory. */
+static int look(struct disk *disk, uint64_t offset, uint64_t *entry, uint64_t *length) {
+    struct disk_missing missing;
+    uint64_t run = 0, size = disk->block.info.size;
+    lock_take(&disk->lock);
+    int result = disk_map_look(&disk->map, offset / DISK_BLOCK, entry, &run, &missing);
+    lock_release(&disk->lock);
+    uint64_t end = round_down(offset, DISK_BLOCK) + run * DISK_BLOCK;
+    *length = (end < size ? end : size) - offset;
+    return result;
+}
+
 /* What the tree has nothing for, where no backing shows. */
 static uint64_t disk_zero_run(struct block *block, uint64_t offset) {
     struct disk *disk = disk_of(block);
-    struct disk_missing missing;
-    uint64_t entry = 0, run = 0, size = block->info.size;
-    lock_take(&disk->lock);
-    int result = disk_map_look(&disk->map, offset / DISK_BLOCK, &entry, &run, &missing);
-    lock_release(&disk->lock);
-    bool zero = entry == DISK_ZERO || (entry == 0 && disk->backing == NULL);
-    if (result != 0 || !zero)
+    uint64_t entry = 0, length = 0;
+    if (look(disk, offset, &entry, &length) != 0)
         return 0;
-    uint64_t end = round_down(offset, DISK_BLOCK) + run * DISK_BLOCK;
-    return (end < size ? end : size) - offset;
+    return entry == DISK_ZERO || (entry == 0 && disk->backing == NULL) ? length : 0;
+}
+
+uint64_t disk_unwritten_run(struct block *block, uint64_t offset) {
+    enum { TRIES = 8 }; /* a table that was read may have gone again */
+    uint8_t sector[BLOCK_SECTOR];
+    uint64_t entry = 0, length = 0;
+    int result = look(disk_of(block), offset, &entry, &length);
+    for (int i = 0; i < TRIES && result == -EAGAIN; i++) {
+        block_read(block, round_down(offset, BLOCK_SECTOR), sector, sizeof sector);
+        result = look(disk_of(block), offset, &entry, &length);
+    }
+    return result == 0 && entry == 0 ? length : 0;
 }
 
 static const struct block_class disk_class = {
@@ -222,7 +252,7 @@ int disk_open(struct block *file, struct block *backing, const struct disk_optio
         return error_set(err, -ENOMEM, "no memory for disk %s", file->info.name);
     lock_init(&disk->lock, LOCK_BACKEND, "disk");
     pthread_cond_init(&disk->idle, NULL);
-    disk->file = file;
+    disk->file = disk->upkeep = file;
     disk->backing = backing;
     disk->config = *config;
     disk->config.readonly = config->readonly || config->snapshot != NULL;

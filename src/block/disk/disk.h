@@ -64,6 +64,18 @@ struct disk_usage {
 void disk_get_counts(struct block *block, struct disk_counts *counts);
 void disk_get_usage(struct block *block, struct disk_usage *usage);
 bool disk_is(const struct block *block);
+/* How many bytes from here on nobody has written: the backing shows, or zeroes. Waits. Any thread.
+ */
+uint64_t disk_unwritten_run(struct block *block, uint64_t offset);
+
+/* What the disk's tables, journal and data are in: the disk's. */
+struct block *disk_file(struct block *block);
+/*
+ * What nobody waits for (commits that no flush asks for, removal of snapshots) goes to the file by
+ * `upkeep` from now on, another way to it, which stays the caller's and is there until the disk is
+ * closed. Before requests come.
+ */
+void disk_set_upkeep(struct block *block, struct block *upkeep);
 
 /* ---- Snapshots: any thread, one's own `done` excluded ---- */
 

@@ -37,6 +37,7 @@ struct disk_removal {
 struct disk {
     struct block block;
     struct block *file, *backing;
+    struct block *upkeep; /* the file, too */
     struct disk_options config;
     bool keep_file;
 
@@ -66,7 +67,9 @@ struct disk {
     bool thread_runs, stopping;
     bool committing; /* changes are on their way, no longer in `batch` */
     bool turn_taken;
-    bool failing; /* the last commit failed: do not try again at once */
+    bool serving;          /* flushes wait for the commit under way */
+    unsigned turn_waiters; /* threads that wait for their turn */
+    bool failing;          /* the last commit failed: do not try again at once */
     pthread_cond_t wake;
     struct block_request *flushes, **flushes_end;
     uint32_t journal_head; /* the block to write next */
@@ -141,6 +144,9 @@ int disk_commit(struct disk *disk);
 void disk_take_turn(struct disk *disk);
 void disk_end_turn(struct disk *disk);
 int disk_commit_in_turn(struct disk *disk);
+/* Writes metadata in the caller's turn. While nobody waits for the turn's end it is upkeep, a step
+ * at a time. */
+int disk_write_metadata(struct disk *disk, uint64_t at, const uint8_t *bytes, size_t length);
 int disk_start_committer(struct disk *disk, struct error *err);
 void disk_stop_committer(struct disk *disk);
 

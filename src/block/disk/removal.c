@@ -134,7 +134,7 @@ static int entry_of_tree(struct walk *walk, const struct disk_tree *tree, int le
         struct disk_missing table = {(uint32_t)at, index / below / DISK_ENTRIES, *entry};
         if (walk->path[at].entry != *entry) {
             walk->path[at].entry = 0;
-            int result = disk_read_table(walk->disk->file, DISK_PHYSICAL_MAX, &table,
+            int result = disk_read_table(walk->disk->upkeep, DISK_PHYSICAL_MAX, &table,
                                          walk->path[at].entries);
             if (result != 0)
                 return result;
@@ -196,7 +196,7 @@ static int walk_table(struct walk *walk, const struct disk_missing *table) {
     if (result != 0 || theirs == table->entry)
         return result;
     note_locked(walk->disk, table->entry);
-    result = disk_read_table(walk->disk->file, DISK_PHYSICAL_MAX, table, entries);
+    result = disk_read_table(walk->disk->upkeep, DISK_PHYSICAL_MAX, table, entries);
     if (result == 0)
         result = step(walk->disk, walk->progress, walked(walk, table));
     for (unsigned i = 0; i < DISK_ENTRIES && result == 0; i++) {
@@ -287,7 +287,7 @@ static int give_back(struct disk *disk, const struct disk_progress *progress) {
     while (result == 0 && (run = disk_space_next_used(blocks, &from)) > 0) {
         run = run < RETURN_MAX ? run : RETURN_MAX;
         if (run >= RETURN_PUNCH_MIN && disk->file->info.discard)
-            block_discard(disk->file, from * DISK_BLOCK, run * DISK_BLOCK);
+            block_discard(disk->upkeep, from * DISK_BLOCK, run * DISK_BLOCK);
         lock_take(&disk->lock);
         disk_space_release(&disk->space, from, run);
         lock_release(&disk->lock);

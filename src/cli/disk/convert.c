@@ -21,23 +21,19 @@ struct conversion {
     uint8_t *bytes;
 };
 
-static bool all_zero(const uint8_t *bytes, size_t length) {
-    return length == 0 || (bytes[0] == 0 && memcmp(bytes, bytes + 1, length - 1) == 0);
-}
-
 /* What is not zero: whole clusters to qcow2, runs of blocks to the others. */
 static int put_piece(struct conversion *c, uint64_t offset, size_t length) {
     if (c->writer != NULL) {
         int result = 0;
         for (size_t at = 0; at < length && result == 0; at += QCOW2_CLUSTER)
-            if (!all_zero(c->bytes + at, QCOW2_CLUSTER))
+            if (!bytes_are_zero(c->bytes + at, QCOW2_CLUSTER))
                 result = qcow2_writer_add(c->writer, (offset + at) / QCOW2_CLUSTER, c->bytes + at);
         return result;
     }
     for (size_t at = 0; at < length;) {
         size_t end = at;
         while (end < length &&
-               !all_zero(c->bytes + end, length - end < GRAIN ? length - end : GRAIN))
+               !bytes_are_zero(c->bytes + end, length - end < GRAIN ? length - end : GRAIN))
             end = end + GRAIN < length ? end + GRAIN : length;
         int result = end > at ? block_write(c->to, offset + at, c->bytes + at, end - at) : 0;
         if (result != 0)

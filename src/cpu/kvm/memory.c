@@ -36,11 +36,13 @@ static void remove_slot(struct kvm_engine *engine, unsigned number) {
 static void absorb(struct kvm_engine *engine, struct kvm_slot *wanted) {
     for (unsigned i = 0; i < KVM_SLOTS_MAX; i++) {
         struct kvm_slot other = engine->slot[i];
+        if (other.size == 0 || other.readonly != wanted->readonly)
+            continue;
         bool before =
             other.gpa + other.size == wanted->gpa && other.host + other.size == wanted->host;
         bool after =
             wanted->gpa + wanted->size == other.gpa && wanted->host + wanted->size == other.host;
-        if (other.size == 0 || other.readonly != wanted->readonly || !(before || after))
+        if (!(before || after))
             continue;
         remove_slot(engine, i);
         if (before) {

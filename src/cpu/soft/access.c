@@ -6,6 +6,7 @@
 
 #include "base/bytes.h"
 #include "base/general.h"
+#include "cpu/soft/block.h"
 #include "cpu/soft/debug.h"
 #include "cpu/soft/outside.h"
 #include "cpu/soft/verify.h"
@@ -381,11 +382,41 @@ void rmw_end_slow(struct soft_cpu *cpu) {
 
 /* ---- Runs ---- */
 
+static bool is_on_page(const struct block *block, uint64_t gpa) {
+    return block->gpa[0] >> PAGE_SHIFT == gpa >> PAGE_SHIFT ||
+           (block->straddles && block->gpa[1] >> PAGE_SHIFT == gpa >> PAGE_SHIFT);
+}
+
+/*
+ * A run of watched code, which is told of as a whole: pages that held a program are cleared and
+ * filled anew. NULL: the page is something else, or holds the running block, which must see what
+ * it overwrites of itself.
+ */
+static void *run_on_code(struct soft_cpu *cpu, const struct mmu_page *page, uint64_t linear) {
+    struct mmu *mmu = mmu_of(cpu);
+    if (!is_plain(page) || page->breakpoint || cpu->verify != NULL || !is_watched_code(page) ||
+        cpu->block == NULL || is_on_page(cpu->block, page->gpa))
+        return NULL;
+    mmu->code_run = true;
+    mmu->code_run_gpa = page->gpa + (linear & (PAGE_SIZE - 1));
+    return page->host + (linear & (PAGE_SIZE - 1));
+}
+
+void access_run_written(struct soft_cpu *cpu, size_t length) {
+    struct mmu *mmu = mmu_of(cpu);
+    if (likely(!mmu->code_run))
+        return;
+    mmu->code_run = false;
+    outside_code_written(cpu, mmu->code_run_gpa, length);
+}
+
 void *access_run(struct soft_cpu *cpu, enum tlb_kind kind, unsigned seg, uint64_t offset,
                  size_t *length) {
     void *host = access_fast(cpu, kind, seg, offset, 1);
     uint64_t linear;
     struct fault fault;
+    if (kind == TLB_WRITE)
+        mmu_of(cpu)->code_run = false;
     if (!segment_check(cpu, seg, offset, 1, kind == TLB_WRITE, &linear, &fault))
         return NULL;
     if (host == NULL) {
@@ -395,6 +426,8 @@ void *access_run(struct soft_cpu *cpu, enum tlb_kind kind, unsigned seg, uint64_
             return NULL;
         mmu_enter(cpu, linear, page, kind);
         host = access_fast(cpu, kind, seg, offset, 1);
+        if (host == NULL && kind == TLB_WRITE)
+            host = run_on_code(cpu, page, linear);
         if (host == NULL)
             return NULL;
     }

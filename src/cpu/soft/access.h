@@ -125,10 +125,12 @@ static inline void rmw_end(struct soft_cpu *cpu) {
 /*
  * For string instructions: the host pointer for a run of bytes starting at
  * offset, at most to the page's end; *length is lowered to what is there. NULL:
- * go element by element.
+ * go element by element. Who has written to a run calls access_run_written with
+ * how many bytes: it may have been watched code.
  */
 void *access_run(struct soft_cpu *cpu, enum tlb_kind kind, unsigned seg, uint64_t offset,
                  size_t *length);
+void access_run_written(struct soft_cpu *cpu, size_t length);
 
 /* System structures (descriptor tables, TSS, IDT): linear addresses, supervisor rights whatever the
  * CPL, exempt from SMAP (implicit accesses are not: see APM vol. 2, 5.6.6). May raise #PF. */

@@ -135,16 +135,44 @@ static bool decode_straddling(struct soft_cpu *cpu, struct block *block,
     return true;
 }
 
-/* limit: the last byte, counted from the first, that the code segment lets be fetched. */
+/* Bytes of code as a processor fetches them: a naturally aligned quadword is read at once, so that
+ * a store of another processor to it is seen whole or not at all (APM vol. 2, 7.6.1). */
+struct code_copy {
+    const uint64_t *from;
+    size_t read; /* quadwords so far */
+    uint64_t quads[BLOCK_BYTES_MAX / 8 + 1];
+};
+
+/* Where the bytes from `from` on will be; there are none yet. */
+static const uint8_t *copy_begin(struct code_copy *copy, const uint8_t *from) {
+    unsigned shift = (uintptr_t)from & 7;
+    copy->from = (const uint64_t *)(const void *)(from - shift);
+    copy->read = 0;
+    return (const uint8_t *)copy->quads + shift;
+}
+
+/* All before `end`. */
+static void copy_until(struct code_copy *copy, const uint8_t *end) {
+    size_t quads = ((size_t)(end - (const uint8_t *)copy->quads) + 7) / 8;
+    for (; copy->read < quads; copy->read++)
+        copy->quads[copy->read] = __atomic_load_n(&copy->from[copy->read], __ATOMIC_RELAXED);
+}
+
+/* limit: the last byte, counted from the first, that the code segment lets be fetched. copy: where
+ * the page's bytes are to be read to, or NULL. */
 static bool decode_block(struct soft_cpu *cpu, struct block *block, const struct code_page *page,
-                         uint64_t linear, uint64_t limit) {
+                         struct code_copy *copy, uint64_t linear, uint64_t limit) {
     size_t available = page->available - 1 < limit ? page->available : limit + 1;
     unsigned most = block->key & KEY_STEP ? 1 : BLOCK_INSNS_MAX;
     bool breaks = !(block->key & KEY_NO_BREAK);
     int length = 1;
-    while (block->count < most && available > block->length &&
-           add_insn(cpu, block, page->host + block->length, available - block->length, &length)) {
-        if (breaks && is_breakpoint(cpu, linear + block->length))
+    while (block->count < most && available > block->length) {
+        const uint8_t *at = page->host + block->length;
+        size_t left = available - block->length;
+        if (copy != NULL)
+            copy_until(copy, at + (left < INSN_BYTES_MAX ? left : INSN_BYTES_MAX));
+        if (!add_insn(cpu, block, at, left, &length) ||
+            (breaks && is_breakpoint(cpu, linear + block->length)))
             break;
     }
     if (block->count != 0)
@@ -154,30 +182,16 @@ static bool decode_block(struct soft_cpu *cpu, struct block *block, const struct
     return decode_straddling(cpu, block, page, linear, limit);
 }
 
-/* Bytes of code as a processor fetches them: a naturally aligned quadword is read at once, so that
- * a store of another processor to it is seen whole or not at all (APM vol. 2, 7.6.1). */
-struct code_copy {
-    uint64_t quads[BLOCK_BYTES_MAX / 8 + 1];
-};
-
-static const uint8_t *copy_code(struct code_copy *copy, const uint8_t *from, size_t length) {
-    unsigned shift = (uintptr_t)from & 7;
-    const uint64_t *at = (const uint64_t *)(const void *)(from - shift);
-    for (size_t i = 0; i < (shift + length + 7) / 8; i++)
-        copy->quads[i] = __atomic_load_n(&at[i], __ATOMIC_RELAXED);
-    return (const uint8_t *)copy->quads + shift;
-}
-
 static struct block *make(struct soft_cpu *cpu, uint64_t key, const struct code_page *page,
                           uint64_t linear, uint64_t limit) {
     struct block *block;
     struct code_page source = *page;
-    struct code_copy copy;
+    struct code_copy read, *copy = cpu->several ? &read : NULL;
     watch(cpu, page);
-    if (cpu->several) {
+    if (copy != NULL) {
         if (source.available > BLOCK_BYTES_MAX)
             source.available = BLOCK_BYTES_MAX;
-        source.host = copy_code(&copy, page->host, source.available);
+        source.host = copy_begin(copy, page->host);
     }
     block = block_reserve(cpu);
     *block = (struct block){.hash_next = block->hash_next, .dead = true};
@@ -187,13 +201,14 @@ static struct block *make(struct soft_cpu *cpu, uint64_t key, const struct code_
     block->host = page->host;
     block->gpa[0] = page->gpa;
     block->heat = *block_heat(cpu->blocks->store, block);
-    if (!decode_block(cpu, block, &source, linear, limit))
+    if (!decode_block(cpu, block, &source, copy, linear, limit))
         return NULL;
     seal(block);
     if (!(key & KEY_NO_BREAK) && is_breakpoint(cpu, linear))
         block->insns[0].exec = stop_at_breakpoint;
     block->dead = false;
     block_commit(cpu, block);
+    cpu->count.decoded++;
     return block;
 }
 
@@ -219,7 +234,9 @@ struct block *block_extend(struct soft_cpu *cpu, struct block *block,
         watch_again(cpu, &page);
     page.available = left < BLOCK_BYTES_MAX ? left : BLOCK_BYTES_MAX;
     struct code_copy whole;
-    memcpy(copy, copy_code(&whole, old.host, page.available), page.available);
+    const uint8_t *bytes = copy_begin(&whole, old.host);
+    copy_until(&whole, bytes + page.available);
+    memcpy(copy, bytes, page.available);
     page.host = copy;
     *longer = (struct block){.hash_next = longer->hash_next,
                              .insns = insns,
@@ -229,7 +246,7 @@ struct block *block_extend(struct soft_cpu *cpu, struct block *block,
                              .gpa = {old.gpa[0]},
                              .heat = old.heat,
                              .extended = true};
-    decode_block(cpu, longer, &page, old.rip, UINT64_MAX - 1);
+    decode_block(cpu, longer, &page, NULL, old.rip, UINT64_MAX - 1);
     seal(longer);
     block_commit(cpu, longer);
     if (!emptied)
@@ -278,6 +295,7 @@ bool block_decode(struct soft_cpu *cpu, struct block *block) {
     }
     seal(block);
     block_commit_chunk(cpu->blocks->store, block);
+    cpu->count.decoded++;
     return true;
 }
 
@@ -302,10 +320,9 @@ struct block *block_find(struct soft_cpu *cpu, uint64_t key) {
     if (!mmu_fetch(cpu, linear, &page))
         return no_memory(cpu, linear);
     block = block_on_page(cpu, key, &page, linear);
-    if (block == NULL && cpu->mode == INSN_MODE_64 && cpu->blocks->store->breakpoint_count == 0) {
-        block_place_claim(cpu, key, page.gpa, linear);
+    if (block == NULL && cpu->mode == INSN_MODE_64 && cpu->blocks->store->breakpoint_count == 0 &&
+        block_place_claim(cpu, key, page.gpa, linear))
         block = block_on_page(cpu, key, &page, linear);
-    }
     if (block == NULL)
         block = make(cpu, key, &page, linear, limit);
     if (block == NULL)

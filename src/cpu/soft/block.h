@@ -8,12 +8,14 @@
  *
  * Life: block_find decodes on demand; blocks are found again through links,
  * the jump cache (by rip) and a hash (by guest-physical address, rip and
- * key). Decoded instructions are kept in one arena of a fixed size, filled in
- * segments: when the last is full, the oldest segment is emptied. Its blocks
- * are dropped, but for those that are translated: they stay without their
- * instructions, which block_decode brings back. A dropped block's memory stays
- * as it is for a while, so whoever runs it may finish; it is only used again
- * in block_find and block_decode, that is between blocks.
+ * key). Decoded instructions are kept in one arena, filled in segments. When
+ * the last is full there is another as long as translations leave room for it
+ * (jit_room); else the oldest is emptied, and those that have no room any more
+ * are given up. A segment's blocks are dropped then, but for those that are
+ * translated: they stay without their instructions, which block_decode brings
+ * back. A dropped block's memory stays as it is for a while, so whoever runs
+ * it may finish; it is only used again in block_find and block_decode, that is
+ * between blocks.
  *
  * The vCPU's own thread.
  */
@@ -63,8 +65,8 @@ struct block {
     bool relative : 1;       /* some operand is RIP-relative */
     bool untranslatable : 1; /* its translation would be too large */
     uint64_t gpa[2];         /* of the first byte; straddling: of the second page */
-    uint32_t place_next;     /* list of the place's blocks */
     uint32_t page_next[2];   /* lists of blocks on a page */
+    uint32_t page_prev;      /* in the first page's list; 0: this is its first */
     /* Bytes of its page that the translation rests on besides the block's own. */
     uint16_t watch_start, watch_end;
 };
@@ -96,7 +98,7 @@ struct block_place {
     uint64_t key;
     uint32_t used;            /* jit_state.spaces when blocks of it were last looked for */
     bool pinned;              /* holds code that cannot be moved */
-    uint32_t blocks;          /* their numbers, by place_next; never 0 */
+    uint32_t blocks;          /* how many; never 0 */
     struct jit_block *made;   /* their translations, those of dropped blocks too (jit/move.c) */
     struct block_place *next; /* of those with this page and key, and of others; or unused */
     uint32_t life;            /* which use of this struct: others may remember an earlier one */
@@ -163,8 +165,8 @@ static inline unsigned jump_hash(uint64_t rip) {
     return (unsigned)(rip ^ rip >> JUMP_BITS) & (JUMP_ENTRIES - 1);
 }
 
-/* budget: bytes of decoded instructions to keep. */
-int block_cache_create(struct soft_cpu *cpu, size_t budget, struct error *err);
+/* least: bytes of decoded instructions to keep in any case. */
+int block_cache_create(struct soft_cpu *cpu, size_t least, struct error *err);
 void block_cache_destroy(struct soft_cpu *cpu);
 
 /*
@@ -224,9 +226,9 @@ void block_place_join(struct soft_cpu *cpu, struct block *block);
 void block_place_leave(struct soft_cpu *cpu, struct block *block);
 /*
  * Blocks at `linear` are about to be made from the page: moves them there from another place where
- * that seems to be what the guest did. Between blocks, without breakpoints.
+ * that seems to be what the guest did. True: it has. Between blocks, without breakpoints.
  */
-void block_place_claim(struct soft_cpu *cpu, uint64_t key, uint64_t gpa, uint64_t linear);
+bool block_place_claim(struct soft_cpu *cpu, uint64_t key, uint64_t gpa, uint64_t linear);
 
 /* Whether blocks at this address may move: where all addresses near it take 64 bits to write, and
  * are below the middle. */
@@ -251,8 +253,13 @@ bool block_decode(struct soft_cpu *cpu, struct block *block);
  * shares the mark has). */
 bool block_page_changes_itself(const struct soft_cpu *cpu, uint64_t gpa);
 
-/* Bytes that decoded blocks take, and the tables that find them. */
+/* Bytes that decoded blocks take, and the tables that find them; how many of them block_shrink
+ * gives back. */
 size_t block_memory(const struct soft_cpu *cpu);
+size_t block_spare_memory(const struct soft_cpu *cpu);
+
+/* Decoded instructions keep to their least room. Between blocks. */
+void block_shrink(struct soft_cpu *cpu);
 
 /* Drops a block: nothing finds it any more. Between blocks. */
 void block_drop(struct soft_cpu *cpu, struct block *block);

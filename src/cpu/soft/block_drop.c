@@ -77,18 +77,52 @@ static uint32_t *next_on_page(struct block *block, unsigned bucket) {
     return &block->page_next[page_index(block, bucket)];
 }
 
+/* The block of this number, if there is one, comes behind that of number `before` (0: none). */
+static void set_before(struct block_cache *cache, uint32_t number, unsigned bucket,
+                       uint32_t before) {
+    if (number == 0)
+        return;
+    struct block *block = block_at(cache, number);
+    if (page_index(block, bucket) == 0)
+        block->page_prev = before;
+}
+
 static void list_on_page(struct block_cache *cache, struct block *block, unsigned n) {
-    uint32_t *head = &cache->store->pages[block_page_hash(block->gpa[n])];
+    unsigned bucket = block_page_hash(block->gpa[n]);
+    uint32_t *head = &cache->store->pages[bucket], number = block_number(cache, block);
     block->page_next[n] = *head;
-    *head = block_number(cache, block);
+    set_before(cache, *head, bucket, number);
+    if (n == 0)
+        block->page_prev = 0;
+    *head = number;
+}
+
+/* Few blocks have a second page: those look for what comes before them there. */
+static uint32_t before_on_page(struct block_cache *cache, const struct block *block, unsigned n) {
+    unsigned bucket = block_page_hash(block->gpa[n]);
+    uint32_t before = 0, number = block_number(cache, block);
+    if (n == 0)
+        return block->page_prev;
+    for (uint32_t at = cache->store->pages[bucket]; at != number;
+         at = *next_on_page(block_at(cache, at), bucket))
+        before = at;
+    return before;
 }
 
 static void unlist_from_page(struct block_cache *cache, struct block *block, unsigned n) {
     unsigned bucket = block_page_hash(block->gpa[n]);
-    uint32_t *at = &cache->store->pages[bucket], number = block_number(cache, block);
-    while (*at != number)
-        at = next_on_page(block_at(cache, *at), bucket);
-    *at = block->page_next[n];
+    uint32_t before = before_on_page(cache, block, n), next = block->page_next[n];
+    if (before == 0)
+        cache->store->pages[bucket] = next;
+    else
+        *next_on_page(block_at(cache, before), bucket) = next;
+    set_before(cache, next, bucket, before);
+}
+
+uint32_t block_next_on_page(struct block_cache *cache, uint64_t gpa, uint32_t number) {
+    unsigned bucket = block_page_hash(gpa);
+    return number == 0 ? cache->store->pages[bucket]
+                       : *next_on_page(block_at(cache, number), bucket);
 }
 
 static bool on_page(const struct block *block, uint64_t page) {

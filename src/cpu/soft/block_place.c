@@ -8,9 +8,9 @@
  * several processes run at the same time has a place for each, up to a limit.
  */
 #include <stdlib.h>
-#include <sys/mman.h>
 
-#include "cpu/soft/block.h"
+#include "base/pages.h"
+#include "cpu/soft/block_private.h"
 #include "cpu/soft/jit/jit.h"
 #include "cpu/soft/mmu.h"
 
@@ -41,8 +41,7 @@ void block_place_join(struct soft_cpu *cpu, struct block *block) {
         place = make(places, gpa, linear, key);
     place->used = cpu->jit.spaces;
     block->place = place;
-    block->place_next = place->blocks;
-    place->blocks = block_number(cpu->blocks, block);
+    place->blocks++;
 }
 
 void block_place_leave(struct soft_cpu *cpu, struct block *block) {
@@ -50,12 +49,8 @@ void block_place_leave(struct soft_cpu *cpu, struct block *block) {
     struct block_place *place = block->place;
     if (place == NULL)
         return;
-    uint32_t *at_block = &place->blocks, number = block_number(cpu->blocks, block);
-    while (*at_block != number)
-        at_block = &block_at(cpu->blocks, *at_block)->place_next;
-    *at_block = block->place_next;
     block->place = NULL;
-    if (place->blocks != 0)
+    if (--place->blocks != 0)
         return;
     jit_leave_place(cpu, place);
     struct block_place **at = block_place_chain(places, place->gpa, place->key);
@@ -82,8 +77,11 @@ static void move_block(struct block *block, uint64_t delta) {
 static void move(struct soft_cpu *cpu, struct block_place *place, uint64_t linear) {
     uint64_t delta = linear - place->linear;
     jit_move_place(cpu, place, delta);
-    for (uint32_t n = place->blocks; n != 0; n = block_at(cpu->blocks, n)->place_next)
-        move_block(block_at(cpu->blocks, n), delta);
+    struct block_cache *cache = cpu->blocks;
+    uint32_t n = 0;
+    while ((n = block_next_on_page(cache, place->gpa, n)) != 0)
+        if (block_at(cache, n)->place == place)
+            move_block(block_at(cache, n), delta);
     place->linear = linear;
     cpu->count.places_moved++;
 }
@@ -96,27 +94,29 @@ static bool seems_left(uint32_t age, unsigned count) {
     return age > count || count >= PLACES_EACH;
 }
 
-void block_place_claim(struct soft_cpu *cpu, uint64_t key, uint64_t gpa, uint64_t linear) {
+bool block_place_claim(struct soft_cpu *cpu, uint64_t key, uint64_t gpa, uint64_t linear) {
     struct block_place *oldest = NULL, *place;
     unsigned count = 0;
     key &= ~(uint64_t)KEYS_OF_PLACE;
     gpa &= PAGE_MASK;
     linear &= PAGE_MASK;
     if (!block_place_moves(linear))
-        return;
+        return false;
     for (place = *block_place_chain(cpu->blocks->places, gpa, key); place != NULL;
          place = place->next) {
         if (place->gpa != gpa || place->key != key)
             continue;
         if (place->linear == linear)
-            return;
+            return false;
         count++;
         if (!place->pinned && block_place_moves(place->linear) &&
             (oldest == NULL || cpu->jit.spaces - place->used > cpu->jit.spaces - oldest->used))
             oldest = place;
     }
-    if (oldest != NULL && seems_left(cpu->jit.spaces - oldest->used, count))
-        move(cpu, oldest, linear);
+    if (oldest == NULL || !seems_left(cpu->jit.spaces - oldest->used, count))
+        return false;
+    move(cpu, oldest, linear);
+    return true;
 }
 
 /* ---- Life ---- */
@@ -130,9 +130,8 @@ int block_places_create(struct block_cache *cache, struct error *err) {
     struct block_places *places = calloc(1, sizeof *places);
     if (places == NULL)
         return error_set_errno(err, -ENOMEM, "no memory for blocks' places");
-    places->all = mmap(NULL, BLOCKS_KEPT * sizeof *places->all, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (places->all == MAP_FAILED) {
+    places->all = pages_take(BLOCKS_KEPT * sizeof *places->all);
+    if (places->all == NULL) {
         free(places);
         return error_set_errno(err, -ENOMEM, "no memory for blocks' places");
     }
@@ -147,7 +146,7 @@ size_t block_places_memory(const struct block_cache *cache) {
 void block_places_destroy(struct block_cache *cache) {
     if (cache->places == NULL)
         return;
-    munmap(cache->places->all, BLOCKS_KEPT * sizeof *cache->places->all);
+    pages_give_back(cache->places->all, BLOCKS_KEPT * sizeof *cache->places->all);
     free(cache->places);
     cache->places = NULL;
 }

@@ -7,7 +7,8 @@
 enum {
     PAGE_HASH_BITS = 14,
     HEAT_BITS = 18,
-    SEGMENTS = 8,
+    SEGMENTS = 8,       /* there always are */
+    SEGMENTS_MOST = 64, /* while translations leave room for them */
     BLOCK_ALIGN = 16,
     BREAKPOINTS_MAX = 32,
 };
@@ -23,8 +24,9 @@ struct block_store {
     unsigned unused_count;
     uint8_t *arena;
     size_t segment_size;
-    unsigned current; /* the segment that is being filled */
-    struct segment segments[SEGMENTS];
+    unsigned count;   /* of segments in use */
+    unsigned current; /* the one that is being filled; the oldest comes next */
+    struct segment segments[SEGMENTS_MOST];
     uint32_t pages[1 << PAGE_HASH_BITS];           /* numbers of blocks */
     uint64_t changing[(1 << PAGE_HASH_BITS) / 64]; /* bits, by block_page_hash */
     uint64_t breakpoints[BREAKPOINTS_MAX];
@@ -47,6 +49,9 @@ void block_unlink(struct block *block);
 bool block_page_has_some(const struct block_cache *cache, uint64_t gpa);
 /* The block is on its pages' lists from now on. */
 void block_list(struct block_cache *cache, struct block *block);
+/* Number of the next block of a page and some others behind that of this number; 0 begins and ends.
+ */
+uint32_t block_next_on_page(struct block_cache *cache, uint64_t gpa, uint32_t number);
 /* The instruction that runs now completes; all others of its block leave it. */
 void block_poison_running(struct soft_cpu *cpu);
 

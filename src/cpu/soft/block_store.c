@@ -4,7 +4,9 @@
 #include <sys/mman.h>
 
 #include "base/bytes.h"
+#include "base/pages.h"
 #include "cpu/soft/block_private.h"
+#include "cpu/soft/jit/jit.h"
 
 static size_t chunk_size(uint64_t count) {
     return round_up(sizeof(struct block_chunk) + count * sizeof(struct insn), BLOCK_ALIGN);
@@ -53,7 +55,7 @@ static void drop_all(struct soft_cpu *cpu) {
     for (unsigned bucket = 0; bucket < 1 << PAGE_HASH_BITS; bucket++)
         while (store->pages[bucket] != 0)
             block_drop(cpu, block_at(cpu->blocks, store->pages[bucket]));
-    for (unsigned n = 0; n < SEGMENTS; n++)
+    for (unsigned n = 0; n < store->count; n++)
         empty_segment(cpu, n);
 }
 
@@ -69,14 +71,51 @@ void block_safe_point(struct soft_cpu *cpu) {
 
 /* ---- Room ---- */
 
+/* Gives up all but so many segments. */
+static void shrink(struct soft_cpu *cpu, unsigned count) {
+    struct block_store *store = cpu->blocks->store;
+    if (store->count <= count)
+        return;
+    for (unsigned n = count; n < store->count; n++)
+        empty_segment(cpu, n);
+    madvise(store->arena + count * store->segment_size,
+            (store->count - count) * store->segment_size, MADV_DONTNEED);
+    store->count = count;
+    if (store->current >= count)
+        store->current = count - 1;
+}
+
+void block_shrink(struct soft_cpu *cpu) {
+    cpu->block = NULL;
+    shrink(cpu, SEGMENTS);
+}
+
+/* How many there may be now. */
+static unsigned segments_allowed(const struct soft_cpu *cpu) {
+    bool frugal = cpu->vcpu.engine != NULL && cpu->vcpu.engine->config.frugal;
+    size_t more = frugal ? 0 : jit_room(cpu) / cpu->blocks->store->segment_size;
+    return SEGMENTS + (unsigned)(more < SEGMENTS_MOST - SEGMENTS ? more : SEGMENTS_MOST - SEGMENTS);
+}
+
+/* A new segment behind the last, or the oldest, emptied. */
+static void next_segment(struct soft_cpu *cpu) {
+    struct block_store *store = cpu->blocks->store;
+    unsigned allowed = segments_allowed(cpu);
+    cpu->block = NULL;
+    shrink(cpu, allowed);
+    store->current++;
+    if (store->current == store->count && store->count < allowed)
+        store->count++;
+    else if (store->current == store->count)
+        store->current = 0;
+    empty_segment(cpu, store->current);
+}
+
 struct block_chunk *block_reserve_chunk(struct soft_cpu *cpu) {
     struct block_store *store = cpu->blocks->store;
     size_t most = chunk_size(BLOCK_INSNS_MAX + 1);
-    if (store->segment_size - store->segments[store->current].used < most) {
-        store->current = (store->current + 1) % SEGMENTS;
-        cpu->block = NULL;
-        empty_segment(cpu, store->current);
-    }
+    if (store->segment_size - store->segments[store->current].used < most)
+        next_segment(cpu);
     return (struct block_chunk *)(void *)(store->arena + store->current * store->segment_size +
                                           store->segments[store->current].used);
 }
@@ -100,10 +139,16 @@ struct block *block_reserve(struct soft_cpu *cpu) {
     return block_at(cpu->blocks, store->unused);
 }
 
+size_t block_spare_memory(const struct soft_cpu *cpu) {
+    const struct block_store *store = cpu->blocks->store;
+    return store->count > SEGMENTS ? (store->count - SEGMENTS) * store->segment_size : 0;
+}
+
 size_t block_memory(const struct soft_cpu *cpu) {
     const struct block_store *store = cpu->blocks->store;
     return sizeof *cpu->blocks + sizeof *store + SEGMENTS * store->segment_size +
-           store->made * sizeof *store->blocks + block_places_memory(cpu->blocks);
+           block_spare_memory(cpu) + store->made * sizeof *store->blocks +
+           block_places_memory(cpu->blocks);
 }
 
 void block_commit(struct soft_cpu *cpu, struct block *block) {
@@ -124,23 +169,23 @@ void block_commit(struct soft_cpu *cpu, struct block *block) {
 
 /* ---- Life ---- */
 
-int block_cache_create(struct soft_cpu *cpu, size_t budget, struct error *err) {
+int block_cache_create(struct soft_cpu *cpu, size_t least, struct error *err) {
+    size_t segment_size = round_down(least / SEGMENTS, PAGE_SIZE);
     struct block_cache *cache = calloc(1, sizeof *cache);
     struct block_store *store = calloc(1, sizeof *store);
-    uint8_t *arena = aligned_alloc(BLOCK_ALIGN, round_up(budget, BLOCK_ALIGN));
-    struct block *blocks = mmap(NULL, BLOCKS_KEPT * sizeof *blocks, PROT_READ | PROT_WRITE,
-                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (cache == NULL || store == NULL || arena == NULL || blocks == MAP_FAILED) {
+    uint8_t *arena = pages_take(SEGMENTS_MOST * segment_size);
+    struct block *blocks = pages_take(BLOCKS_KEPT * sizeof *blocks);
+    if (cache == NULL || store == NULL || arena == NULL || blocks == NULL) {
         free(cache);
         free(store);
-        free(arena);
-        if (blocks != MAP_FAILED)
-            munmap(blocks, BLOCKS_KEPT * sizeof *blocks);
+        pages_give_back(arena, SEGMENTS_MOST * segment_size);
+        pages_give_back(blocks, BLOCKS_KEPT * sizeof *blocks);
         return error_set_errno(err, -ENOMEM, "no memory for decoded instructions");
     }
     store->blocks = blocks;
     store->arena = arena;
-    store->segment_size = round_down(budget / SEGMENTS, BLOCK_ALIGN);
+    store->segment_size = segment_size;
+    store->count = 1;
     cache->store = store;
     cache->all = blocks;
     cpu->blocks = cache;
@@ -155,9 +200,10 @@ void block_cache_destroy(struct soft_cpu *cpu) {
     if (cpu->blocks == NULL)
         return;
     block_places_destroy(cpu->blocks);
-    munmap(cpu->blocks->store->blocks, BLOCKS_KEPT * sizeof(struct block));
-    free(cpu->blocks->store->arena);
-    free(cpu->blocks->store);
+    struct block_store *store = cpu->blocks->store;
+    pages_give_back(store->blocks, BLOCKS_KEPT * sizeof *store->blocks);
+    pages_give_back(store->arena, SEGMENTS_MOST * store->segment_size);
+    free(store);
     free(cpu->blocks);
     cpu->blocks = NULL;
 }

@@ -12,6 +12,7 @@
 #include "cpu/soft/insn.h"
 
 #define SOFT_COUNTERS(COUNTER)                                                                     \
+    COUNTER(decoded, "blocks-decoded")    /* those whose instructions had no room come again */    \
     COUNTER(translations, "translations") /* blocks translated */                                  \
     COUNTER(flushes, "flushes")           /* of code memory, as a whole */                         \
     COUNTER(places_moved, "places-moved") /* pages of code that turned up at another address */    \

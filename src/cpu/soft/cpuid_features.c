@@ -97,13 +97,15 @@ static const struct feature_bit feature_bits[] = {
     EXT_21_C(2, BASE),  /* nor on the L1 cache */
 };
 
-/* All that tables have rows for, as far as the host's vector unit can run them. */
+/* All that tables have rows for, as far as the host's vector unit can run them and the baseline has
+ * them. */
 static void find_features(struct soft_cpu *cpu) {
+    enum cpu_baseline baseline = cpu->vcpu.engine->config.cpu;
     const struct insn_row *row;
     memset(cpu->features, 0, sizeof cpu->features);
     cpu->features[0] = 1 << FEAT_BASE;
     for (size_t n = 0; (row = insn_row_at(n)) != NULL; n++)
-        if (vec_host_supports(row->feature))
+        if (vec_host_supports(row->feature) && cpu_baseline_has(baseline, row->feature))
             cpu->features[row->feature / 64] |= UINT64_C(1) << (row->feature % 64);
 }
 

@@ -1,6 +1,7 @@
 /* The soft engine behind cpu/engine.h: making vCPUs, their state in and out. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/bytes.h"
 #include "cpu/soft/block.h"
@@ -12,8 +13,9 @@
 #include "cpu/soft/run.h"
 #include "cpu/soft/vec.h"
 #include "cpu/soft/verify.h"
+#include "memory/ahead.h"
 
-/* Decoded instructions of a vCPU; soft_share. */
+/* Decoded instructions of a vCPU, at least; soft_share. */
 enum { BLOCKS = 2 << 20, BLOCKS_LEAST = 1 << 20 };
 
 static int soft_create(const struct engine_config *config, struct engine **engine,
@@ -28,6 +30,7 @@ static int soft_create(const struct engine_config *config, struct engine **engin
     made->engine.config = *config;
     others_init(made);
     insn_index_init();
+    memory_ahead_start(config->memory);
     *engine = &made->engine;
     return 0;
 }
@@ -55,7 +58,7 @@ static void soft_vcpu_destroy(struct vcpu *vcpu) {
     pthread_cond_destroy(&cpu->wake);
     lock_destroy(&cpu->wake_lock);
     free(cpu->run);
-    free(cpu);
+    munmap(cpu, sizeof *cpu);
 }
 
 static int init_waiting(struct soft_cpu *cpu, struct error *err) {
@@ -94,6 +97,7 @@ static int init_translator(struct soft_cpu *cpu, struct error *err) {
     const char *wish = getenv("LODGE_TRANSLATE");
     struct jit_config config = {.exact = wish != NULL && strstr(wish, "exact") != NULL};
     cpu->heat_limit = UINT32_MAX;
+    config.patient = wish == NULL && cpu->vcpu.engine->config.resumed;
     if (wish == NULL)
         wish = "";
     if (strcmp(wish, "off") == 0)
@@ -137,11 +141,12 @@ static int init_parts(struct soft_cpu *cpu, struct error *err) {
 
 static int soft_vcpu_create(struct engine *engine, unsigned id, struct vcpu **vcpu,
                             struct error *err) {
-    struct soft_cpu *cpu = aligned_alloc(64, round_up(sizeof *cpu, 64));
+    /* Zeroed by the kernel, page by page: most of its tables are never touched in a short life. */
+    struct soft_cpu *cpu =
+        mmap(NULL, sizeof *cpu, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     int r;
-    if (cpu == NULL)
+    if (cpu == MAP_FAILED)
         return error_set_errno(err, -ENOMEM, "no memory for a vCPU");
-    memset(cpu, 0, sizeof *cpu);
     cpu->vcpu.engine = engine;
     cpu->vcpu.id = id;
     cpu->several = engine->config.vcpus > 1;
@@ -163,6 +168,12 @@ static void soft_kick(struct vcpu *vcpu) {
     soft_request(soft_cpu_of(vcpu), REQUEST_KICK);
 }
 
+static void soft_rest(struct vcpu *vcpu, uint64_t late) {
+    struct soft_cpu *cpu = soft_cpu_of(vcpu);
+    run_of(cpu)->late_ns = late;
+    soft_request(cpu, REQUEST_REST);
+}
+
 /* ---- State ---- */
 
 /* Fields that both structures name alike. COPY is state to cpu or back. */
@@ -182,6 +193,7 @@ static void soft_kick(struct vcpu *vcpu) {
 static void soft_get_state(struct vcpu *vcpu, struct x86_state *state) {
     struct soft_cpu *cpu = soft_cpu_of(vcpu);
     memset(state, 0, sizeof *state);
+    mmu_settle_writes(cpu);
 #define COPY(field) state->field = cpu->field;
     STATE_FIELDS(COPY)
 #undef COPY
@@ -305,6 +317,7 @@ const struct engine_ops soft_engine_ops = {
     .vcpu_destroy = soft_vcpu_destroy,
     .run = soft_run,
     .kick = soft_kick,
+    .rest = soft_rest,
     .get_state = soft_get_state,
     .set_state = soft_set_state,
     .reset = soft_reset,

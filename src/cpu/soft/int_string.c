@@ -116,6 +116,7 @@ static uint64_t movs_run(struct soft_cpu *cpu, const struct insn *insn) {
     if (length == 0 || (distance > 0 && distance < insn->size))
         return 0; /* no whole element, or elements overlap themselves */
     copy_forward(to, from, length);
+    access_run_written(cpu, length);
     string_advance(cpu, insn, RSI, length / insn->size);
     string_advance(cpu, insn, RDI, length / insn->size);
     return length / insn->size;
@@ -143,6 +144,7 @@ static uint64_t stos_run(struct soft_cpu *cpu, const struct insn *insn) {
         memset(to, 0, length);
     else
         fill(to, cpu->gpr[RAX], length, insn->size);
+    access_run_written(cpu, length);
     string_advance(cpu, insn, RDI, length / insn->size);
     return length / insn->size;
 }

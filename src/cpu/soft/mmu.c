@@ -11,6 +11,7 @@
 #include "base/general.h"
 #include "cpu/soft/debug.h"
 #include "cpu/soft/jit/jit.h"
+#include "cpu/soft/outside.h"
 
 /* ---- Contexts and flushes ---- */
 
@@ -179,6 +180,8 @@ static struct mmu_page *page_fill(struct soft_cpu *cpu, uint64_t linear, const s
     uint64_t context = walk->global ? mmu->global_context : cpu->tlb_context;
     struct mmu_page *entry = page_slot(mmu, linear, context);
     view_page(cpu->view, walk->gpa, &page);
+    if (unlikely(page.fresh))
+        outside_memory_touched(cpu, page.region_gpa);
     *entry = (struct mmu_page){
         .tag = (linear & PAGE_MASK) | context,
         .gpa = walk->gpa,

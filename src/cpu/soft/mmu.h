@@ -140,6 +140,10 @@ struct mmu {
         bool alone;     /* all other vCPUs stand still (others.h) */
     } rmw;
 
+    /* The last run for writing that access_run gave is watched code, from there on. */
+    bool code_run;
+    uint64_t code_run_gpa;
+
     /* Whose level 1 write entries others have replaced lately: a ring. A check that was made by one
      * of them may still be relied on by the rest of its block. */
     _Atomic(uint8_t) *replaced[MMU_REPLACED];

@@ -142,6 +142,11 @@ void mmu_serve_requests(struct soft_cpu *cpu) {
         mmu_flush_all(cpu);
 }
 
+void mmu_settle_writes(struct soft_cpu *cpu) {
+    if (atomic_fetch_and(&mmu_of(cpu)->wanted, ~(unsigned)WANT_DROP_WRITES) & WANT_DROP_WRITES)
+        mmu_drop_writes(cpu);
+}
+
 /* ---- Life ---- */
 
 static void init_address_bits(struct soft_cpu *cpu) {

@@ -19,6 +19,7 @@
 #include "base/log.h"
 #include "cpu/soft/kvmclock.h"
 #include "cpu/soft/others.h"
+#include "memory/ahead.h"
 
 /* The guest's vector registers and MXCSR go to the vCPU's state, the host's come back. */
 void jit_spill_now(struct soft_cpu *cpu);
@@ -31,7 +32,7 @@ static inline void jit_spill(struct soft_cpu *cpu) {
 /* The two ends of a light call. What was spilled meanwhile is loaded again. */
 static inline void light_begin(struct soft_cpu *cpu) {
     cpu->jit.light = true;
-#ifdef __SANITIZE_ADDRESS__
+#ifdef LODGE_SANITIZE
     jit_spill_now(cpu); /* its memcpy and the like are not ours to choose */
 #endif
 }
@@ -56,6 +57,11 @@ static inline void outside_io_write(struct soft_cpu *cpu, uint64_t gpa, uint64_t
                                     unsigned size) {
     jit_spill(cpu);
     mmu_io_write(cpu, gpa, value, size);
+}
+
+static inline void outside_memory_touched(struct soft_cpu *cpu, uint64_t gpa) {
+    jit_spill(cpu);
+    memory_ahead_touched(cpu->memory, gpa);
 }
 
 static inline uint32_t outside_lapic_read(struct soft_cpu *cpu, unsigned offset) {
@@ -159,7 +165,7 @@ static inline _Noreturn void outside_unwind(struct soft_cpu *cpu) {
 #pragma GCC poison longjmp mmu_code_written memory_io_read memory_io_write
 #pragma GCC poison vm_clock_tsc lapic_msr_read lapic_msr_write lapic_set_base
 #pragma GCC poison lapic_set_tsc_deadline port_read port_write mmu_io_write mmu_port_write
-#pragma GCC poison block_invalidate_all xsave_in_use
+#pragma GCC poison block_invalidate_all xsave_in_use memory_ahead_touched
 #pragma GCC poison kvmclock_write_wall_clock kvmclock_write_system_time
 #pragma GCC poison getrandom log_write log_limit_pass snprintf
 #pragma GCC poison lapic_mmio_read lapic_mmio_write others_alone_begin others_alone_end sched_yield

@@ -9,6 +9,7 @@
 #include "cpu/soft/run.h"
 
 #include <string.h>
+#include <sys/prctl.h>
 #include <time.h>
 
 #include "base/log.h"
@@ -121,6 +122,24 @@ static void look_at_clock(struct soft_cpu *cpu) {
         lapic_timer_expire(cpu->lapic, now);
 }
 
+/*
+ * What vcpu_rest has asked for: one wait, which any request ends. Guests look for themselves what
+ * has ended it, so that it is no state of the processor's.
+ */
+static void rest(struct soft_cpu *cpu) {
+    enum { USUAL_SLACK_NS = 50000 }; /* prctl(2) */
+    uint64_t late = run_of(cpu)->late_ns;
+    bool later = late > USUAL_SLACK_NS;
+    if (cpu->nmi_pending || (cpu->lapic != NULL && lapic_attention(cpu->lapic)))
+        return;
+    if (later)
+        prctl(PR_SET_TIMERSLACK, late, 0, 0, 0);
+    wait_for_event(cpu);
+    if (later)
+        prctl(PR_SET_TIMERSLACK, 0, 0, 0, 0); /* as it was */
+    look_at_clock(cpu);
+}
+
 /* True: vcpu_run is to return *exit. */
 static bool serve_requests(struct soft_cpu *cpu, struct vcpu_exit *exit) {
     unsigned request = atomic_load_explicit(&cpu->request, memory_order_acquire);
@@ -141,6 +160,11 @@ static bool serve_requests(struct soft_cpu *cpu, struct vcpu_exit *exit) {
         atomic_fetch_and(&cpu->request, ~(unsigned)REQUEST_KICK);
         *exit = (struct vcpu_exit){.stop = VCPU_KICKED};
         return true;
+    }
+    if (request & REQUEST_REST) {
+        atomic_fetch_and(&cpu->request, ~(unsigned)REQUEST_REST);
+        rest(cpu);
+        return serve_requests(cpu, exit);
     }
     return false;
 }

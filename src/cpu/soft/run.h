@@ -9,6 +9,7 @@ struct block;
 struct soft_run {
     atomic_bool sleeping;       /* in HLT's wait: wake_lock and wake matter */
     int32_t granted;            /* the budget that cpu->budget was set to */
+    uint64_t late_ns;           /* of REQUEST_REST: how late it may end */
     bool stopped_at_breakpoint; /* of the engine: the next instruction passes it */
 };
 

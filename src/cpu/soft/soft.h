@@ -102,6 +102,7 @@ enum {
     REQUEST_INTERRUPT = 2, /* the local APIC has something, or IF/shadow changed */
     REQUEST_FLUSH = 4,     /* drop cached translations and blocks as asked by the listener */
     REQUEST_STOP = 8,      /* vcpu_run must return cpu->exit */
+    REQUEST_REST = 64,     /* wait between two instructions: vcpu_rest */
     REQUEST_VERIFY = 32,   /* translated code leaves where it looks (verify.h); C goes on */
 };
 
@@ -319,6 +320,8 @@ static inline void soft_serialise(struct soft_cpu *cpu) {
 }
 /* Serves REQUEST_FLUSH. */
 void mmu_serve_requests(struct soft_cpu *cpu);
+/* The same of what it was asked about dirty pages alone; the vCPU does not run. */
+void mmu_settle_writes(struct soft_cpu *cpu);
 
 /*
  * Translates a code fetch at linear address: host pointer to the byte, guest-
@@ -357,6 +360,8 @@ bool system_offers(uint64_t cr4, uint64_t efer);
 bool msr_read(struct soft_cpu *cpu, uint32_t msr, uint64_t *value);
 bool msr_write(struct soft_cpu *cpu, uint32_t msr, uint64_t value);
 void cpuid_query(const struct soft_cpu *cpu, uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
+/* Whether guests of that baseline are shown a feature, if the host has what it takes. */
+bool cpu_baseline_has(enum cpu_baseline baseline, enum insn_feature feature);
 void cpuid_init_features(struct soft_cpu *cpu); /* and what else it answers of this host */
 uint64_t soft_tsc(struct soft_cpu *cpu);
 

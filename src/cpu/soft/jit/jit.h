@@ -26,9 +26,13 @@ struct jit_memory {
     size_t code, metadata;
 };
 struct jit_memory jit_memory(const struct soft_cpu *cpu);
+/* Bytes that decoded instructions may take beyond their least room: half of what all the rest
+ * leaves of the budget, so that either can grow. */
+size_t jit_room(const struct soft_cpu *cpu);
 
 struct jit_config {
     uint32_t heat; /* runs of a block before it is translated */
+    bool patient;  /* at first a multiple of that: the guest may end soon */
     uint32_t runs; /* and before it is extended then; 0: at once */
     size_t code;   /* bytes of code memory, JIT_CODE_SIZE at most */
     bool exact;    /* a fault shows even flags that no instruction would have read */
@@ -84,7 +88,7 @@ void jit_drop_window(struct soft_cpu *cpu);
  * checked so far holds no more. */
 void jit_mode_changed(struct soft_cpu *cpu);
 
-/* Between blocks: empties code memory when it is full. */
+/* Between blocks: empties code memory when it is full, or has decoded instructions make room. */
 void jit_safe_point(struct soft_cpu *cpu);
 
 #endif

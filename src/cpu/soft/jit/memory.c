@@ -119,10 +119,10 @@ static unsigned check_site(struct translation *t, enum site_kind kind, const uin
         site->recipe = RECIPE_NONE;
     site->tlb = tlb & 3;
     site->span = (uint16_t)span;
-    /* A misaligned operand comes before a page fault, and flags by a recipe are the full call-out's
-     * affair. */
-    site->faults =
-        kind == SITE_ACCESS && !lowering_of(t->insn)->aligned && (t->flags & FLAGS_SAVED);
+    /* A misaligned operand comes before a page fault, so does an offset to FS or GS that is not
+     * canonical, and flags by a recipe are the full call-out's affair. */
+    site->faults = kind == SITE_ACCESS && !lowering_of(t->insn)->aligned && t->insn->seg < SEG_FS &&
+                   (t->flags & FLAGS_SAVED);
     return n;
 }
 

@@ -6,11 +6,11 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/auxv.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "base/pages.h"
 #include "cpu/soft/flags.h"
 #include "cpu/soft/jit/fast.h"
 #include "cpu/soft/jit/saved_flags.h"
@@ -265,7 +265,18 @@ void jit_run(struct soft_cpu *cpu, struct block *block) {
 
 /* ---- Life ---- */
 
-void jit_set_heat(struct soft_cpu *cpu, size_t used) {
+/*
+ * How many times heat is doubled. A translation costs as much as some hundred runs of its block
+ * gain: of what goes on from a snapshot for a short command, few do. The more translations there
+ * are, the longer that guest runs.
+ */
+static unsigned patience(const struct soft_cpu *cpu) {
+    enum { MOST = 6, STEP = 128 }; /* translations to the next */
+    uint64_t steps = cpu->count.translations / STEP;
+    return cpu->jit.jit->patient && steps < MOST ? MOST - (unsigned)steps : 0;
+}
+
+static void set_heat(struct soft_cpu *cpu, size_t used) {
     enum { SPARINGLY = 2, FREELY = 6 }; /* eighths of the room */
     enum { STEP_BITS = 1, HEAT_MAX = 1 << 14, SOON = 8 };
     struct jit *jit = cpu->jit.jit;
@@ -273,7 +284,7 @@ void jit_set_heat(struct soft_cpu *cpu, size_t used) {
         return;
     size_t filled = used > jit->least ? used - jit->least : 0;
     size_t eighths = jit->budget > jit->least ? filled * 8 / (jit->budget - jit->least) : 0;
-    uint32_t heat = jit->heat;
+    uint32_t heat = jit->heat << patience(cpu);
     jit->runs = eighths >= SPARINGLY ? jit->runs_most : (jit->runs_most + SOON - 1) / SOON;
     for (; eighths > FREELY && heat < HEAT_MAX; eighths--)
         heat <<= STEP_BITS;
@@ -291,6 +302,27 @@ struct jit_memory jit_memory(const struct soft_cpu *cpu) {
     return memory;
 }
 
+/* All but what decoded blocks would give back. */
+static size_t needed_memory(const struct soft_cpu *cpu) {
+    struct jit_memory memory = jit_memory(cpu);
+    return memory.code + memory.metadata - block_spare_memory(cpu);
+}
+
+size_t jit_room(const struct soft_cpu *cpu) {
+    const struct jit *jit = cpu->jit.jit;
+    size_t needed = jit != NULL ? needed_memory(cpu) : 0;
+    return jit != NULL && needed < jit->budget ? (jit->budget - needed) / 2 : 0;
+}
+
+bool jit_is_over_budget(struct soft_cpu *cpu) {
+    enum { LEAST = 12 << 20 }; /* for translations, whatever decoded blocks take */
+    struct jit *jit = cpu->jit.jit;
+    size_t needed = needed_memory(cpu), spare = block_spare_memory(cpu);
+    set_heat(cpu, needed);
+    jit->crowded = spare != 0 && needed + spare > jit->budget;
+    return needed > jit->budget && needed + spare - block_memory(cpu) > LEAST;
+}
+
 static void forget_translations(struct soft_cpu *cpu) {
     struct jit *jit = cpu->jit.jit;
     for (uint32_t number = jit->first; number != 0;) {
@@ -306,15 +338,11 @@ static void forget_translations(struct soft_cpu *cpu) {
     }
 }
 
-static void flush(struct soft_cpu *cpu) {
+/* With tables that are zero: no jump's context is, since generations begin with 1. */
+static void begin(struct soft_cpu *cpu) {
     struct jit *jit = cpu->jit.jit;
-    forget_translations(cpu);
-    memset(cpu->jit.jumps, 0, sizeof cpu->jit.jumps);
-    for (unsigned i = 0; i < JIT_JUMPS; i++)
-        cpu->jit.jumps[i].context = UINT64_MAX;
     code_memory_empty(&jit->memory, jit->stubs_end);
     jit->made = jit->first = jit->last = 0;
-    memset(jit->mappings, 0, JIT_MAPPINGS * sizeof *jit->mappings);
     jit->last_number = 0;
     if (cpu->blocks != NULL)
         block_places_forget_numbers(cpu->blocks->places);
@@ -324,17 +352,31 @@ static void flush(struct soft_cpu *cpu) {
     jit_empty_shadows(&cpu->jit);
     jit->full = false;
     if (cpu->blocks != NULL) {
-        struct jit_memory memory = jit_memory(cpu);
-        jit->least = memory.code + memory.metadata;
-        block_cool(cpu);
-        jit_set_heat(cpu, jit->least);
+        jit->least = needed_memory(cpu);
+        set_heat(cpu, jit->least);
     }
     cpu->count.flushes++;
     jit_map_clear(cpu);
 }
 
+static void flush(struct soft_cpu *cpu) {
+    struct jit *jit = cpu->jit.jit;
+    forget_translations(cpu);
+    memset(cpu->jit.jumps, 0, sizeof cpu->jit.jumps);
+    memset(jit->mappings, 0, JIT_MAPPINGS * sizeof *jit->mappings);
+    if (cpu->blocks != NULL)
+        block_cool(cpu);
+    begin(cpu);
+}
+
 void jit_safe_point(struct soft_cpu *cpu) {
-    if (cpu->jit.jit != NULL && cpu->jit.jit->full)
+    struct jit *jit = cpu->jit.jit;
+    if (jit == NULL)
+        return;
+    if (unlikely(jit->crowded))
+        block_shrink(cpu);
+    jit->crowded = false;
+    if (unlikely(jit->full))
         flush(cpu);
 }
 
@@ -352,12 +394,6 @@ void jit_forget(struct soft_cpu *cpu, struct block *block) {
     jit_empty_shadows(&cpu->jit);
 }
 
-static void *reserve_array(size_t bytes) {
-    void *array = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return array == MAP_FAILED ? NULL : array;
-}
-
 static bool host_is_able(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
 }
@@ -371,7 +407,7 @@ int jit_create(struct soft_cpu *cpu, const struct jit_config *config, struct err
         return error_set_errno(err, -ENOMEM, "no memory for the translator");
     size_t size = config->code < JIT_CODE_SIZE ? config->code : JIT_CODE_SIZE;
     int r = code_memory_create(&jit->memory, size, err);
-    jit->mappings = reserve_array(JIT_MAPPINGS * sizeof *jit->mappings);
+    jit->mappings = pages_take(JIT_MAPPINGS * sizeof *jit->mappings);
     cpu->jit.jit = jit;
     if (r == 0 && (!jit->mappings || !shadow_create(cpu)))
         r = error_set_errno(err, -ENOMEM, "no memory for the translator");
@@ -381,9 +417,11 @@ int jit_create(struct soft_cpu *cpu, const struct jit_config *config, struct err
     }
     stubs_make(jit, cpu);
     shadow_prepare(cpu);
-    flush(cpu);
+    begin(cpu);
     cpu->jit.alarm_ns = UINT64_MAX;
-    cpu->heat_limit = jit->heat = config->heat;
+    jit->heat = config->heat;
+    jit->patient = config->patient;
+    cpu->heat_limit = jit->heat << patience(cpu);
     jit->runs = jit->runs_most = config->runs;
     jit->exact = config->exact;
     jit->budget = soft_share(cpu->vcpu.engine, JIT_BUDGET, JIT_BUDGET_LEAST);
@@ -397,8 +435,7 @@ void jit_destroy(struct soft_cpu *cpu) {
         return;
     alarm_delete(cpu);
     code_memory_destroy(&jit->memory);
-    if (jit->mappings != NULL)
-        munmap(jit->mappings, JIT_MAPPINGS * sizeof *jit->mappings);
+    pages_give_back(jit->mappings, JIT_MAPPINGS * sizeof *jit->mappings);
     shadow_destroy(cpu);
     free(jit);
     cpu->jit.jit = NULL;

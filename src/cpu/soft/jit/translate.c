@@ -271,14 +271,6 @@ static bool can_translate(const struct jit *jit, const struct block *block) {
            (block->key & (KEY_STEP | KEY_NO_BREAK)) == 0;
 }
 
-static bool is_over_budget(struct soft_cpu *cpu) {
-    enum { LEAST = 12 << 20 }; /* for translations, whatever decoded blocks take */
-    struct jit_memory memory = jit_memory(cpu);
-    size_t all = memory.code + memory.metadata;
-    jit_set_heat(cpu, all);
-    return all > cpu->jit.jit->budget && all - block_memory(cpu) > LEAST;
-}
-
 /* From an empty translation at the end of code memory. */
 static void begin(struct translation *t, struct soft_cpu *cpu) {
     struct code_memory *memory = &cpu->jit.jit->memory;
@@ -345,7 +337,7 @@ struct block *jit_translate(struct soft_cpu *cpu, struct block *block) {
     if ((block->insns == NULL && !block_decode(cpu, block)) || must_ask(block))
         return block;
     begin(&t, cpu);
-    if (is_over_budget(cpu)) {
+    if (jit_is_over_budget(cpu)) {
         jit->full = true;
         return block;
     }

@@ -194,10 +194,12 @@ struct jit {
     size_t least;           /* bytes of jit_memory when there are no translations */
     size_t budget;          /* bytes of jit_memory, at which all is dropped */
     uint32_t heat;          /* of a block to be translated, while there is much room */
+    bool patient;           /* and while many have not been translated; see run.c */
     uint32_t runs;          /* of a block until it is extended, while there is much room; */
     uint32_t runs_most;     /* and later. 0: at once */
     bool exact;             /* keep flags that only a fault could show */
     bool full;              /* flush at the next chance */
+    bool crowded;           /* decoded instructions are to make room then */
     uint64_t random;        /* for stack windows that hold nothing */
     struct insn scratch[2]; /* the instruction of a call-out and what stops after it */
     bool completed;
@@ -661,9 +663,9 @@ insn_exec jit_callout_done;
 enum { JIT_CALLOUT_BUDGET = 4000 };
 
 const uint8_t *jit_callout(struct soft_cpu *cpu, uint32_t site);
-/* Sets cpu->heat_limit and jit.runs by how much of the budget is used: what is left is for the
- * hottest. */
-void jit_set_heat(struct soft_cpu *cpu, size_t used);
+/* Before a translation: nothing is left of the budget, even if decoded instructions make room. Sets
+ * cpu->heat_limit and jit.runs by how much of it is used: what is left is for the hottest. */
+bool jit_is_over_budget(struct soft_cpu *cpu);
 
 /* The address of an operand that only its displacement names, FS and GS aside. */
 static inline uint64_t lower_constant(const struct insn *insn) {
