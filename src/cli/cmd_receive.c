@@ -101,7 +101,7 @@ static int take_in(struct migration_target *target, struct error *err) {
     if (result == 0)
         result = fetch_guest(&config, err);
     if (result == 0)
-        result = migration_fetch_image(target, err);
+        result = migration_fetch_files(target, err);
     if (result < 0) {
         migration_refuse(target, err->text);
         return result;

@@ -252,6 +252,8 @@ static int rm(const struct request *request, struct error *err) {
     char path[PATH_MAX];
     int hold = -1, lock = -1, result = find_vm(request->vm, path, err);
     if (result == 0)
+        result = start_check_left(request->vm, err);
+    if (result == 0)
         result = hold = vm_store_hold(err);
     if (result >= 0)
         result = clone_check_users(request->vm, request->name, err);
@@ -316,6 +318,8 @@ static int restore(const struct request *request, struct error *err) {
     struct vm_directory directory;
     json_t *about = NULL;
     int result = find_vm(request->vm, path, err);
+    if (result == 0)
+        result = start_check_left(request->vm, err);
     if (result == 0)
         result = snapshot_load(path, request->name, &about, err);
     if (result == 0)

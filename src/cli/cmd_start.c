@@ -13,24 +13,6 @@ const struct option_spec start_options[] = {
     {NULL, 0, NULL, NULL},
 };
 
-/* Its monitor ended just as it was handed over. */
-static int check_left(const char *name, const char *directory, bool force, struct error *err) {
-    json_t *left = vm_store_left(name);
-    if (left == NULL)
-        return 0;
-    if (force) {
-        json_decref(left);
-        return vm_store_unmark_left(directory, err);
-    }
-    const char *to = json_string_value(json_object_get(left, "to"));
-    int result = error_set(err, -EBUSY,
-                           "'%s' was moving to %s when its monitor ended, and may run there; if it "
-                           "does not, 'lodge start --force %s' starts it",
-                           name, to, name);
-    json_decref(left);
-    return result;
-}
-
 static int start(const char *name, struct names_request *request, struct error *err) {
     struct vm_directory directory;
     json_t *options = NULL;
@@ -39,7 +21,7 @@ static int start(const char *name, struct names_request *request, struct error *
         return error_set(err, result, "'%s' is running already", name);
     if (result < 0)
         return result;
-    result = check_left(name, directory.path, request->force, err);
+    result = request->force ? vm_store_unmark_left(directory.path, err) : start_check_left(name, err);
     if (result == 0)
         result = vm_store_load(name, &options, err);
     if (result == 0)

@@ -11,11 +11,18 @@ static int check_clones(const char *name, struct error *err) {
     return clone_check_users(name, NULL, err);
 }
 
+/* It may run elsewhere, by the same disks, and have its snapshots there. */
+static bool has_left(const char *name) {
+    json_t *left = vm_store_left(name);
+    json_decref(left);
+    return left != NULL;
+}
+
 /* What its snapshots have on disks elsewhere; no clone comes to need it meanwhile. */
 static int drop_disks(const char *name, const struct vm_directory *directory, struct error *err) {
     int hold = vm_store_hold(err);
     int result = hold < 0 ? hold : check_clones(name, err);
-    if (result == 0)
+    if (result == 0 && !has_left(name))
         result = snapshot_disks_drop_all(directory->path, err);
     if (hold >= 0)
         close(hold);

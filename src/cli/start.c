@@ -17,6 +17,18 @@ static int fetch_guest(const struct run_config *config, struct error *err) {
     return run_wants_default_guest(config) ? image_default(false, &image, err) : 0;
 }
 
+int start_check_left(const char *name, struct error *err) {
+    json_t *left = vm_store_left(name);
+    if (left == NULL)
+        return 0;
+    int result = error_set(err, -EBUSY,
+                           "'%s' was moving to %s when its monitor ended, and may run there; if it "
+                           "does not, 'lodge start --force %s' starts it",
+                           name, json_string_value(json_object_get(left, "to")), name);
+    json_decref(left);
+    return result;
+}
+
 int start_vm(const char *name, const struct vm_directory *directory, json_t *options,
              const struct start_from *from, struct error *err) {
     struct run_config config = RUN_DEFAULTS;

@@ -8,7 +8,9 @@
  *   page_set.h           pages that are still to come, or to go
  *   migration_extents.h  disks and files in frames
  *   migration_disks.h    disks that go along, migration_copies.h: at the target
- *   migration_image.h    the image that the VM boots
+ *   migration_layers.h   and the snapshots that they have
+ *   migration_files.h    files: migration_image.h the image that the VM boots,
+ *                        migration_snapshots.h its snapshots
  *   migration_target.c   below: the side that a VM comes to; migration_arrival.h: memory after it
  *   vm_migration.h       the side that it leaves; migration_source.h: between its thread and the
  *                        loop; migration_push.c: the thread, when the VM has gone
@@ -48,8 +50,9 @@ struct migration_offer {
 int migration_accept(struct tunnel *tunnel, enum cpu_baseline most,
                      struct migration_target **target, struct error *err);
 const struct migration_offer *migration_offer(const struct migration_target *target);
-/* The image that the VM boots, into its directory: this host's, or the source sends it. */
-int migration_fetch_image(struct migration_target *target, struct error *err);
+/* Into its directory: the image that the VM boots, this host's, or the source sends it; the VM's
+ * snapshots. */
+int migration_fetch_files(struct migration_target *target, struct error *err);
 /* Disks that come with the VM: `config` has those of the options, and gets where they are. */
 void migration_apply_disks(const struct migration_target *target, struct machine_config *config);
 bool migration_copies_disk(const struct migration_target *target, unsigned disk);

@@ -4,9 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "block/disk/disk.h"
 #include "block/sync.h"
 #include "image/file.h"
 #include "image/overlay.h"
@@ -20,7 +20,9 @@ struct copy {
     bool comes, on_image, dirty;
     enum block_format format;
     uint64_t size, bytes; /* its size; what it takes, about */
+    uint64_t first;       /* its size in the oldest of its snapshots; without any, its size */
     char file[32], path[PATH_MAX];
+    char end[PATH_MAX]; /* its path once the VM has come */
     struct block *block; /* while it comes */
 };
 
@@ -40,12 +42,13 @@ static int strange(struct error *err) {
 
 /* ---- What is to come ---- */
 
-static int read_copy(struct disk_copies *copies, unsigned index, const json_t *disk,
-                     struct error *err) {
+static int read_copy(struct disk_copies *copies, const char *name, unsigned index,
+                     const json_t *disk, struct error *err) {
     struct copy *copy = &copies->disks[index];
     const json_t *about = json_object_get(disk, "copy");
     const char *format = json_string_value(json_object_get(about, "format"));
     json_int_t bytes = json_integer_value(json_object_get(about, "bytes"));
+    json_int_t first = json_integer_value(json_object_get(about, "first-size"));
     bool image = copies->has_image && index == 0;
     if (about == NULL)
         return image ? strange(err) : 0;
@@ -58,34 +61,35 @@ static int read_copy(struct disk_copies *copies, unsigned index, const json_t *d
         .size = (uint64_t)json_integer_value(json_object_get(disk, "size")),
         .bytes = bytes > 0 ? (uint64_t)bytes : 0,
     };
+    copy->first = lodge && first > 0 && first % BLOCK_SECTOR == 0 ? (uint64_t)first : copy->size;
     if ((!raw && !lodge) || (image && raw) || (copy->on_image && !image))
         return strange(err);
     if (image)
         snprintf(copy->file, sizeof copy->file, "disk.lodge"); /* as overlay_find has it */
     else
         snprintf(copy->file, sizeof copy->file, "disk%u.%s", index, format);
-    return 0;
+    return vm_store_path(name, copy->file, copy->end, err);
 }
 
 /* ---- The options ---- */
 
-static json_t *renamed(const char *name, const struct copy *copy, const char *option) {
-    char path[PATH_MAX], words[256] = "";
+/* It has another format and place, and of a snapshot that was opened it has only the contents. */
+static json_t *renamed(const struct copy *copy, const char *option) {
+    char words[256] = "";
     option += strcspn(option, ",");
     while (option[0] == ',') {
         size_t length = 1 + strcspn(option + 1, ","), used = strlen(words);
-        if (strncmp(option, ",format=", 8) != 0)
+        if (strncmp(option, ",snapshot=", 10) == 0)
+            snprintf(words + used, sizeof words - used, ",readonly");
+        else if (strncmp(option, ",format=", 8) != 0)
             snprintf(words + used, sizeof words - used, "%.*s", (int)length, option);
         option += length;
     }
-    if (vm_store_path(name, copy->file, path, NULL) < 0)
-        return NULL;
-    return json_sprintf("%s,format=%s%s", path, block_formats[copy->format], words);
+    return json_sprintf("%s,format=%s%s", copy->end, block_formats[copy->format], words);
 }
 
 /* The disks that options name, by number, come behind the image's. */
-static int rename_disks(const char *name, const struct disk_copies *copies, json_t *options,
-                        struct error *err) {
+static int rename_disks(const struct disk_copies *copies, json_t *options, struct error *err) {
     const json_t *given = json_object_get(options, "disk");
     size_t count = json_is_array(given) ? json_array_size(given) : given != NULL;
     json_t *list = json_array();
@@ -98,7 +102,7 @@ static int rename_disks(const char *name, const struct disk_copies *copies, json
             return strange(err);
         }
         json_array_append_new(list, copies->disks[disk].comes
-                                        ? renamed(name, &copies->disks[disk], option)
+                                        ? renamed(&copies->disks[disk], option)
                                         : json_string(option));
     }
     int result = json_array_size(list) == count ? 0 : error_set(err, -ENOMEM, "out of memory");
@@ -117,9 +121,9 @@ int disk_copies_create(const char *name, const json_t *disks, json_t *options,
     made->count = (unsigned)json_array_size(disks);
     int result = extents_create(false, &made->extents, err);
     for (unsigned i = 0; i < made->count && result == 0; i++)
-        result = read_copy(made, i, json_array_get(disks, i), err);
+        result = read_copy(made, name, i, json_array_get(disks, i), err);
     if (result == 0)
-        result = rename_disks(name, made, options, err);
+        result = rename_disks(made, options, err);
     if (result < 0)
         disk_copies_destroy(made);
     else
@@ -140,19 +144,21 @@ bool disk_copies_has(const struct disk_copies *copies, unsigned disk) {
     return disk < copies->count && copies->disks[disk].comes;
 }
 
-int disk_copies_check_room(const struct disk_copies *copies, const char *directory,
-                           struct error *err) {
-    struct statvfs room;
-    uint64_t blocks = 0;
-    if (statvfs(directory, &room) < 0)
-        return error_set_errno(err, -errno, "%s", directory);
+uint64_t disk_copies_bytes(const struct disk_copies *copies) {
+    uint64_t bytes = 0;
     for (unsigned i = 0; i < copies->count; i++)
-        blocks += copies->disks[i].bytes / room.f_frsize;
-    if (blocks < room.f_bavail)
-        return 0;
-    return error_set(err, -ENOSPC, "the target has room for %llu MiB, the VM's disks take %llu",
-                     (unsigned long long)(room.f_bavail * room.f_frsize >> 20),
-                     (unsigned long long)(blocks * room.f_frsize >> 20));
+        bytes += copies->disks[i].bytes;
+    return bytes;
+}
+
+const char *disk_copies_file(const struct disk_copies *copies, const char *disk) {
+    for (unsigned i = 0; i < copies->count; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "disk%u", i);
+        if (copies->disks[i].comes && strcmp(name, disk) == 0)
+            return copies->disks[i].end;
+    }
+    return NULL;
 }
 
 void disk_copies_place(struct disk_copies *copies, const char *directory) {
@@ -186,7 +192,7 @@ int disk_copies_begin(struct disk_copies *copies, struct error *err) {
             continue;
         result = copy->format == BLOCK_FORMAT_RAW
                      ? make_raw(copy, err)
-                     : overlay_empty(copy->path, copy->size, !copy->on_image, err);
+                     : overlay_empty(copy->path, copy->first, !copy->on_image, err);
         if (result == 0)
             result = block_open(copy->path, &options, &copy->block, err);
     }
@@ -200,8 +206,8 @@ int disk_copies_take(struct disk_copies *copies, const struct stream *stream, st
         return result;
     struct copy *copy = extent.which < copies->count ? &copies->disks[extent.which] : NULL;
     if (copy == NULL || copy->block == NULL || extent.offset % BLOCK_SECTOR != 0 ||
-        extent.length % BLOCK_SECTOR != 0 || extent.offset > copy->size ||
-        extent.length > copy->size - extent.offset)
+        extent.length % BLOCK_SECTOR != 0 || extent.offset > copy->block->info.size ||
+        extent.length > copy->block->info.size - extent.offset)
         return strange(err);
     result = extent.kind == EXTENT_ZEROES
                  ? block_write_zeroes(copy->block, extent.offset, extent.length, true)
@@ -211,6 +217,33 @@ int disk_copies_take(struct disk_copies *copies, const struct stream *stream, st
     copy->dirty = true;
     copies->unflushed += extent.kind == EXTENT_ZEROES ? 0 : extent.length;
     return copies->unflushed > UNFLUSHED_MAX ? disk_copies_flush(copies, err) : 0;
+}
+
+/* One of its snapshots is whole, or the next one begins. */
+static int take_layer(struct copy *copy, const json_t *layer, struct error *err) {
+    const char *keep = json_string_value(json_object_get(layer, "keep"));
+    const char *on = json_string_value(json_object_get(layer, "on"));
+    json_int_t size = json_integer_value(json_object_get(layer, "size"));
+    int result = keep != NULL ? disk_snapshot_create(copy->block, keep, err) : 0;
+    if (result == 0 && on != NULL)
+        result = disk_snapshot_apply(copy->block, on, err);
+    if (result == 0 && size != 0 && (uint64_t)size != copy->block->info.size)
+        result = size > 0 ? block_resize(copy->block, (uint64_t)size, err) : strange(err);
+    copy->dirty = true;
+    return result;
+}
+
+int disk_copies_layer(struct disk_copies *copies, const struct stream *stream, struct error *err) {
+    json_t *layer = NULL;
+    int result = stream_json(stream, &layer, err);
+    json_int_t disk = json_integer_value(json_object_get(layer, "disk"));
+    if (result == 0 && (disk < 0 || disk >= copies->count || copies->disks[disk].block == NULL ||
+                        copies->disks[disk].format != BLOCK_FORMAT_LODGE))
+        result = strange(err);
+    if (result == 0)
+        result = take_layer(&copies->disks[disk], layer, err);
+    json_decref(layer);
+    return result;
 }
 
 int disk_copies_flush(struct disk_copies *copies, struct error *err) {
@@ -228,6 +261,9 @@ int disk_copies_flush(struct disk_copies *copies, struct error *err) {
 int disk_copies_end(struct disk_copies *copies, struct error *err) {
     int result = disk_copies_flush(copies, err);
     for (unsigned i = 0; i < copies->count; i++) {
+        const struct copy *copy = &copies->disks[i];
+        if (result == 0 && copy->block != NULL && copy->block->info.size != copy->size)
+            result = strange(err);
         block_close(copies->disks[i].block);
         copies->disks[i].block = NULL;
     }

@@ -10,6 +10,7 @@
 #include "block/sync.h"
 #include "block/written.h"
 #include "machine/migration_extents.h"
+#include "machine/migration_layers.h"
 #include "machine/private.h"
 
 /* How a disk gets there. */
@@ -34,6 +35,8 @@ struct sent_disk {
     unsigned shift;
     uint64_t left; /* blocks */
     bool blank;    /* the target's is still being filled for the first time */
+    struct disk_layers *layers; /* its snapshots, as long as they are to be sent; NULL: none */
+    uint64_t layers_left;       /* bytes of them, about */
 };
 
 struct disk_sender {
@@ -58,11 +61,25 @@ static bool has_no_name(const char *path) {
 
 static bool stands_on_image(const struct sent_disk *disk) {
     struct disk_usage usage;
-    if (!disk_is(disk->image))
+    if (!disk_is(disk->image) ||
+        (disk->layers != NULL && !disk_layers_show_backing(disk->layers)))
         return false;
     disk_get_usage(disk->image, &usage);
     return strcmp(usage.superblock.backing_path, "image/disk.raw") == 0 &&
            usage.superblock.live.backing_limit == usage.superblock.live.size;
+}
+
+/* A disk that shows one of its snapshots goes along as that. */
+static int find_layers(const struct disk_config *about, struct sent_disk *disk, struct error *err) {
+    const struct disk_layers_config config = {
+        .disk = disk->image, .file = about->path, .index = disk->index};
+    struct disk_usage usage;
+    if (!disk_is(disk->image) || about->options.snapshot != NULL)
+        return 0;
+    int result = disk_layers_create(&config, &disk->layers, err);
+    disk_get_usage(disk->image, &usage);
+    disk->layers_left = disk->layers != NULL ? usage.used_blocks * DISK_BLOCK : 0;
+    return result;
 }
 
 static int choose(const struct disk_sender_config *config, struct sent_disk *disk,
@@ -81,8 +98,9 @@ static int choose(const struct disk_sender_config *config, struct sent_disk *dis
     if (disk->format == BLOCK_FORMAT_NBD || (!own && !config->all))
         return 0;
     disk->behind = !own;
+    result = find_layers(about, disk, err);
     disk->travel = own && stands_on_image(disk) ? TRAVEL_ON_IMAGE : TRAVEL_WHOLE;
-    return 0;
+    return result;
 }
 
 /* ---- What there is to be sent ---- */
@@ -159,10 +177,17 @@ void disk_sender_destroy(struct disk_sender *sender) {
         if (disk->log != NULL)
             hold_log(disk->front, NULL);
         written_log_destroy(disk->log);
+        disk_layers_destroy(disk->layers);
         free(disk->todo);
     }
     extents_destroy(sender->extents);
     free(sender);
+}
+
+static void count_left(struct sent_disk *disk) {
+    disk->left = 0;
+    for (size_t word = 0; word < disk->words; word++)
+        disk->left += (unsigned)__builtin_popcountll(disk->todo[word]);
 }
 
 void disk_sender_look(struct disk_sender *sender) {
@@ -171,16 +196,14 @@ void disk_sender_look(struct disk_sender *sender) {
         if (disk->log == NULL)
             continue;
         written_log_fetch(disk->log, disk->todo);
-        disk->left = 0;
-        for (size_t word = 0; word < disk->words; word++)
-            disk->left += (unsigned)__builtin_popcountll(disk->todo[word]);
+        count_left(disk);
     }
 }
 
 uint64_t disk_sender_left(const struct disk_sender *sender) {
     uint64_t left = 0;
     for (unsigned i = 0; sender != NULL && i < sender->count; i++)
-        left += sender->disks[i].left << sender->disks[i].shift;
+        left += (sender->disks[i].left << sender->disks[i].shift) + sender->disks[i].layers_left;
     return left;
 }
 
@@ -199,11 +222,13 @@ static json_t *describe(const struct disk_sender *sender, const struct sent_disk
     if (disk->travel != TRAVEL_NOT)
         json_object_set_new(
             about, "copy",
-            json_pack("{s:s, s:b, s:I}", "format",
+            json_pack("{s:s, s:b, s:I, s:I}", "format",
                       block_formats[disk->format == BLOCK_FORMAT_RAW ? BLOCK_FORMAT_RAW
                                                                      : BLOCK_FORMAT_LODGE],
                       "on-image", disk->travel == TRAVEL_ON_IMAGE, "bytes",
-                      (json_int_t)(disk->left << disk->shift)));
+                      (json_int_t)((disk->left << disk->shift) + disk->layers_left), "first-size",
+                      (json_int_t)(disk->layers != NULL ? disk_layers_first_size(disk->layers)
+                                                        : info->size)));
     return about;
 }
 
@@ -271,8 +296,26 @@ static int send_from(const struct sending *sending, struct sent_disk *disk, uint
     return send_run(sending, disk, offset, (size_t)length);
 }
 
+/* What of the disk is as in its snapshots has come with them. */
+static int send_layers(const struct sending *sending, struct sent_disk *disk) {
+    struct disk_sender *sender = sending->sender;
+    int result =
+        disk_layers_send(disk->layers, disk->travel == TRAVEL_ON_IMAGE, sender->extents,
+                         sending->stream, &sender->sent, sending->err);
+    memset(disk->todo, 0, disk->words * sizeof *disk->todo);
+    if (result == 0)
+        result = disk_layers_compare(disk->layers, disk->shift, disk->todo, sending->stream,
+                                     sending->err);
+    count_left(disk);
+    disk->blank = false;
+    disk_layers_destroy(disk->layers);
+    disk->layers = NULL;
+    disk->layers_left = 0;
+    return result;
+}
+
 static int send_disk(const struct sending *sending, struct sent_disk *disk) {
-    int result = 0;
+    int result = disk->layers != NULL ? send_layers(sending, disk) : 0;
     for (size_t word = 0; word < disk->words && result == 0; word++)
         while (disk->todo[word] != 0 && result == 0)
             result = send_from(sending, disk,

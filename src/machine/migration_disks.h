@@ -4,7 +4,7 @@
  *
  * A disk in the VM's own directory goes along, others by choice. The one on the VM's image goes
  * without what the image has, which the target has, too (migration_image.h); every other disk
- * arrives on nothing, whatever it stands on here. What snapshots have does not go along.
+ * arrives on nothing, whatever it stands on here. Its own snapshots go along (migration_layers.h).
  *
  * One thread's: the move's.
  */

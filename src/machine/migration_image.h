@@ -7,23 +7,22 @@
 
 #include <jansson.h>
 
-#include "image/store.h"
 #include "machine/migration_memory.h"
 #include "machine/migration_stream.h"
 
 /* ---- The side that a VM leaves ---- */
 
-/* The image in a VM's directory, and what HELLO says of it; that is the caller's. */
-int migration_image_describe(const char *directory, struct disk_image *image, json_t **about,
-                             struct error *err);
+/* What HELLO says of the image in a VM's directory; the caller's. */
+int migration_image_describe(const char *directory, json_t **about, struct error *err);
 /* What the target asks for. progress: as memory_sender_send's. */
-int migration_image_send(const struct disk_image *image, struct stream *stream, bool compress,
+int migration_image_send(const char *directory, struct stream *stream, bool compress,
                          memory_sender_progress *progress, void *context, struct error *err);
 
 /* ---- The side that it comes to ---- */
 
-/* Puts it into the VM's directory. about: HELLO's "image", which is not trusted. */
-int migration_image_receive(const json_t *about, struct stream *stream, const char *directory,
-                            struct error *err);
+/* Puts it into the VM's directory. about: HELLO's "image", which is not trusted. others: bytes that
+ * come there besides. */
+int migration_image_receive(const json_t *about, uint64_t others, struct stream *stream,
+                            const char *directory, struct error *err);
 
 #endif

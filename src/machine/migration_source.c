@@ -18,6 +18,7 @@
 #include "machine/machine_state.h"
 #include "machine/migration.h"
 #include "machine/migration_image.h"
+#include "machine/migration_snapshots.h"
 #include "machine/private.h"
 
 enum { FREEZE_TRIES = 200, TURN_MS = 10 };
@@ -272,24 +273,47 @@ static json_t *make_hello(const struct move *move, json_t *options) {
                      describe_generation(machine));
 }
 
-/* With what the VM was made from, if that is the VM's own. */
+/* What goes along beside memory and disks: "image" and "snapshots" of HELLO. */
+static int add_files(const struct move *move, json_t *hello, struct error *err) {
+    const char *directory = move->migration->config.directory;
+    json_t *image = NULL, *snapshots = NULL;
+    int result = json_object_get(json_object_get(hello, "options"), "image") != NULL
+                     ? migration_image_describe(directory, &image, err)
+                     : 0;
+    if (result == 0)
+        result = migration_snapshots_describe(directory, &snapshots, err);
+    if (image != NULL)
+        json_object_set_new(hello, "image", image);
+    if (snapshots != NULL)
+        json_object_set_new(hello, "snapshots", snapshots);
+    return result;
+}
+
+static int send_files(struct move *move, const json_t *hello) {
+    const char *directory = move->migration->config.directory;
+    const json_t *snapshots = json_object_get(hello, "snapshots");
+    int result = 0;
+    if (json_object_get(hello, "image") != NULL)
+        result = migration_image_send(directory, &move->stream, move->compress, progress, move,
+                                      &move->err);
+    return result == 0 && snapshots != NULL
+               ? migration_snapshots_send(directory, snapshots, &move->stream, move->compress,
+                                          progress, move, &move->err)
+               : result;
+}
+
 static int introduce(struct move *move, json_t *options) {
-    struct disk_image image;
-    json_t *about = NULL;
-    bool has_image = json_object_get(options, "image") != NULL;
     int result = look_at_disks(move);
-    if (result == 0 && has_image)
-        result =
-            migration_image_describe(move->migration->config.directory, &image, &about, &move->err);
     if (result < 0)
         return result;
     json_t *hello = make_hello(move, options);
-    if (has_image)
-        json_object_set_new(hello, "image", about);
-    result = stream_send_json(&move->stream, STREAM_HELLO, hello, &move->err);
-    return result == 0 && has_image ? migration_image_send(&image, &move->stream, move->compress,
-                                                           progress, move, &move->err)
-                                    : result;
+    result = add_files(move, hello, &move->err);
+    if (result == 0)
+        result = stream_send_json(&move->stream, STREAM_HELLO, json_incref(hello), &move->err);
+    if (result == 0)
+        result = send_files(move, hello);
+    json_decref(hello);
+    return result;
 }
 
 static int say_hello(struct move *move) {

@@ -11,7 +11,7 @@
 
 #include "machine/migration_tunnel.h"
 
-enum { MIGRATION_FORMAT = 2, STREAM_BODY_MAX = (1 << 20) + (8 << 10) };
+enum { MIGRATION_FORMAT = 3, STREAM_BODY_MAX = (1 << 20) + (8 << 10) };
 
 enum stream_type {
     STREAM_HELLO = 1,  /* JSON: what wants to come */
@@ -34,6 +34,8 @@ enum stream_type {
     STREAM_IMAGE,      /* JSON: {"wanted"}: the VM's image */
     STREAM_FILE,       /* of it: migration_extents.h */
     STREAM_DISK,       /* of the VM's disks: migration_extents.h */
+    STREAM_SNAPSHOTS,  /* empty: the VM's snapshots may come, as files */
+    STREAM_LAYER,      /* JSON: of a disk that has snapshots: migration_layers.h */
     STREAM_TYPES,
 };
 

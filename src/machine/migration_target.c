@@ -15,8 +15,10 @@
 #include "machine/machine_state.h"
 #include "machine/migration_arrival.h"
 #include "machine/migration_copies.h"
+#include "machine/migration_files.h"
 #include "machine/migration_image.h"
 #include "machine/migration_pages.h"
+#include "machine/migration_snapshots.h"
 #include "machine/migration_stream.h"
 #include "machine/private.h"
 #include "memory/missing.h"
@@ -231,6 +233,12 @@ static int answer_resume(struct stream *stream, struct error *err) {
     return result < 0 ? result : 1;
 }
 
+/* Into its directory; without the image, which may be here. */
+static uint64_t bytes_to_come(const struct migration_target *target) {
+    return disk_copies_bytes(target->copies) +
+           migration_snapshots_bytes(json_object_get(target->hello, "snapshots"));
+}
+
 /* 1: a question, or one that comes again. */
 static int hear_offer(struct migration_target *target, enum cpu_baseline most, struct error *err) {
     enum stream_type type;
@@ -257,7 +265,7 @@ static int hear_offer(struct migration_target *target, enum cpu_baseline most, s
                                  &target->directory, err);
     target->has_directory = result == 0;
     if (result == 0)
-        result = disk_copies_check_room(target->copies, target->directory.path, err);
+        result = moved_files_check_room(target->directory.path, bytes_to_come(target), err);
     if (result == 0)
         disk_copies_place(target->copies, target->directory.path);
     return result;
@@ -289,11 +297,18 @@ const struct migration_offer *migration_offer(const struct migration_target *tar
     return &target->offer;
 }
 
-int migration_fetch_image(struct migration_target *target, struct error *err) {
-    const json_t *about = json_object_get(target->hello, "image");
-    return json_object_get(target->offer.options, "image") != NULL
-               ? migration_image_receive(about, &target->stream, target->directory.path, err)
-               : 0;
+int migration_fetch_files(struct migration_target *target, struct error *err) {
+    const json_t *image = json_object_get(target->hello, "image");
+    const json_t *snapshots = json_object_get(target->hello, "snapshots");
+    const char *directory = target->directory.path;
+    int result = 0;
+    if (json_object_get(target->offer.options, "image") != NULL)
+        result = migration_image_receive(image, bytes_to_come(target), &target->stream, directory,
+                                         err);
+    return result == 0 && snapshots != NULL
+               ? migration_snapshots_receive(snapshots, target->copies, &target->stream, directory,
+                                             err)
+               : result;
 }
 
 void migration_apply_disks(const struct migration_target *target, struct machine_config *config) {
@@ -365,6 +380,8 @@ static int take_frames(struct migration_target *target, enum stream_type *type, 
                                  target->machine, err);
         else if (*type == STREAM_DISK)
             result = disk_copies_take(target->copies, stream, err);
+        else if (*type == STREAM_LAYER)
+            result = disk_copies_layer(target->copies, stream, err);
         else if (*type == STREAM_STATE)
             result = take_state(target, err);
         else if (*type == STREAM_MISSING && target->arrival != NULL)

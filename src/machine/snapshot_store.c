@@ -285,6 +285,33 @@ int snapshot_list(const char *directory, json_t **list, struct error *err) {
     return 0;
 }
 
+bool snapshot_exists(const char *directory, const char *name) {
+    char path[PATH_MAX];
+    return snapshot_path(directory, name, path, NULL) == 0 && exists(path);
+}
+
+int snapshot_place_disks(const char *directory, const char *name, snapshot_disk_finder *find,
+                         void *context, struct error *err) {
+    char path[PATH_MAX];
+    json_t *about = NULL, *disk;
+    size_t i;
+    int result = snapshot_path(directory, name, path, err);
+    if (result == 0)
+        result = snapshot_load(directory, name, &about, err);
+    if (result < 0)
+        return result;
+    json_array_foreach(json_object_get(about, "disks"), i, disk) {
+        const char *is = json_string_value(json_object_get(disk, "disk"));
+        const char *file = is != NULL ? find(context, is) : NULL;
+        if (file != NULL)
+            json_object_set_new(disk, "file", json_string(file));
+    }
+    json_object_set_new(about, "name", json_string(name));
+    result = write_json(path, "snapshot.json", about, err);
+    json_decref(about);
+    return result;
+}
+
 /* ---- Removing ---- */
 
 /* Those that have pages from it take them over. */

@@ -18,6 +18,7 @@
 
 #include <jansson.h>
 #include <limits.h>
+#include <stdbool.h>
 
 #include "base/error.h"
 
@@ -53,6 +54,13 @@ int snapshot_load(const char *directory, const char *name, json_t **about, struc
 /* All of them, the oldest first; each also has "current" (a boolean) and "bytes" (of memory that
  * the host keeps for it). One that cannot be read has "name" and "error". A new array. */
 int snapshot_list(const char *directory, json_t **list, struct error *err);
+
+bool snapshot_exists(const char *directory, const char *name);
+
+/* The VM has moved: the file of each of its disks is where `find` says; NULL: where it was. */
+typedef const char *snapshot_disk_finder(void *context, const char *disk);
+int snapshot_place_disks(const char *directory, const char *name, snapshot_disk_finder *find,
+                         void *context, struct error *err);
 
 /* Disks are about to be put back; recovery does that again until it is made the current one. */
 int snapshot_restoring(const char *directory, const char *name, struct error *err);

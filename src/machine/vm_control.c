@@ -400,9 +400,11 @@ int vm_control_migration(struct vm_control *control, const char *name, const cha
 
 /* Disks and devices stay as they are while a VM moves; true: the call has been answered. */
 static bool is_moving(const struct vm_control *control, struct control_call *call) {
-    if (!vm_migration_is_busy(control->migration))
+    char why[ERROR_TEXT_MAX] = "it is being moved";
+    if (!vm_migration_is_busy(control->migration) &&
+        !vm_migration_is_away(control->migration, why, sizeof why))
         return false;
-    control_fail(call, "Busy", "it is being moved");
+    control_fail(call, "Busy", why);
     return true;
 }
 

@@ -8,9 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "machine/clone.h"
 #include "machine/migration.h"
 #include "machine/migration_source.h"
 #include "machine/private.h"
@@ -51,6 +53,9 @@ static void clear(struct move *move) {
     disk_sender_destroy(move->disks);
     move->disks = NULL;
     state_buffer_free(&move->state);
+    if (move->snapshots >= 0)
+        close(move->snapshots);
+    move->snapshots = -1;
 }
 
 static void join(struct move *move) {
@@ -85,12 +90,17 @@ static void finish(struct vm_migration *migration) {
         clear(move);
 }
 
-/* What is left of it here goes; its lock is this process's. */
+static int check_clones(const char *name, struct error *err) {
+    return clone_check_users(name, NULL, err);
+}
+
+/* What is left of it here goes, unless clones have come to stand on it meanwhile; its lock is this
+ * process's. */
 static void forget(const struct vm_migration *migration) {
     struct vm_directory directory = {.lock = -1};
     struct error err = {0};
     snprintf(directory.path, sizeof directory.path, "%s", migration->config.directory);
-    if (vm_store_remove(migration->config.name, &directory, NULL, &err) < 0)
+    if (vm_store_remove(migration->config.name, &directory, check_clones, &err) < 0)
         log_warning("%s", err.text);
 }
 
@@ -209,6 +219,7 @@ static int make_move(struct vm_migration *migration, const json_t *arguments, st
     made->migration = migration;
     made->done = on_done;
     made->begun_ns = host_clock_ns();
+    made->snapshots = -1;
     pthread_mutex_init(&made->lock, NULL);
     pthread_cond_init(&made->changed, NULL);
     int result = fill(arguments, made, err);
@@ -219,26 +230,30 @@ static int make_move(struct vm_migration *migration, const json_t *arguments, st
     return result;
 }
 
-/* Of its disks migration_disks.h decides. */
-static int check_storage(const struct vm_migration *migration, struct error *err) {
+/* Nobody makes or removes any from here on. The lock, or -1: there are none. */
+static int lock_snapshots(const char *directory, int *lock, struct error *err) {
     json_t *snapshots = NULL;
-    if (snapshot_list(migration->config.directory, &snapshots, NULL) < 0)
-        return 0;
-    size_t count = json_array_size(snapshots);
+    int result = snapshot_list(directory, &snapshots, err);
+    bool any = json_array_size(snapshots) > 0;
     json_decref(snapshots);
-    return count == 0 ? 0
-                      : error_set(err, -ENOTSUP,
-                                  "it has %zu snapshots, which would stay behind: 'lodge snapshot "
-                                  "rm' first",
-                                  count);
+    if (result == 0 && any)
+        result = *lock = snapshot_lock(directory, err);
+    return result < 0 ? result : 0;
 }
 
 static int begin(struct vm_migration *migration, const struct agent *agent, const json_t *arguments,
                  struct move **move, struct error *err) {
     int result = vm_check_saveable(migration->config.machine, agent, err);
     if (result == 0)
-        result = check_storage(migration, err);
-    return result == 0 ? make_move(migration, arguments, move, err) : result;
+        result = check_clones(migration->config.name, err);
+    if (result == 0)
+        result = make_move(migration, arguments, move, err);
+    if (result < 0)
+        return result;
+    result = lock_snapshots(migration->config.directory, &(*move)->snapshots, err);
+    if (result < 0)
+        free_move(*move);
+    return result;
 }
 
 /* The thread of a move that is begun, or goes on. */
@@ -267,7 +282,11 @@ void vm_migration_start(struct vm_migration *migration, const struct agent *agen
     }
     int result = begin(migration, agent, arguments, &move, &err);
     if (result < 0 || move == NULL) {
-        control_fail(call, result == -ENOTSUP ? "NotSupported" : "BadArgument", err.text);
+        control_fail(call,
+                     result == -ENOTSUP ? "NotSupported"
+                     : result == -EBUSY ? "Busy"
+                                        : "BadArgument",
+                     err.text);
         return;
     }
     free_move(migration->move);

@@ -1,36 +1,7 @@
 #!/bin/sh
 # VMs that move while they run, between two users' stores on one host.
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/migrate_lib.sh"
 
-mkdir "$work/here" "$work/there" "$work/here.run" "$work/there.run"
-on() { # SIDE ARGUMENTS...
-    side=$1
-    shift
-    XDG_DATA_HOME="$work/$side" XDG_RUNTIME_DIR="$work/$side.run" timeout --foreground -k 10 "${LIMIT:-240}" "$LODGE" "$@"
-}
-trap 'on here rm -f box >/dev/null 2>&1 || true; on there rm -f box >/dev/null 2>&1 || true; cleanup' EXIT
-"$LODGE" image path >/dev/null 2>&1 # its assembly says a line, which no error is to be mixed with
-
-listen() { # SIDE ADDRESS [OPTIONS...]: a receiver, once it listens; its process is $listener
-    side=$1 address=$2
-    shift 2
-    : >"$work/$side.log"
-    XDG_DATA_HOME="$work/$side" XDG_RUNTIME_DIR="$work/$side.run" "$LODGE" receive "$@" "$address" \
-        >"$work/$side.out" 2>"$work/$side.log" &
-    listener=$!
-    children="$children $listener"
-    until grep -q listening "$work/$side.log"; do
-        kill -0 "$listener" 2>/dev/null || { fail "no receiver: $(cat "$work/$side.log")"; finish; }
-        sleep 0.02
-    done
-}
-ready() { # SIDE: its agent answers
-    for _ in $(seq 600); do
-        ! on "$1" exec box true >/dev/null 2>&1 || return 0
-        sleep 0.1
-    done
-    fail "no agent answers $1"
-}
 runs_only() { # SIDE OTHER WHAT
     expect_exit 0 "$3: it runs $1" on "$1" exec box sh -c 'a=$(cat /tmp/count); until [ "$(cat /tmp/count)" -gt $((a + 3)) ]; do sleep 0.01; done'
     expect_same "$(ls -A "$work/$2/lodge/vms" 2>/dev/null)" "" "$3: nothing is $2"
@@ -221,6 +192,13 @@ said name "is not as lodge says it"
 said option "knows no option 'teleport'"
 for case in copy image; do said $case "is not as lodge says it"; done
 said beyond "is not as lodge says it"
+said layer "no snapshot 'nothing'"
+for case in layer-raw layer-disk; do said $case "is not as lodge says it"; done
+said layer-size "64 TiB at most"
+for case in snapshot-name snapshot-file snapshot-size; do said $case "is not as lodge says it"; done
+for case in snapshot-beyond snapshot-other; do said $case "is not as lodge sends it"; done
+said snapshot-room "the target has room for"
+said snapshot-none "snapshot.json"
 said extent "is not as lodge sends it"
 for case in pages zstd; do said $case "is not as lodge sends it"; done
 said state "it is no saved state"

@@ -19,7 +19,7 @@ def frame(kind, number, body=b"", flip=False):
     data = head + struct.pack("<I", crc32c(head + body)) + body
     return data[:-1] + bytes([data[-1] ^ 1]) if flip else data
 
-HELLO, PAGES, STATE, HANDOVER, GO, MISSING, RESUME, DISK = 1, 4, 7, 8, 10, 14, 17, 20
+HELLO, PAGES, ROUND, STATE, HANDOVER, GO, MISSING, RESUME, FILE, DISK, LAYER = 1, 4, 5, 7, 8, 10, 14, 17, 19, 20, 22
 MAGIC = b"LODGEMV\n"
 options = json.loads(sys.argv[3])
 good = {"name": "hostile", "id": "0" * 32, "options": options, "vcpus": 1, "features": [], "disks": []}
@@ -31,7 +31,13 @@ def disk(**copy):
     return hello(options=dict(options, disk="/nowhere/disk.raw"),
                  disks=[{"size": 1 << 20, "logical-block": 512, "physical-block": 512, "copy": copy}])
 
-start = MAGIC + struct.pack("<I", 2)
+def snapshots(size=4, **changes):
+    return hello(snapshots={"bytes": 4, "current": "s", "files": [dict({"snapshot": "s", "file": "state", "size": size}, **changes)]})
+
+def layer(**what):
+    return frame(LAYER, 1, json.dumps(dict({"disk": 0}, **what)).encode())
+
+start = MAGIC + struct.pack("<I", 3)
 cases = {
     "magic": b"GET / HTTP/1.1\r\n\r\n",
     "format": MAGIC + struct.pack("<I", 77) + hello(),
@@ -47,6 +53,17 @@ cases = {
                            disks=[{"size": 512, "logical-block": 512, "physical-block": 512}]),
     "beyond": start + disk(format="raw") + frame(DISK, 1, struct.pack("<IIQQ", 0, 1, (1 << 20) - 512, 1024)),
     "extent": start + disk(format="lodge") + frame(DISK, 1, struct.pack("<IIQQ", 0, 0, 0, 4096) + b"no zstd"),
+    "layer": start + disk(format="lodge") + layer(on="nothing"),
+    "layer-raw": start + disk(format="raw") + layer(keep="x"),
+    "layer-size": start + disk(format="lodge") + layer(size=1 << 62),
+    "layer-disk": start + disk(format="lodge") + layer(disk=1),
+    "snapshot-name": start + snapshots(snapshot="../../../etc"),
+    "snapshot-file": start + snapshots(file="../state"),
+    "snapshot-size": start + snapshots(size=1 << 60),
+    "snapshot-room": start + hello(snapshots={"bytes": 1 << 62, "files": []}),
+    "snapshot-beyond": start + snapshots() + frame(FILE, 1, struct.pack("<IIQQ", 0, 0, 4096, 4096) + bytes(4096)),
+    "snapshot-other": start + snapshots() + frame(FILE, 1, struct.pack("<IIQQ", 1, 0, 0, 4096) + bytes(4096)),
+    "snapshot-none": start + snapshots() + frame(ROUND, 1),
     "name": start + hello(name="../../etc"),
     "option": start + hello(options=dict(options, teleport="yes")),
     "pages": start + hello() + frame(PAGES, 1, struct.pack("<IIQ", 1, 0, 1 << 50) + bytes(4096)),
