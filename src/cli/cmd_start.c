@@ -21,7 +21,8 @@ static int start(const char *name, struct names_request *request, struct error *
         return error_set(err, result, "'%s' is running already", name);
     if (result < 0)
         return result;
-    result = request->force ? vm_store_unmark_left(directory.path, err) : start_check_left(name, err);
+    result =
+        request->force ? vm_store_unmark_left(directory.path, err) : start_check_left(name, err);
     if (result == 0)
         result = vm_store_load(name, &options, err);
     if (result == 0)

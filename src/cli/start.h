@@ -23,7 +23,8 @@ struct start_from {
 int start_vm(const char *name, const struct vm_directory *directory, json_t *options,
              const struct start_from *from, struct error *err);
 
-/* -EBUSY: its monitor ended just as the VM was handed over to another host, and it may run there. */
+/* -EBUSY: its monitor ended just as the VM was handed over to another host, and it may run there.
+ */
 int start_check_left(const char *name, struct error *err);
 
 #endif

@@ -22,7 +22,7 @@ struct copy {
     uint64_t size, bytes; /* its size; what it takes, about */
     uint64_t first;       /* its size in the oldest of its snapshots; without any, its size */
     char file[32], path[PATH_MAX];
-    char end[PATH_MAX]; /* its path once the VM has come */
+    char end[PATH_MAX];  /* its path once the VM has come */
     struct block *block; /* while it comes */
 };
 

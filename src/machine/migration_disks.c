@@ -33,8 +33,8 @@ struct sent_disk {
     uint64_t *todo;          /* bit n: a block is to be sent */
     size_t words;
     unsigned shift;
-    uint64_t left; /* blocks */
-    bool blank;    /* the target's is still being filled for the first time */
+    uint64_t left;              /* blocks */
+    bool blank;                 /* the target's is still being filled for the first time */
     struct disk_layers *layers; /* its snapshots, as long as they are to be sent; NULL: none */
     uint64_t layers_left;       /* bytes of them, about */
 };
@@ -61,8 +61,7 @@ static bool has_no_name(const char *path) {
 
 static bool stands_on_image(const struct sent_disk *disk) {
     struct disk_usage usage;
-    if (!disk_is(disk->image) ||
-        (disk->layers != NULL && !disk_layers_show_backing(disk->layers)))
+    if (!disk_is(disk->image) || (disk->layers != NULL && !disk_layers_show_backing(disk->layers)))
         return false;
     disk_get_usage(disk->image, &usage);
     return strcmp(usage.superblock.backing_path, "image/disk.raw") == 0 &&
@@ -299,9 +298,8 @@ static int send_from(const struct sending *sending, struct sent_disk *disk, uint
 /* What of the disk is as in its snapshots has come with them. */
 static int send_layers(const struct sending *sending, struct sent_disk *disk) {
     struct disk_sender *sender = sending->sender;
-    int result =
-        disk_layers_send(disk->layers, disk->travel == TRAVEL_ON_IMAGE, sender->extents,
-                         sending->stream, &sender->sent, sending->err);
+    int result = disk_layers_send(disk->layers, disk->travel == TRAVEL_ON_IMAGE, sender->extents,
+                                  sending->stream, &sender->sent, sending->err);
     memset(disk->todo, 0, disk->words * sizeof *disk->todo);
     if (result == 0)
         result = disk_layers_compare(disk->layers, disk->shift, disk->todo, sending->stream,

@@ -14,7 +14,7 @@
 
 int moved_file_find(const char *directory, const char *name, struct moved_file *file,
                     uint64_t *bytes, struct error *err) {
-    struct stat status;
+    struct stat status = {0};
     int result = path_join(file->path, directory, name, err);
     if (result == 0 && stat(file->path, &status) < 0)
         result = error_set_errno(err, -errno, "%s", file->path);
@@ -40,7 +40,8 @@ struct sending {
 static int send_piece(struct sending *sending, unsigned which, int fd, uint64_t *offset) {
     off_t data = lseek(fd, (off_t)*offset, SEEK_DATA);
     if (data < 0)
-        return errno == ENXIO ? 0 : error_set_errno(sending->err, -errno, "%s", sending->files->what);
+        return errno == ENXIO ? 0
+                              : error_set_errno(sending->err, -errno, "%s", sending->files->what);
     ssize_t got = pread(fd, sending->buffer, sizeof sending->buffer, data);
     if (got <= 0)
         return got < 0 ? error_set_errno(sending->err, -errno, "%s", sending->files->what) : 0;

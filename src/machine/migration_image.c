@@ -65,9 +65,8 @@ int migration_image_send(const char *directory, struct stream *stream, bool comp
     if (!wanted)
         return 0;
     result = find_files(directory, files, &bytes, err);
-    return result == 0
-               ? moved_files_send(&list, bytes, stream, compress, progress, context, err)
-               : result;
+    return result == 0 ? moved_files_send(&list, bytes, stream, compress, progress, context, err)
+                       : result;
 }
 
 /* ---- The side that it comes to ---- */

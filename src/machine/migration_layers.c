@@ -105,9 +105,8 @@ static int tell(struct disk_layers *layers, struct stream *stream, json_t *layer
 
 static int open_layer(const struct disk_layers *layers, unsigned which, struct block **block,
                       struct error *err) {
-    const struct block_options options = {.format = BLOCK_FORMAT_LODGE,
-                                          .readonly = true,
-                                          .snapshot = layers->all[which].name};
+    const struct block_options options = {
+        .format = BLOCK_FORMAT_LODGE, .readonly = true, .snapshot = layers->all[which].name};
     return block_open(layers->file, &options, block, err);
 }
 
@@ -154,9 +153,9 @@ static int read_both(const struct pair *pair, uint64_t offset, size_t length) {
     int result = block_read(pair->now, offset, pair->layers->now, length);
     if (result == 0 && pair->before != NULL)
         result = read_before(pair, offset, length);
-    return result < 0 ? error_set_errno(pair->err, result, "disk%u cannot be read",
-                                        pair->layers->index)
-                      : 0;
+    return result < 0
+               ? error_set_errno(pair->err, result, "disk%u cannot be read", pair->layers->index)
+               : 0;
 }
 
 /* The end of the bytes that are the same (or are not) from `at` on; by EXTENT_GRAIN. */
@@ -198,8 +197,7 @@ static uint64_t limit_of(struct block *block) {
 static int compare(struct pair *pair, found *other, void *context) {
     uint64_t size = pair->now->info.size;
     int result = 0;
-    pair->same_backing =
-        pair->before != NULL && limit_of(pair->now) == limit_of(pair->before);
+    pair->same_backing = pair->before != NULL && limit_of(pair->now) == limit_of(pair->before);
     for (uint64_t offset = 0; offset < size && result == 0;) {
         uint64_t known = round_down(known_same(pair, offset), EXTENT_GRAIN);
         uint64_t length = min_u64(EXTENT_DATA_MAX, size - offset);
@@ -255,15 +253,14 @@ static int send_layer(struct disk_layers *layers, unsigned which, struct pair *p
     block_close(pair->now);
     block_close(pair->before);
     pair->now = pair->before = NULL;
-    return result == 0 ? tell(layers, pair->stream,
-                              json_pack("{s:s}", "keep", snapshot->name), pair->err)
-                       : result;
+    return result == 0
+               ? tell(layers, pair->stream, json_pack("{s:s}", "keep", snapshot->name), pair->err)
+               : result;
 }
 
 int disk_layers_send(struct disk_layers *layers, bool on_backing, struct extents *extents,
                      struct stream *stream, uint64_t *sent, struct error *err) {
-    struct pair pair = {
-        .layers = layers, .on_backing = on_backing, .stream = stream, .err = err};
+    struct pair pair = {.layers = layers, .on_backing = on_backing, .stream = stream, .err = err};
     int result = 0;
     for (unsigned i = 0; i < layers->count && result == 0; i++)
         result = send_layer(layers, i, &pair, extents, sent);

@@ -42,9 +42,9 @@ static int describe_one(const char *directory, const char *name, json_t *files, 
         if (result == 0)
             result = moved_file_find(path, entries[i]->d_name, &file, bytes, err);
         if (result == 0)
-            json_array_append_new(files, json_pack("{s:s, s:s, s:I}", "snapshot", name, "file",
-                                                   entries[i]->d_name, "size",
-                                                   (json_int_t)file.size));
+            json_array_append_new(files,
+                                  json_pack("{s:s, s:s, s:I}", "snapshot", name, "file",
+                                            entries[i]->d_name, "size", (json_int_t)file.size));
         free(entries[i]);
     }
     free(entries);
@@ -96,7 +96,9 @@ static int place_files(const char *directory, const json_t *about, struct moved_
     const json_t *files = json_object_get(about, "files");
     size_t count = json_array_size(files);
     struct moved_file *made = count <= FILES_MAX ? calloc(count + 1, sizeof *made) : NULL;
-    int result = made != NULL ? 0 : error_set(err, -ENOMEM, "%s are too many", what);
+    int result = 0;
+    if (made == NULL)
+        return error_set(err, -ENOMEM, "%s are too many", what);
     for (size_t i = 0; i < count && result == 0; i++)
         result = place_file(directory, json_array_get(files, i), &made[i], err);
     *list = (struct moved_files){made, (unsigned)count, what};

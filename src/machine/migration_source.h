@@ -48,7 +48,7 @@ struct move {
     struct memory_sender *sender;
     struct disk_sender *disks; /* NULL: none yet */
     struct state_buffer state;
-    int snapshots; /* their lock, until it is clear where the VM runs; -1: it has none */
+    int snapshots;           /* their lock, until it is clear where the VM runs; -1: it has none */
     uint64_t limit, down_ns; /* as wanted */
     uint64_t begun_ns, frozen_ns, told_ns;
     double rate; /* pages a second, of the last round */

@@ -303,8 +303,8 @@ int migration_fetch_files(struct migration_target *target, struct error *err) {
     const char *directory = target->directory.path;
     int result = 0;
     if (json_object_get(target->offer.options, "image") != NULL)
-        result = migration_image_receive(image, bytes_to_come(target), &target->stream, directory,
-                                         err);
+        result =
+            migration_image_receive(image, bytes_to_come(target), &target->stream, directory, err);
     return result == 0 && snapshots != NULL
                ? migration_snapshots_receive(snapshots, target->copies, &target->stream, directory,
                                              err)
