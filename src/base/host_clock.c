@@ -4,13 +4,13 @@
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 
 #include "base/clock.h"
 #include "base/clock_line.h"
+#include "base/host_note.h"
 
 #define TSC_HZ_DEFAULT UINT64_C(2000000000) /* for hosts without a TSC */
 
@@ -138,51 +138,30 @@ uint64_t host_count_hz(void) {
     return host_counts_tsc() ? host_tsc_hz() : NS_PER_SECOND;
 }
 
-/* ---- Kept in a file: "BOOT-ID HZ" ---- */
+/* ---- Kept in a file (base/host_note.h) ---- */
 
 static char kept_path[256];
 static _Atomic(uint64_t) known_hz;
-
-static bool read_line(const char *path, char *line, int size) {
-    FILE *file = fopen(path, "re");
-    bool read = file != NULL && fgets(line, size, file) != NULL;
-    if (file != NULL)
-        fclose(file);
-    return read;
-}
-
-static bool boot_id(char id[64]) {
-    bool read = read_line("/proc/sys/kernel/random/boot_id", id, 64);
-    id[strcspn(id, "\n")] = 0;
-    return read;
-}
 
 static bool is_possible(uint64_t hz) {
     return hz >= 1000 * 1000 && hz <= 100 * NS_PER_SECOND;
 }
 
 void host_tsc_hz_keep(const char *path) {
-    char id[64], line[128], of[64];
+    char text[HOST_NOTE_MAX];
     unsigned long long hz;
     if ((size_t)snprintf(kept_path, sizeof kept_path, "%s", path) >= sizeof kept_path)
         kept_path[0] = 0;
-    if (boot_id(id) && read_line(path, line, sizeof line) &&
-        sscanf(line, "%63s %llu", of, &hz) == 2 && strcmp(id, of) == 0 && is_possible(hz))
+    if (host_note_read(path, text, sizeof text) && sscanf(text, "%llu", &hz) == 1 &&
+        is_possible(hz))
         atomic_store(&known_hz, hz);
 }
 
-/* Whole or not there; without it the next process measures again. */
 static void keep(uint64_t hz) {
-    char id[64], path[sizeof kept_path + 32];
-    if (kept_path[0] == 0 || !boot_id(id))
-        return;
-    snprintf(path, sizeof path, "%s.%d", kept_path, (int)getpid());
-    FILE *file = fopen(path, "we");
-    bool good = file != NULL && fprintf(file, "%s %llu\n", id, (unsigned long long)hz) > 0;
-    if (file != NULL && fclose(file) != 0)
-        good = false;
-    if (file != NULL && (!good || rename(path, kept_path) < 0))
-        unlink(path);
+    char text[HOST_NOTE_MAX];
+    snprintf(text, sizeof text, "%llu", (unsigned long long)hz);
+    if (kept_path[0] != 0)
+        host_note_write(kept_path, text);
 }
 
 /* All VMs of a process agree, and only the first waits. */

@@ -12,6 +12,7 @@
 #include "cli/background.h"
 #include "cli/cli.h"
 #include "cli/exit_codes.h"
+#include "cpu/cpu.h"
 #include "device/chardev.h"
 #include "machine/clone.h"
 #include "machine/console.h"
@@ -616,13 +617,15 @@ static void forget_guest(struct run *run) {
     free(run);
 }
 
-/* Beside the sockets: that directory is this user's own. */
-static void keep_tsc_hz(void) {
+/* What takes long to measure is kept beside the sockets: that directory is this user's own. */
+static void keep_measurements(void) {
     char directory[CONTROL_PATH_MAX], path[CONTROL_PATH_MAX + 16];
     if (control_directory(directory, sizeof directory, true, NULL) < 0)
         return;
     snprintf(path, sizeof path, "%s/tsc-hz", directory);
     host_tsc_hz_keep(path);
+    snprintf(path, sizeof path, "%s/engine", directory);
+    engine_choice_keep(path);
 }
 
 int run_guest(struct run_config *config) {
@@ -640,7 +643,7 @@ int run_guest(struct run_config *config) {
         return cli_error(EXIT_NO_GUEST, err.text);
     }
     run->started_ns = host_clock_ns();
-    keep_tsc_hz();
+    keep_measurements();
     result = set_up(run, default_guest, &err);
     if (result < 0 && config->coming != NULL)
         migration_refuse(config->coming, err.text);

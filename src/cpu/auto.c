@@ -8,13 +8,16 @@
  * which is left behind with all it owns when it does not answer in time.
  */
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "base/host_note.h"
 #include "cpu/engine.h"
 
 enum {
@@ -22,6 +25,7 @@ enum {
     TRIAL_PATIENCE_MS = 100, /* for making the VM, and again for stopping it */
     TRIAL_RAM = 1 << 21,
     SOFT_RATE_LEAST = 100000000, /* what is taken for soft's when it had no time to show it */
+    FAR_AHEAD = 8,               /* so many times as fast needs no second measurement */
     PML4_AT = 0x1000,
     PDPT_AT = 0x2000,
     PD_AT = 0x5000,
@@ -257,30 +261,88 @@ static double measure(const struct engine_ops *ops, struct error *err) {
     return rate;
 }
 
+/* Both in instructions a second. */
+struct rates {
+    double kvm, soft;
+};
+
+/* ---- What was measured before: "/dev/kvm's time of change, rates" (base/host_note.h) ---- */
+
+static char kept_path[PATH_MAX];
+
+void engine_choice_keep(const char *path) {
+    if ((size_t)snprintf(kept_path, sizeof kept_path, "%s", path) >= sizeof kept_path)
+        kept_path[0] = 0;
+}
+
+/* A device that was made anew may be of another module, or of one with other parameters. */
+static struct timespec time_of_change(int kvm) {
+    struct stat status = {0};
+    fstat(kvm, &status);
+    return status.st_ctim;
+}
+
+static bool is_clear(const struct rates *rates) {
+    return rates->kvm > 0 && rates->soft >= FAR_AHEAD * rates->kvm;
+}
+
+static bool read_kept(int kvm, struct rates *rates) {
+    char text[HOST_NOTE_MAX];
+    long long seconds;
+    long nanoseconds;
+    struct timespec changed = time_of_change(kvm);
+    if (kept_path[0] == 0 || !host_note_read(kept_path, text, sizeof text) ||
+        sscanf(text, "%lld.%ld %lf %lf", &seconds, &nanoseconds, &rates->kvm, &rates->soft) != 4)
+        return false;
+    return seconds == changed.tv_sec && nanoseconds == changed.tv_nsec && is_clear(rates);
+}
+
+/* Not what a busy moment may have made: a KVM that is good for anything is measured each time. */
+static void keep(int kvm, const struct rates *rates) {
+    char text[HOST_NOTE_MAX];
+    struct timespec changed = time_of_change(kvm);
+    if (kept_path[0] == 0 || !is_clear(rates))
+        return;
+    if ((size_t)snprintf(text, sizeof text, "%lld.%09ld %.0f %.0f", (long long)changed.tv_sec,
+                         changed.tv_nsec, rates->kvm, rates->soft) < sizeof text)
+        host_note_write(kept_path, text);
+}
+
+/* ---- The choice ---- */
+
+static enum engine_kind choose(int kvm, char *text, size_t size) {
+    struct error err = {0};
+    struct rates rates;
+    bool known = read_kept(kvm, &rates);
+    if (!known)
+        rates.kvm = measure(&kvm_engine_ops, &err);
+    if (rates.kvm == 0) {
+        snprintf(text, size, "KVM is there but unusable: %s", err.text);
+        return ENGINE_SOFT;
+    }
+    if (!known)
+        rates.soft = measure(&soft_engine_ops, &err);
+    if (rates.soft == 0) {
+        snprintf(text, size, "measured %.1f million instructions a second on kvm; soft: %s",
+                 rates.kvm / 1e6, err.text);
+        return rates.kvm > SOFT_RATE_LEAST ? ENGINE_KVM : ENGINE_SOFT;
+    }
+    if (!known)
+        keep(kvm, &rates);
+    snprintf(text, size, "measured%s %.1f million instructions a second on kvm, %.1f on soft",
+             known ? " since the host booted:" : "", rates.kvm / 1e6, rates.soft / 1e6);
+    return rates.kvm > rates.soft ? ENGINE_KVM : ENGINE_SOFT;
+}
+
 enum engine_kind engine_choose(const char **why) {
     static char text[ERROR_TEXT_MAX + 64];
     *why = text;
-    int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-    if (fd < 0) {
+    int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    if (kvm < 0) {
         snprintf(text, sizeof text, "no KVM: /dev/kvm: %s", strerror(errno));
         return ENGINE_SOFT;
     }
-    close(fd);
-    struct error err = {0};
-    double kvm = measure(&kvm_engine_ops, &err);
-    if (kvm == 0) {
-        snprintf(text, sizeof text, "KVM is there but unusable: %s", err.text);
-        return ENGINE_SOFT;
-    }
-    double soft = measure(&soft_engine_ops, &err), least = soft;
-    if (soft == 0) {
-        least = SOFT_RATE_LEAST;
-        snprintf(text, sizeof text, "measured %.1f million instructions a second on kvm; soft: %s",
-                 kvm / 1e6, err.text);
-    } else {
-        snprintf(text, sizeof text,
-                 "measured %.1f million instructions a second on kvm, %.1f on soft", kvm / 1e6,
-                 soft / 1e6);
-    }
-    return kvm > least ? ENGINE_KVM : ENGINE_SOFT;
+    enum engine_kind kind = choose(kvm, text, sizeof text);
+    close(kvm);
+    return kind;
 }

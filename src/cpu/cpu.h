@@ -48,6 +48,9 @@ struct engine_config {
  */
 int engine_create(enum engine_kind kind, const struct engine_config *config, struct engine **engine,
                   const char **why, struct error *err);
+/* Before AUTO is asked for: measuring takes 40 ms, so where KVM is far behind that is kept in this
+ * file for other processes, until the host boots again or has another /dev/kvm. */
+void engine_choice_keep(const char *path);
 void engine_destroy(struct engine *engine);           /* after its vCPUs */
 const char *engine_name(const struct engine *engine); /* "soft", "kvm" */
 

@@ -7,6 +7,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "image/file.h"
 #include "image/guest.h"
 #include "image/image.h"
@@ -22,15 +23,21 @@ struct assembly {
 
 /* ---- Names ---- */
 
-/* FNV-1a, 64 bits: tells builds of the agent apart. */
+/* Tells builds of the agent apart, at each start of a guest: eight bytes at a time, and what they
+ * changed in the upper half is folded into the lower one, where the next product reaches all bits.
+ */
 static int hash_file(const char *path, uint64_t *hash, struct error *err) {
     struct file_bytes bytes;
     int result = file_read(path, &bytes, err);
     if (result < 0)
         return result;
     *hash = UINT64_C(0xcbf29ce484222325);
-    for (size_t i = 0; i < bytes.length; i++)
-        *hash = (*hash ^ bytes.data[i]) * UINT64_C(0x100000001b3);
+    for (size_t i = 0; i < bytes.length; i += 8) {
+        size_t left = bytes.length - i;
+        *hash = (*hash ^ load_le(bytes.data + i, left < 8 ? (unsigned)left : 8)) *
+                UINT64_C(0x9e3779b97f4a7c15);
+        *hash ^= *hash >> 32;
+    }
     file_free(&bytes);
     return 0;
 }
