@@ -22,7 +22,9 @@ struct load {
     struct memory *memory;
     enum boot_protocol protocol;
     struct boot_bytes kernel;
-    uint8_t *unpacked; /* owned */
+    uint8_t *head; /* owned: of what is being unpacked, until there is enough to tell what it is */
+    size_t head_length;
+    uint64_t unpacked; /* bytes that went into memory */
     bool is_bzimage;
     struct bzimage bzimage;
     struct elf_image elf;
@@ -201,7 +203,7 @@ static int load_bzimage(struct load *load, struct error *err) {
     return 0;
 }
 
-static int load_elf(struct load *load, struct error *err) {
+static int find_entry(struct load *load, struct error *err) {
     const struct elf_image *elf = &load->elf;
     bool pvh = load->protocol == BOOT_PVH;
     if (pvh && !elf->has_pvh)
@@ -209,12 +211,36 @@ static int load_elf(struct load *load, struct error *err) {
     if (!pvh && !elf->is_64)
         return error_set(err, -ENOEXEC, "a 32-bit ELF file without PVH entry point");
     load->entry = pvh ? elf->pvh_entry : elf->entry;
-    load->low = elf->low;
-    load->high = elf->high;
     if (load->entry < load->low || load->entry >= load->high)
         return error_set(err, -ENOEXEC, "its entry point is outside of what it loads");
-    int result = check_fits(load, err);
-    return result < 0 ? result : elf_load(elf, load->memory, err);
+    return 0;
+}
+
+/* With the ELF file's headers known and nothing written. */
+static int begin_elf(struct load *load, struct error *err) {
+    load->low = load->elf.low;
+    load->high = load->elf.high;
+    int result = load->elf.notes.size == 0 ? find_entry(load, err) : 0;
+    if (result == 0)
+        result = check_fits(load, err);
+    return result < 0 ? result : elf_clear(&load->elf, load->memory, err);
+}
+
+/* With all of it in memory. */
+static int finish_elf(struct load *load, uint64_t size, struct error *err) {
+    int result = elf_finish(&load->elf, size, load->memory, err);
+    return result < 0 ? result : find_entry(load, err);
+}
+
+static int load_elf(struct load *load, struct error *err) {
+    int result = elf_parse(load->kernel, load->kernel.length, &load->elf, err);
+    if (result == 0 && load->protocol == BOOT_AUTO)
+        load->protocol = load->elf.has_pvh ? BOOT_PVH : BOOT_ELF;
+    if (result == 0)
+        result = begin_elf(load, err);
+    if (result == 0)
+        result = elf_write(&load->elf, 0, load->kernel, load->memory, err);
+    return result < 0 ? result : finish_elf(load, load->kernel.length, err);
 }
 
 /* While it is being unpacked, the memory where it will be gets ready, and that at the end of RAM
@@ -231,53 +257,77 @@ static void expect_kernel(const struct load *load) {
         memory_ahead_expect(load->memory, end - pages, pages);
 }
 
-/* Unpacks a bzImage unless it is to do that itself or lodge does not know the format. */
-static int unpack(struct load *load, struct error *err) {
-    load->is_bzimage = true;
-    load->initrd_limit = (uint64_t)load->bzimage.initrd_max + 1;
-    load->cmdline_max = load->bzimage.cmdline_max;
-    if (load->protocol == BOOT_BZIMAGE)
-        return 0;
-    expect_kernel(load);
-    size_t length = 0;
-    int result =
-        payload_unpack(load->bzimage.payload, &load->unpacked, &length, &load->packing, err);
-    if (result == -ENOTSUP && load->protocol == BOOT_AUTO) {
-        load->protocol = BOOT_BZIMAGE;
-        return 0;
-    }
-    if (result < 0)
-        return result;
-    struct boot_bytes bytes = {load->unpacked, length};
-    if (!elf_recognise(bytes))
+/* Its headers lie in there: Linux's are at the file's very begin. */
+enum { HEAD_SIZE = 64 << 10 };
+
+static int take_head(struct load *load, struct error *err) {
+    struct boot_bytes head = {load->head, load->head_length};
+    if (!elf_recognise(head))
         return error_set(err, -ENOEXEC, "what it has packed is no ELF file");
-    if (load->protocol == BOOT_AUTO)
-        load->protocol = BOOT_ELF;
-    return elf_parse(bytes, &load->elf, err);
+    int result = elf_parse(head, BOOT_UNPACKED_MAX, &load->elf, err);
+    if (result == 0)
+        result = begin_elf(load, err);
+    if (result == 0)
+        result = elf_write(&load->elf, 0, head, load->memory, err);
+    load->unpacked = head.length;
+    return result;
 }
 
-static int recognise(struct load *load, struct error *err) {
+/* Straight into guest memory, except for the headers: they say where it goes. */
+static int take_unpacked(void *context, const uint8_t *data, size_t length, struct error *err) {
+    struct load *load = context;
+    if (load->unpacked == 0) {
+        size_t room = HEAD_SIZE - load->head_length, used = length < room ? length : room;
+        memcpy(load->head + load->head_length, data, used);
+        load->head_length += used;
+        data += used;
+        length -= used;
+        int result = load->head_length == HEAD_SIZE ? take_head(load, err) : 0;
+        if (result < 0)
+            return result;
+    }
+    struct boot_bytes bytes = {data, length};
+    int result = length > 0 ? elf_write(&load->elf, load->unpacked, bytes, load->memory, err) : 0;
+    load->unpacked += length;
+    return result;
+}
+
+static int unpack_elf(struct load *load, struct error *err) {
+    enum boot_protocol asked = load->protocol;
+    load->head = malloc(HEAD_SIZE);
+    if (load->head == NULL)
+        return error_set(err, -ENOMEM, "out of memory while unpacking the kernel");
+    if (asked == BOOT_AUTO)
+        load->protocol = BOOT_ELF;
+    expect_kernel(load);
+    int result = payload_unpack(load->bzimage.payload, take_unpacked, load, &load->packing, err);
+    if (result == -ENOTSUP && asked == BOOT_AUTO) {
+        load->protocol = BOOT_BZIMAGE;
+        return load_bzimage(load, err);
+    }
+    if (result == 0 && load->unpacked == 0)
+        result = take_head(load, err);
+    return result < 0 ? result : finish_elf(load, load->unpacked, err);
+}
+
+static int load_kernel(struct load *load, struct error *err) {
     load->initrd_limit = INT32_MAX;
     load->cmdline_max = LAYOUT_BOOT_CMDLINE_MAX - 1;
     if (bzimage_recognise(load->kernel)) {
         int result = bzimage_parse(load->kernel, &load->bzimage, err);
-        return result < 0 ? result : unpack(load, err);
+        if (result < 0)
+            return result;
+        load->is_bzimage = true;
+        load->initrd_limit = (uint64_t)load->bzimage.initrd_max + 1;
+        load->cmdline_max = load->bzimage.cmdline_max;
+        /* Unless it is to unpack itself. */
+        return load->protocol == BOOT_BZIMAGE ? load_bzimage(load, err) : unpack_elf(load, err);
     }
     if (!elf_recognise(load->kernel))
         return error_set(err, -ENOEXEC, "neither a Linux bzImage nor an ELF file");
     if (load->protocol == BOOT_BZIMAGE)
         return error_set(err, -ENOEXEC, "an ELF file, not a bzImage");
-    int result = elf_parse(load->kernel, &load->elf, err);
-    if (result == 0 && load->protocol == BOOT_AUTO)
-        load->protocol = load->elf.has_pvh ? BOOT_PVH : BOOT_ELF;
-    return result;
-}
-
-static int load_kernel(struct load *load, struct error *err) {
-    int result = recognise(load, err);
-    if (result < 0)
-        return result;
-    return load->protocol == BOOT_BZIMAGE ? load_bzimage(load, err) : load_elf(load, err);
+    return load_elf(load, err);
 }
 
 /* ---- Command line and initrd ---- */
@@ -387,7 +437,7 @@ int boot_load(struct boot *boot, struct memory *memory, uint64_t rsdp, struct x8
         result = prepare(&load, state, err);
     if (result == 0)
         describe(boot, &load);
-    free(load.unpacked);
+    free(load.head);
     free(data);
     return result;
 }
@@ -400,6 +450,6 @@ int boot_load_bytes(struct boot_bytes kernel, enum boot_protocol protocol, struc
         result = load_cmdline(&load, "", err);
     if (result == 0)
         result = prepare(&load, state, err);
-    free(load.unpacked);
+    free(load.head);
     return result;
 }

@@ -77,14 +77,17 @@ struct bzimage {
 bool bzimage_recognise(struct boot_bytes file);
 int bzimage_parse(struct boot_bytes file, struct bzimage *image, struct error *err);
 
-/*
- * Unpacks a bzImage's payload into a buffer that the caller frees. *format names the
- * compression. -ENOTSUP: a compression that lodge does not know; -ENOEXEC: damaged.
- */
-int payload_unpack(struct boot_bytes payload, uint8_t **data, size_t *length, const char **format,
-                   struct error *err);
+/* Told of what is unpacked, in order; an error ends it. */
+typedef int payload_taker(void *context, const uint8_t *data, size_t length, struct error *err);
 
-enum { ELF_SEGMENTS_MAX = 16 };
+/*
+ * Unpacks a bzImage's payload piece after piece. *format names the compression. -ENOTSUP, with
+ * nothing taken: a compression that lodge does not know; -ENOEXEC: damaged.
+ */
+int payload_unpack(struct boot_bytes payload, payload_taker *take, void *context,
+                   const char **format, struct error *err);
+
+enum { ELF_SEGMENTS_MAX = 16, ELF_NOTES_MAX = 64 << 10 };
 
 struct elf_segment {
     uint64_t offset, file_size;    /* in the file, checked */
@@ -92,22 +95,32 @@ struct elf_segment {
     uint64_t virtual_address;
 };
 
+struct elf_notes {
+    uint64_t offset, size, align; /* in the file */
+};
+
 /* An ELF executable for x86, checked: segments lie in the file and their addresses do not wrap. */
 struct elf_image {
-    struct boot_bytes file;
     bool is_64;
     struct elf_segment segments[ELF_SEGMENTS_MAX];
     unsigned count;
-    uint64_t low, high; /* physical addresses that the segments span */
-    uint64_t entry;     /* physical */
+    uint64_t low, high;     /* physical addresses that the segments span */
+    uint64_t entry;         /* physical */
+    struct elf_notes notes; /* still to be read, if any */
     bool has_pvh;
     uint64_t pvh_entry;
 };
 
 bool elf_recognise(struct boot_bytes file);
-int elf_parse(struct boot_bytes file, struct elf_image *image, struct error *err);
-/* Copies the segments into guest memory and clears what follows their contents. */
-int elf_load(const struct elf_image *image, struct memory *memory, struct error *err);
+/* From the first part of a file, of which the segments may have so many bytes. */
+int elf_parse(struct boot_bytes head, uint64_t size, struct elf_image *image, struct error *err);
+/* Clears what the segments have beyond their contents, in guest memory; before elf_write. */
+int elf_clear(const struct elf_image *image, struct memory *memory, struct error *err);
+/* Copies what these bytes, from `offset` in the file, hold of the segments. */
+int elf_write(const struct elf_image *image, uint64_t offset, struct boot_bytes bytes,
+              struct memory *memory, struct error *err);
+/* With all segments in place: looks for the PVH entry, and checks that the file had all of them. */
+int elf_finish(struct elf_image *image, uint64_t size, struct memory *memory, struct error *err);
 
 /* The map of the machine's memory, as E820 has it. */
 enum { BOOT_RAM = 1, BOOT_RESERVED = 2, BOOT_MAP_MAX = 8 };

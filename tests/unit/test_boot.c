@@ -1,12 +1,15 @@
 /* Boot-file parsers: what they accept, where they put it, and what they refuse. */
 #include <elf.h>
 #include <lz4.h>
+#include <lzma.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <zlib.h>
+#include <zstd.h>
 
 #include <cmocka.h>
 
@@ -94,6 +97,33 @@ static size_t pack_lz4(const uint8_t *data, size_t length, uint8_t *packed, size
     return 12 + (size_t)block;
 }
 
+/* As a kernel's build does, its size appended. */
+static size_t pack_gzip(const uint8_t *data, size_t length, uint8_t *packed, size_t size) {
+    z_stream stream = {.next_in = (Bytef *)data,
+                       .avail_in = (uInt)length,
+                       .next_out = packed,
+                       .avail_out = (uInt)size};
+    assert_int_equal(deflateInit2(&stream, 6, Z_DEFLATED, 16 + MAX_WBITS, 8, Z_DEFAULT_STRATEGY),
+                     Z_OK);
+    assert_int_equal(deflate(&stream, Z_FINISH), Z_STREAM_END);
+    deflateEnd(&stream);
+    return size - stream.avail_out;
+}
+
+static size_t pack_xz(const uint8_t *data, size_t length, uint8_t *packed, size_t size) {
+    size_t used = 0;
+    assert_int_equal(
+        lzma_easy_buffer_encode(1, LZMA_CHECK_CRC32, NULL, data, length, packed, &used, size),
+        LZMA_OK);
+    return used;
+}
+
+static size_t pack_zstd(const uint8_t *data, size_t length, uint8_t *packed, size_t size) {
+    size_t used = ZSTD_compress(packed, size, data, length, 1);
+    assert_false(ZSTD_isError(used));
+    return used;
+}
+
 static int load(const uint8_t *file, size_t length, enum boot_protocol protocol,
                 struct x86_state *state, struct error *err) {
     *state = (struct x86_state){0};
@@ -153,6 +183,67 @@ static void bzimage_is_unpacked(void **unused) {
     assert_memory_equal(params + 0x202, "HdrS", 4);
     assert_int_equal(params[0x1e8], 5); /* E820 entries */
     assert_int_equal(params[0x210], 0xff);
+}
+
+enum { LARGE_CODE = 3 << 20, LARGE_SIZE = LARGE_CODE + 0x1000 };
+
+/* Larger than what is unpacked at once, with its note in the segment's last bytes. */
+static size_t make_large_elf(uint8_t *file) {
+    Elf64_Phdr segments[2];
+    size_t note = 0x200 + LARGE_CODE - 20;
+    make_elf(file);
+    memset(file + FILE_SIZE, 0, LARGE_SIZE - FILE_SIZE);
+    memcpy(segments, file + sizeof(Elf64_Ehdr), sizeof segments);
+    memmove(file + note, file + 0x400, 20);
+    segments[0].p_filesz = LARGE_CODE;
+    segments[0].p_memsz = LARGE_CODE + 0x100;
+    segments[1].p_offset = note;
+    memcpy(file + sizeof(Elf64_Ehdr), segments, sizeof segments);
+    for (size_t at = 0x200; at + 4 <= note; at += 4)
+        store_le32(file + at, (uint32_t)at * 0x9e3779b1);
+    return LARGE_SIZE;
+}
+
+static void check_large_loaded(const uint8_t *elf) {
+    static uint8_t bytes[LARGE_CODE + 0x100];
+    assert_int_equal(memory_read(memory, LOAD_ADDRESS, bytes, sizeof bytes), 0);
+    assert_memory_equal(bytes, elf + 0x200, LARGE_CODE);
+    for (size_t i = LARGE_CODE; i < sizeof bytes; i++)
+        assert_int_equal(bytes[i], 0);
+}
+
+static void every_packing_is_unpacked(void **unused) {
+    static uint8_t elf[LARGE_SIZE], packed[2 * LARGE_SIZE], file[2 * LARGE_SIZE];
+    static const uint8_t junk[0x100] = {[0 ... 0xff] = 0xee};
+    size_t (*const packers[])(const uint8_t *, size_t, uint8_t *, size_t) = {pack_lz4, pack_gzip,
+                                                                             pack_xz, pack_zstd};
+    struct x86_state state;
+    for (unsigned i = 0; i < ARRAY_SIZE(packers); i++) {
+        size_t size = make_large_elf(elf);
+        size_t length = make_bzimage(file, packed, packers[i](elf, size, packed, sizeof packed));
+        memory_discard(memory, LOAD_ADDRESS, LARGE_SIZE);
+        memory_write(memory, LOAD_ADDRESS + LARGE_CODE, junk, sizeof junk);
+        assert_int_equal(load(file, length, BOOT_AUTO, &state, NULL), 0);
+        assert_int_equal(state.rip, LOAD_ADDRESS);
+        check_large_loaded(elf);
+        assert_int_equal(load(file, length, BOOT_PVH, &state, NULL), 0);
+        assert_int_equal(state.rip, LOAD_ADDRESS + 0x10);
+        check_large_loaded(elf);
+    }
+}
+
+/* What it has packed ends before the segments do. */
+static void a_packed_file_cut_short_is_refused(void **unused) {
+    static uint8_t elf[LARGE_SIZE], packed[2 * LARGE_SIZE], file[2 * LARGE_SIZE];
+    static const size_t cuts[] = {0x200, 0x1000, 64 << 10, (64 << 10) + 1, 0x200 + LARGE_CODE - 1};
+    struct x86_state state;
+    for (unsigned i = 0; i < ARRAY_SIZE(cuts); i++) {
+        struct error err = {0};
+        make_large_elf(elf);
+        size_t length = make_bzimage(file, packed, pack_zstd(elf, cuts[i], packed, sizeof packed));
+        assert_int_equal(load(file, length, BOOT_AUTO, &state, &err), -ENOEXEC);
+        assert_non_null(strstr(err.text, "truncated"));
+    }
 }
 
 static void bzimage_unpacks_itself(void **unused) {
@@ -291,6 +382,8 @@ int main(void) {
         cmocka_unit_test(elf_by_64_bit_entry),
         cmocka_unit_test(elf_by_pvh_entry),
         cmocka_unit_test(bzimage_is_unpacked),
+        cmocka_unit_test(every_packing_is_unpacked),
+        cmocka_unit_test(a_packed_file_cut_short_is_refused),
         cmocka_unit_test(bzimage_unpacks_itself),
         cmocka_unit_test(every_truncation_is_refused),
         cmocka_unit_test(any_damaged_byte_is_survived),
