@@ -11,70 +11,20 @@
 . "$(dirname "$0")/lib.sh"
 
 moves=${2:-1000}
-[ "$(id -u)" = 0 ] && [ -e /dev/net/tun ] || skip "namespaces and taps are root's, by /dev/net/tun"
+. "$(dirname "$0")/two_hosts.sh"
 tools=$("$SOURCE/tests/linux/tools-image" "$BUILD") || { fail "tools image"; finish; }
 storage=$("$SOURCE/tests/linux/storage-image") || { fail "storage image"; finish; }
-mkdir "$work/a" "$work/b" "$work/a.run" "$work/b.run"
 "$LODGE" image path >/dev/null 2>&1
 
-# ---- The network ----
-
-tag=lodge$$
-between() { ip netns exec "$tag-m" "$@"; }
-ip netns add "$tag-m"
-between ip link add br0 type bridge
-between ip addr add 10.9.9.1/24 dev br0
-between ip link set br0 up
+certify a b
 for side in a b; do
-    ip netns add "$tag-$side"
-    at() { ip netns exec "$tag-$side" "$@"; }
-    between ip link add "to-$side" type veth peer name out netns "$tag-$side"
-    between ip link set "to-$side" master br0 up
-    at ip link add br0 type bridge
-    at ip tuntap add lodge0 mode tap
-    at ip link set lodge0 master br0 up
-    at ip link set out master br0 up
-    at ip link set br0 up
-    at ip link set lo up
-done
-address() { if [ "$1" = a ]; then echo 10.9.9.11; else echo 10.9.9.12; fi; }
-for side in a b; do ip netns exec "$tag-$side" ip addr add "$(address $side)/24" dev br0; done
-
-on() { # SIDE ARGUMENTS...
-    side=$1
-    shift
-    XDG_DATA_HOME="$work/$side" XDG_RUNTIME_DIR="$work/$side.run" \
-        timeout --foreground -k 10 "${LIMIT:-300}" ip netns exec "$tag-$side" "$LODGE" "$@"
-}
-clear_up() {
-    on a rm -f box >/dev/null 2>&1 || true
-    on b rm -f box >/dev/null 2>&1 || true
-    cleanup
-    for ns in a b m; do ip netns del "$tag-$ns" || true; done
-}
-trap clear_up EXIT
-
-# ---- The two hosts ----
-
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj "/CN=ours" \
-    -keyout "$work/ca.key" -out "$work/ca.pem" 2>/dev/null
-for side in a b; do
-    openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=$side" -keyout "$work/$side.key" \
-        -out "$work/$side.csr" 2>/dev/null
-    echo "subjectAltName=IP:$(address $side)" >"$work/names"
-    openssl x509 -req -in "$work/$side.csr" -CA "$work/ca.pem" -CAkey "$work/ca.key" -CAcreateserial -days 2 \
-        -extfile "$work/names" -out "$work/$side.pem" 2>/dev/null
     for where in "unix:$work/$side.socket" "tcp:$(address $side):49320"; do
-        : >"$work/$side.log"
-        XDG_DATA_HOME="$work/$side" XDG_RUNTIME_DIR="$work/$side.run" ip netns exec "$tag-$side" "$LODGE" receive \
-            --ca "$work/ca.pem" --cert "$work/$side.pem" --key "$work/$side.key" "$where" >"$work/$side.out" 2>"$work/$side.log" &
-        children="$children $!"
-        until grep -q listening "$work/$side.log"; do sleep 0.02; done
+        listen $side "$where" --ca "$work/ca.pem" --cert "$work/$side.pem" --key "$work/$side.key"
     done
 done
 "$LODGE" disk create "$work/data.lodge" 256M >/dev/null
 on a create --name box --engine "$ENGINE" --memory 512M --cpus 2 --net tap=lodge0 \
-    --append lodge.net=10.9.9.2/24,10.9.9.1,10.9.9.1 --disk "$tools,readonly" --disk "$storage,readonly" \
+    --append "lodge.net=$guest_address/24,10.9.9.1,10.9.9.1" --disk "$tools,readonly" --disk "$storage,readonly" \
     --disk "$work/data.lodge${LODGE_DATA_OPTIONS:-}" >/dev/null
 expect_exit 0 "it starts" on a start box
 expect_exit 0 "the load" on a exec box sh -c '
@@ -98,7 +48,7 @@ END
     setsid nc -l -p 9001 -e cat >/dev/null 2>&1 </dev/null &
     until grep -q ":2329 0*:0000 0A" /proc/net/tcp /proc/net/tcp6 2>/dev/null; do sleep 0.05; done
     until [ -s /tmp/received ]; do sleep 0.05; done'
-ip netns exec "$tag-m" python3 "$(dirname "$0")/echo_stream.py" 10.9.9.2 9001 "$work/echoed" 2>"$work/echo.err" &
+between python3 "$(dirname "$0")/echo_stream.py" "$guest_address" 9001 "$work/echoed" 2>"$work/echo.err" &
 children="$children $!"
 for _ in $(seq 600); do [ -s "$work/echoed" ] && break; sleep 0.1; done
 [ -s "$work/echoed" ] || { fail "no stream from outside: $(cat "$work/echo.err")"; finish; }
