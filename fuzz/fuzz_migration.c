@@ -1,8 +1,10 @@
 /*
  * What comes to a target when a VM moves (docs/migration.md): the first byte chooses between the
  * input as it is and a script of good and bad frames (frames.h), whose numbers and sums are right,
- * so that what is behind them is reached. However it goes, the VM is in the store if and only if
- * it has been taken over, nothing else is left there, and the machine can still be saved and run.
+ * so that what is behind them is reached. With post-copy a second connection may bring the rest of
+ * memory. However it goes, the VM is in the store if and only if it has been taken over, nothing
+ * else is left there, and the machine, a new one each time, can still be saved, and run if none of
+ * its memory is missing.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -12,9 +14,11 @@
 #include "frames.h"
 #include "machine/machine_state.h"
 #include "machine/migration.h"
+#include "machine/migration_arrival.h"
 #include "machine/migration_pages.h"
 #include "machine/migration_stream.h"
 #include "machine/private.h"
+#include "memory/missing.h"
 
 enum {
     DISK_BYTES = 1 << 20,
@@ -39,6 +43,7 @@ static const char hello[] =
     "\"size\":1048576,\"logical-block\":512,"
     "\"physical-block\":4096,\"readonly\":true,\"discard\":false}]}";
 static const char handover[] = "{\"stood-ns\":1000000,\"paused\":false}";
+static const char later[] = "{\"stood-ns\":1000000,\"paused\":false,\"post-copy\":true}";
 static const char query[] = "{\"name\":\"fuzz\",\"id\":\"0123456789abcdef\"}";
 
 static void must(bool good_so_far) {
@@ -50,9 +55,6 @@ static void must(bool good_so_far) {
 
 static void end(void) {
     char command[sizeof home + 16];
-    struct loop *loop = machine->config.loop;
-    machine_destroy(machine);
-    loop_destroy(loop);
     tunnel_listener_close(listener);
     page_packer_destroy(packers[0]);
     page_packer_destroy(packers[1]);
@@ -95,24 +97,27 @@ static void make_machine(void) {
                                             .physical_block = 4096,
                                             .readonly = true,
                                             .name = "disk"};
-    make_home();
     must(loop_create(&config.loop, NULL) == 0);
     must(machine_create(&config, NULL, &machine, NULL) == 0);
-    must(page_packer_create(false, &packers[0], NULL) == 0);
-    must(page_packer_create(true, &packers[1], NULL) == 0);
     vm_clock_pause(machine_clock(machine));
-    must(machine_save_state(machine, &good, NULL) == 0);
-    must(atexit(end) == 0);
-    log_set_level(LOG_ERROR);
 }
 
-/* As it was made. */
-static void clear_machine(void) {
-    struct memory_ram region;
-    must(machine_release_disks(machine, NULL) == 0);
-    must(machine_load_state(machine, good.data, good.length, NULL) == 0);
-    for (unsigned i = 0; memory_ram_region(machine->platform.memory, i, &region); i++)
-        memory_discard(machine->platform.memory, region.gpa, region.size);
+static void end_machine(void) {
+    struct loop *loop = machine->config.loop;
+    machine_destroy(machine);
+    loop_destroy(loop);
+}
+
+/* What all inputs share. */
+static void begin(void) {
+    make_home();
+    must(page_packer_create(false, &packers[0], NULL) == 0);
+    must(page_packer_create(true, &packers[1], NULL) == 0);
+    make_machine();
+    must(machine_save_state(machine, &good, NULL) == 0);
+    end_machine();
+    must(atexit(end) == 0);
+    log_set_level(LOG_ERROR);
 }
 
 /* ---- Scripts ---- */
@@ -168,6 +173,27 @@ static void add_bytes(struct frames *frames, uint32_t type) {
     frames_add(frames, type, bytes, length);
 }
 
+/* Pages from an address on, a bit each. */
+static void add_missing(struct frames *frames) {
+    uint8_t body[8 + UINT8_MAX];
+    size_t length;
+    store_le64(body, (uint64_t)script_word(frames->script) << PAGE_SHIFT);
+    const uint8_t *bits = script_bytes(frames->script, &length);
+    if (length > 0)
+        memcpy(body + 8, bits, length);
+    frames_add(frames, STREAM_MISSING, body, 8 + length);
+}
+
+/* Where the second connection begins; 0: there is none. */
+static size_t second;
+
+static void add_connection(struct frames *frames) {
+    if (second != 0)
+        return;
+    second = frames->length;
+    frames->number = 0;
+}
+
 static void add_step(struct frames *frames) {
     struct script *script = frames->script;
     frames->how = script_byte(script);
@@ -186,6 +212,10 @@ static void add_step(struct frames *frames) {
     case 11: frames_add(frames, STREAM_GO, NULL, 0); break;
     case 12: frames_add(frames, STREAM_QUERY, query, strlen(query)); break;
     case 13: frames_text(frames, STREAM_QUERY, query); break;
+    case 14: frames_add(frames, STREAM_HANDOVER, later, strlen(later)); break;
+    case 15: add_missing(frames); break;
+    case 16: add_connection(frames); break;
+    case 17: frames_add(frames, STREAM_RESUME, query, strlen(query)); break;
     default: add_bytes(frames, script_byte(script)); break;
     }
 }
@@ -221,7 +251,44 @@ static void forget(const char *name) {
     must(vm_store_remove(name, &directory, NULL, NULL) == 0);
 }
 
-static void receive(int fd) {
+static void send_all(struct feed *feed, int fd, const uint8_t *bytes, size_t length) {
+    *feed = (struct feed){.fd = fd, .bytes = bytes, .length = length};
+    must(pthread_create(&feed->thread, NULL, feed_run, feed) == 0);
+}
+
+/* Until all memory is here, or nothing comes any more: the connection, if there was one, is at its
+ * end. */
+static void settle(const struct migration_target *target) {
+    uint64_t left;
+    char why[ERROR_TEXT_MAX];
+    while (migration_is_arriving(target, &left, why, sizeof why) && why[0] == 0)
+        usleep(100);
+}
+
+/* The first connection has been sent. */
+static void wait_for_memory(struct migration_target *target, const struct frames *frames) {
+    struct feed feed;
+    int fd;
+    settle(target);
+    if (second == 0 || arrival_connect(migration_directory(target), &fd, NULL) < 0)
+        return; /* whole already, too */
+    send_all(&feed, fd, frames->bytes + second, frames->length - second);
+    pthread_join(feed.thread, NULL);
+    settle(target);
+}
+
+/* False: some of its memory never came. */
+static bool stop(struct migration_target *target) {
+    struct missing_counters before, after;
+    memory_missing_count(machine->platform.memory, &before);
+    migration_stop(target);
+    memory_missing_count(machine->platform.memory, &after);
+    must(after.away == 0);
+    return before.away == 0;
+}
+
+/* As stop(). */
+static bool receive(int fd, struct feed *feed, const struct frames *frames) {
     struct tunnel *tunnel;
     struct migration_target *target = NULL;
     struct error err = {0};
@@ -230,20 +297,26 @@ static void receive(int fd) {
     int result = migration_accept(tunnel, CPU_HOST, &target, &err);
     bool here = result == 0 && take_in(target, &err);
     must(here || result == 1 || (err.code < 0 && err.text[0] != 0));
-    if (here)
+    if (here) {
         snprintf(name, sizeof name, "%s", migration_offer(target)->name);
-    must(!here || vm_store_is_busy(name));
+        must(vm_store_is_busy(name));
+        wait_for_memory(target, frames);
+    }
+    bool whole = stop(target);
     migration_target_free(target);
+    pthread_join(feed->thread, NULL);
     if (here)
         forget(name);
+    return whole;
 }
 
 /* A step of the guest's, and its state again. */
-static void go_on(void) {
+static void go_on(bool whole) {
     struct state_buffer again = {0};
     struct vcpu_exit exit;
     vcpu_kick(machine->vcpus[0].vcpu);
-    vcpu_run(machine->vcpus[0].vcpu, &exit);
+    if (whole)
+        vcpu_run(machine->vcpus[0].vcpu, &exit);
     must(machine_save_state(machine, &again, NULL) == 0);
     state_buffer_free(&again);
 }
@@ -262,25 +335,25 @@ static void check_store(void) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int pair[2];
-    if (machine == NULL)
-        make_machine();
+    struct feed feed;
+    if (listener == NULL)
+        begin();
     if (size == 0)
         return 0;
     struct script script = {data + 1, size - 1};
     struct frames frames = {.script = &script};
-    clear_machine();
+    make_machine();
+    second = 0;
     must((frames.bytes = malloc(FRAMES_MAX)) != NULL);
     if (data[0] & 1)
         play(&frames);
     else
         frames_raw(&frames, data + 1, size - 1);
     must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
-    struct feed feed = {.fd = pair[0], .bytes = frames.bytes, .length = frames.length};
-    must(pthread_create(&feed.thread, NULL, feed_run, &feed) == 0);
-    receive(pair[1]);
-    pthread_join(feed.thread, NULL);
+    send_all(&feed, pair[0], frames.bytes, second != 0 ? second : frames.length);
+    go_on(receive(pair[1], &feed, &frames));
     free(frames.bytes);
-    go_on();
     check_store();
+    end_machine();
     return 0;
 }

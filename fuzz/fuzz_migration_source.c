@@ -2,7 +2,8 @@
  * What comes back to the source of a move (docs/migration.md), and what it is told when it asks
  * about one: a machine runs, is told to move, and hears the input, as it is or as a script of
  * answers (frames.h), the first byte says which. Afterwards it has either gone, because it was told
- * that it runs there, or runs here, and its directory says the same.
+ * that it runs there, or runs here, and its directory says the same; or, in post-copy, it is
+ * neither, until the other side has had what it wants.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -136,6 +137,12 @@ static bool is_good(const struct client *client) {
     return strncmp(client->line, "{\"return\"", 9) == 0;
 }
 
+static bool is_error(const struct client *client, const char *class) {
+    char begin[64];
+    snprintf(begin, sizeof begin, "{\"error\":{\"class\":\"%s\"", class);
+    return strncmp(client->line, begin, strlen(begin)) == 0;
+}
+
 static uint64_t count_exits(struct client *client) {
     const char *found;
     tell(client, "{\"execute\": \"query-counters\"}\n");
@@ -188,6 +195,25 @@ static void end_connection(struct answers *answers) {
     answers->frames.number = 0;
 }
 
+/* Addresses of pages. */
+static void add_wanted(struct frames *frames) {
+    uint8_t body[UINT8_MAX * 8], count = script_byte(frames->script);
+    for (unsigned i = 0; i < count; i++)
+        store_le64(body + (size_t)i * 8, (uint64_t)script_word(frames->script) << PAGE_SHIFT);
+    frames_add(frames, STREAM_WANT, body, (size_t)count * 8);
+}
+
+/* Pages from an address on, a bit each. */
+static void add_missing(struct frames *frames) {
+    uint8_t body[8 + UINT8_MAX];
+    size_t length;
+    store_le64(body, (uint64_t)script_word(frames->script) << PAGE_SHIFT);
+    const uint8_t *bits = script_bytes(frames->script, &length);
+    if (length > 0)
+        memcpy(body + 8, bits, length);
+    frames_add(frames, STREAM_MISSING, body, 8 + length);
+}
+
 static void add_step(struct answers *answers) {
     struct frames *frames = &answers->frames;
     size_t length;
@@ -206,6 +232,11 @@ static void add_step(struct answers *answers) {
         if (answers->count < CONNECTIONS - 2)
             end_connection(answers);
         break;
+    case 8: frames_add(frames, STREAM_WELCOME, "{\"post-copy\":true}", 18); break;
+    case 9: add_wanted(frames); break;
+    case 10: add_missing(frames); break;
+    case 11: frames_add(frames, STREAM_ROUND, NULL, 0); break;
+    case 12: frames_text(frames, STREAM_WHOLE, "{\"ended\":false}"); break;
     default:
         type = script_byte(frames->script);
         bytes = script_bytes(frames->script, &length);
@@ -230,25 +261,25 @@ static void take_connection(struct feed *feed, const struct answers *answers, un
     must(feed->fd >= 0 && pthread_create(&feed->thread, NULL, feed_run, feed) == 0);
 }
 
-/* Until the command has its answer. */
-static void serve(struct client *client, const struct answers *answers) {
+/* Until the command has its answer. `count`: connections so far. */
+static void serve(struct client *client, const struct answers *answers, unsigned *count) {
     struct feed feeds[CONNECTIONS];
-    unsigned count = 0;
+    unsigned first = *count;
     for (;;) {
         struct pollfd ready[] = {{.fd = listener, .events = POLLIN},
                                  {.fd = client->fd, .events = POLLIN}};
         must(TEMP_FAILURE_RETRY(poll(ready, 2, -1)) > 0);
         if (ready[0].revents != 0) {
-            must(count < CONNECTIONS);
-            take_connection(&feeds[count], answers, count);
-            count++;
+            must(*count < CONNECTIONS);
+            take_connection(&feeds[*count], answers, *count);
+            (*count)++;
             continue;
         }
         take_line(client);
         if (is_answer(client))
             break;
     }
-    for (unsigned i = 0; i < count; i++)
+    for (unsigned i = first; i < *count; i++)
         pthread_join(feeds[i].thread, NULL);
 }
 
@@ -263,22 +294,37 @@ static void check_here(struct client *client) {
         usleep(100);
 }
 
+/* Some of its memory is still to go. */
+static void check_away(struct client *client) {
+    char path[PATH_MAX];
+    must(vm_store_path(name, "moved-out.json", path, NULL) == 0 && access(path, F_OK) == 0);
+    uint64_t before = count_exits(client);
+    must(count_exits(client) == before);
+}
+
 static void check_gone(void) {
     pthread_join(monitor.thread, NULL);
     monitor.runs = false;
     must(!vm_store_has(name));
 }
 
-static void move(const struct answers *answers, bool compress) {
+static void move(const struct answers *answers, bool compress, bool post_copy) {
     static struct client client;
     char line[256];
+    unsigned connections = 0;
     open_client(&client);
     snprintf(line, sizeof line,
-             "{\"execute\": \"migrate\", \"arguments\": {\"to\": \"unix:%s\", \"compress\": %s}}\n",
-             there, compress ? "true" : "false");
+             "{\"execute\": \"migrate\", \"arguments\": {\"to\": \"unix:%s\", \"compress\": %s, "
+             "\"post-copy\": \"%s\"}}\n",
+             there, compress ? "true" : "false", post_copy ? "always" : "auto");
     tell(&client, line);
-    serve(&client, answers);
-    if (is_good(&client))
+    serve(&client, answers, &connections);
+    while (is_error(&client, "Interrupted")) {
+        check_away(&client);
+        tell(&client, "{\"execute\": \"migrate-resume\"}\n");
+        serve(&client, answers, &connections);
+    }
+    if (is_good(&client) || is_error(&client, "Lost"))
         check_gone();
     else
         check_here(&client);
@@ -304,7 +350,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     while (data[0] & 1 && script.left > 0)
         add_step(&answers);
     add_last(&answers);
-    move(&answers, data[0] & 2);
+    move(&answers, data[0] & 2, data[0] & 4);
     free(answers.frames.bytes);
     return 0;
 }

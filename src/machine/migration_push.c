@@ -110,7 +110,6 @@ static int connect_again(struct move *move, struct error *err) {
     }
     stream.bytes += move->stream.bytes;
     stream.limit = move->limit;
-    stream_close(&move->stream);
     move->stream = stream;
     tunnel_be_prompt(stream.tunnel);
     return 0;
@@ -131,6 +130,13 @@ static int try_again(struct move *move) {
 }
 
 /* ---- All of it ---- */
+
+/* Of no more use: the other side hears of that at once. */
+static void drop_connection(struct move *move) {
+    uint64_t sent = move->stream.bytes;
+    stream_close(&move->stream);
+    move->stream.bytes = sent;
+}
 
 static enum stage interrupted(struct move *move) {
     struct error why = move->err;
@@ -158,6 +164,7 @@ enum stage move_push(struct move *move, bool again) {
     if (!again)
         tunnel_be_prompt(move->stream.tunnel);
     while (again || (result = serve(move)) < 0) {
+        drop_connection(move);
         result = try_again(move);
         if (result != 0)
             break;
