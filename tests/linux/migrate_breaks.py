@@ -181,17 +181,29 @@ STAGES = {
     "disk-ready": ("< READY", 1, "at"),
     "disk-go": ("> GO", 1, "at"),
 }
-POST_COPY = {"missing", "late-pass", "wanted", "whole"}
+SWITCH = ["ready", "go", "gone", "running", "told"]
+STAGES.update({"post-" + stage: STAGES[stage] for stage in SWITCH})  # with post-copy
+POST_COPY = {"missing", "late-pass", "wanted", "whole"} | {"post-" + stage for stage in SWITCH}
 LATE = {"go", "gone", "running", "told", "late-pass", "wanted", "whole"}  # the source says or has said that it may go
 COPIED = {"disk", "disk-round", "disk-ready", "disk-go"}  # for those that leave it where it is: its disk does not move
 LOST_GO = {"go", "disk-go"}
+MARKED = LOST_GO | {"state", "handover", "missing", "taken", "ready", "disk-ready"}  # moved-out.json is there, the VM not
 MEMORY_COMES = {"late-pass", "wanted", "whole"}
-NET_STAGES = {"go", "gone", "late-pass"}
-QUICK = ["link-go", "link-running", "target-taken", "link-wanted", "source-gone"]
+NET_STAGES = {"go", "gone", "post-gone", "late-pass", "wanted"}
+QUICK = ["link-go", "link-running", "target-taken", "link-wanted", "source-gone", "link-post-gone", "net-wanted"]
+
+
+def loses_memory(victim, stage):
+    """It has gone, and with the victim some of its memory."""
+    return victim in ("source", "target") and (stage in MEMORY_COMES or stage in ("post-running", "post-told") or
+                                               (victim, stage) == ("source", "post-gone"))
 
 
 def expect(victim, stage):
     """Where it is afterwards, whether it runs, and a piece of what the command says (None: it is killed)."""
+    if loses_memory(victim, stage):  # the last of it may just have been there
+        return "target", False, None if stage == "whole" else "ended"
+    stage = stage.removeprefix("post-")
     if victim in ("link", "receiver"):
         if victim == "receiver" or stage in ("running", "told") or stage in MEMORY_COMES:
             return "target", True, "box runs at"
@@ -199,14 +211,10 @@ def expect(victim, stage):
             return None, True, None
         return "source", True, "the target ended before" if stage in LOST_GO else "the connection broke"
     if victim == "source":
-        if stage in MEMORY_COMES:
-            return "target", False, None if stage == "whole" else "its monitor here has ended"
         if stage in ("gone", "running", "told"):
             return "target", True, "handed over"
-        return "source", False, "handed over" if stage in LOST_GO else "it runs nowhere"
+        return "source", False, "handed over" if stage in MARKED else "it runs nowhere"
     if victim == "target":
-        if stage in MEMORY_COMES:
-            return "target", False, None if stage == "whole" else "ended"
         if stage in ("running", "told"):
             return "target", False, "box runs at"
         if stage == "gone":
@@ -235,6 +243,7 @@ class Case:
         elif self.victim == "target":
             kill(self.target.served(False) or self.target.served(True))
         elif self.victim == "receiver":
+            wait("the connection is taken", lambda: self.target.served(True))
             kill(self.target.receiver.pid)
             self.target.receiver.wait()
         else:
@@ -278,7 +287,7 @@ class Case:
         if self.victim == "source" and here is target:
             check_marked(source)
             source.must("rm", "box")
-        if self.victim == "source" and self.stage in MEMORY_COMES:
+        if self.victim == "source" and loses_memory("source", self.stage):
             target.must("stop", "--force", "box")  # it stands where it needs what was lost
         wait("%s has nothing" % other.name, other.empty)
         wait("no receiver is busy", lambda: target.served(True) is None)
@@ -294,7 +303,7 @@ class Case:
     def reconnect(self, said):
         """The source holds it as long as it hears nothing, and learns then where it runs."""
         source, target = self.source, self.target
-        if self.stage == "late-pass":
+        if self.stage in MEMORY_COMES:
             self.must_say(said, "--resume")
             self.must_say(source.ask("resume", "box")[1], "runs at")
             target.proxy.open = True
@@ -303,10 +312,13 @@ class Case:
             self.must_say(said, "it is held here")
             self.must_say(str(source.status()), "paused")
             self.must_say(source.ask("start", "box")[1], "already")
-        if self.stage == "gone":
+        if self.stage in ("gone", "post-gone"):
             self.must_say(source.ask("resume", "box")[1], "its disks are not to be had")
             target.proxy.open = True
+        if self.stage == "gone":
             self.must_say(source.ask("resume", "box")[1], "it has moved")
+        elif self.stage == "post-gone":
+            self.must_say(source.must("migrate", "--resume", "box"), "box runs at")
         elif self.stage == "go":
             wait("the target has nothing", target.empty)
             source.must("resume", "box")
