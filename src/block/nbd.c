@@ -8,8 +8,39 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "base/library.h"
 #include "base/lock.h"
 #include "base/log.h"
+
+#define LIBNBD_FUNCTIONS(F)                                                                        \
+    F(nbd_aio_flush)                                                                               \
+    F(nbd_aio_get_direction)                                                                       \
+    F(nbd_aio_get_fd)                                                                              \
+    F(nbd_aio_is_closed)                                                                           \
+    F(nbd_aio_is_dead)                                                                             \
+    F(nbd_aio_notify_read)                                                                         \
+    F(nbd_aio_notify_write)                                                                        \
+    F(nbd_aio_pread)                                                                               \
+    F(nbd_aio_pwrite)                                                                              \
+    F(nbd_aio_trim)                                                                                \
+    F(nbd_aio_zero)                                                                                \
+    F(nbd_can_flush)                                                                               \
+    F(nbd_can_fua)                                                                                 \
+    F(nbd_can_trim)                                                                                \
+    F(nbd_close)                                                                                   \
+    F(nbd_connect_uri)                                                                             \
+    F(nbd_create)                                                                                  \
+    F(nbd_get_block_size)                                                                          \
+    F(nbd_get_errno)                                                                               \
+    F(nbd_get_error)                                                                               \
+    F(nbd_get_size)                                                                                \
+    F(nbd_is_read_only)                                                                            \
+    F(nbd_set_uri_allow_local_file)                                                                \
+    F(nbd_shutdown)
+
+/* Few disks are on NBD servers, and TLS and XML come with it. */
+static struct { LIBNBD_FUNCTIONS(LIBRARY_POINTER) } lib;
+static const char *const names[] = {LIBNBD_FUNCTIONS(LIBRARY_NAME)};
 
 /* The longest transfer that every server takes. */
 enum { PART_MAX = 32 << 20 };
@@ -80,7 +111,7 @@ static bool flush_too(struct command *command) {
     if (!command->then_flush || command->result != 0)
         return false;
     command->then_flush = false;
-    if (nbd_aio_flush(command->nbd->handle, done, 0) >= 0)
+    if (lib.nbd_aio_flush(command->nbd->handle, done, 0) >= 0)
         return true;
     command->result = -EIO;
     return false;
@@ -121,24 +152,24 @@ static void tell_completed(struct nbd *nbd) {
 }
 
 static void wait_and_move(struct nbd *nbd) {
-    unsigned direction = nbd_aio_get_direction(nbd->handle);
+    unsigned direction = lib.nbd_aio_get_direction(nbd->handle);
     struct pollfd fds[2] = {{.fd = nbd->wake, .events = POLLIN},
-                            {.fd = nbd_aio_get_fd(nbd->handle)}};
+                            {.fd = lib.nbd_aio_get_fd(nbd->handle)}};
     uint64_t count;
     if ((direction & LIBNBD_AIO_DIRECTION_READ) != 0)
         fds[1].events |= POLLIN;
     if ((direction & LIBNBD_AIO_DIRECTION_WRITE) != 0)
         fds[1].events |= POLLOUT;
-    bool dead = nbd_aio_is_dead(nbd->handle) > 0 || nbd_aio_is_closed(nbd->handle) > 0;
+    bool dead = lib.nbd_aio_is_dead(nbd->handle) > 0 || lib.nbd_aio_is_closed(nbd->handle) > 0;
     if (poll(fds, dead ? 1 : 2, -1) < 0)
         return;
     if (fds[0].revents != 0 && read(nbd->wake, &count, sizeof count) < 0)
         return;
     if ((fds[1].revents & (POLLIN | POLLHUP | POLLERR)) != 0 && !dead &&
         (direction & LIBNBD_AIO_DIRECTION_READ) != 0)
-        nbd_aio_notify_read(nbd->handle);
+        lib.nbd_aio_notify_read(nbd->handle);
     else if ((fds[1].revents & POLLOUT) != 0 && !dead)
-        nbd_aio_notify_write(nbd->handle);
+        lib.nbd_aio_notify_write(nbd->handle);
 }
 
 static void *run(void *argument) {
@@ -163,16 +194,16 @@ static int64_t start(struct nbd *nbd, struct command *command) {
     void *bytes = command->bounce;
     if (bytes == NULL && r->vector_count > 0)
         bytes = r->vectors[0].iov_base;
-    uint32_t fua = r->durable && nbd_can_fua(h) > 0 ? LIBNBD_CMD_FLAG_FUA : 0;
+    uint32_t fua = r->durable && lib.nbd_can_fua(h) > 0 ? LIBNBD_CMD_FLAG_FUA : 0;
     uint32_t keep = r->may_unmap ? 0 : LIBNBD_CMD_FLAG_NO_HOLE;
     switch (r->operation) {
-    case BLOCK_READ: return nbd_aio_pread(h, bytes, r->length, r->offset, done, 0);
-    case BLOCK_WRITE: return nbd_aio_pwrite(h, bytes, r->length, r->offset, done, fua);
-    case BLOCK_FLUSH: return nbd_aio_flush(h, done, 0);
-    case BLOCK_DISCARD: return nbd_aio_trim(h, r->length, r->offset, done, 0);
+    case BLOCK_READ: return lib.nbd_aio_pread(h, bytes, r->length, r->offset, done, 0);
+    case BLOCK_WRITE: return lib.nbd_aio_pwrite(h, bytes, r->length, r->offset, done, fua);
+    case BLOCK_FLUSH: return lib.nbd_aio_flush(h, done, 0);
+    case BLOCK_DISCARD: return lib.nbd_aio_trim(h, r->length, r->offset, done, 0);
     case BLOCK_WRITE_ZEROES: break;
     }
-    return nbd_aio_zero(h, r->length, r->offset, done, fua | keep);
+    return lib.nbd_aio_zero(h, r->length, r->offset, done, fua | keep);
 }
 
 static bool transfers(const struct block_request *request) {
@@ -183,9 +214,9 @@ static bool transfers(const struct block_request *request) {
 static int without_server(struct nbd *nbd, struct block_request *request) {
     request->result = 0;
     if (request->operation == BLOCK_FLUSH)
-        return nbd_can_flush(nbd->handle) <= 0;
+        return lib.nbd_can_flush(nbd->handle) <= 0;
     if (request->operation == BLOCK_DISCARD)
-        return nbd_can_trim(nbd->handle) <= 0;
+        return lib.nbd_can_trim(nbd->handle) <= 0;
     request->result = -EIO;
     return transfers(request) && request->length > PART_MAX;
 }
@@ -200,7 +231,7 @@ static int nbd_submit(struct block *block, struct block_request *request) {
         return 1;
     *command = (struct command){.nbd = nbd, .request = request};
     command->then_flush = request->durable && request->operation != BLOCK_READ &&
-                          nbd_can_fua(nbd->handle) <= 0 && nbd_can_flush(nbd->handle) > 0;
+                          lib.nbd_can_fua(nbd->handle) <= 0 && lib.nbd_can_flush(nbd->handle) > 0;
     if (transfers(request) && request->vector_count > 1) {
         command->bounce = malloc(request->length);
         if (command->bounce == NULL) {
@@ -232,7 +263,7 @@ static void nbd_drain(struct block *block) {
 
 static void nbd_free(struct nbd *nbd) {
     if (nbd->handle != NULL)
-        nbd_close(nbd->handle);
+        lib.nbd_close(nbd->handle);
     if (nbd->wake >= 0)
         close(nbd->wake);
     pthread_cond_destroy(&nbd->idle);
@@ -249,7 +280,7 @@ static void nbd_block_close(struct block *block) {
     lock_release(&nbd->lock);
     wake(nbd);
     pthread_join(nbd->thread, NULL);
-    nbd_shutdown(nbd->handle, 0);
+    lib.nbd_shutdown(nbd->handle, 0);
     nbd_free(nbd);
 }
 
@@ -259,15 +290,15 @@ static const struct block_class nbd_class = {
 /* ---- Connecting ---- */
 
 static int connect_error(const struct nbd *nbd, struct error *err) {
-    int code = nbd_get_errno();
+    int code = lib.nbd_get_errno();
     return error_set(err, code > 0 ? -code : -EIO, "cannot connect to %s: %s", nbd->uri,
-                     nbd_get_error());
+                     lib.nbd_get_error());
 }
 
 static int learn(struct nbd *nbd, bool readonly, struct error *err) {
-    int64_t size = nbd_get_size(nbd->handle);
-    bool export_readonly = nbd_is_read_only(nbd->handle) > 0;
-    int64_t minimum = nbd_get_block_size(nbd->handle, LIBNBD_SIZE_MINIMUM);
+    int64_t size = lib.nbd_get_size(nbd->handle);
+    bool export_readonly = lib.nbd_is_read_only(nbd->handle) > 0;
+    int64_t minimum = lib.nbd_get_block_size(nbd->handle, LIBNBD_SIZE_MINIMUM);
     if (size <= 0)
         return error_set(err, -EINVAL, "%s has no size", nbd->uri);
     if (export_readonly && !readonly)
@@ -277,7 +308,7 @@ static int learn(struct nbd *nbd, bool readonly, struct error *err) {
         .logical_block = minimum > BLOCK_SECTOR ? (uint32_t)minimum : BLOCK_SECTOR,
         .physical_block = 4096,
         .readonly = readonly,
-        .discard = !readonly && nbd_can_trim(nbd->handle) > 0,
+        .discard = !readonly && lib.nbd_can_trim(nbd->handle) > 0,
         .name = nbd->uri,
     };
     if (nbd->block.info.size == 0)
@@ -286,11 +317,11 @@ static int learn(struct nbd *nbd, bool readonly, struct error *err) {
 }
 
 static int connect_and_run(struct nbd *nbd, bool readonly, struct error *err) {
-    nbd->handle = nbd_create();
+    nbd->handle = lib.nbd_create();
     if (nbd->handle == NULL || nbd->uri == NULL || nbd->wake < 0)
         return error_set(err, -ENOMEM, "no memory for an NBD client");
-    if (nbd_set_uri_allow_local_file(nbd->handle, false) < 0 ||
-        nbd_connect_uri(nbd->handle, nbd->uri) < 0)
+    if (lib.nbd_set_uri_allow_local_file(nbd->handle, false) < 0 ||
+        lib.nbd_connect_uri(nbd->handle, nbd->uri) < 0)
         return connect_error(nbd, err);
     int result = learn(nbd, readonly, err);
     if (result != 0)
@@ -304,6 +335,9 @@ static int connect_and_run(struct nbd *nbd, bool readonly, struct error *err) {
 }
 
 int nbd_open(const char *uri, bool readonly, struct block **block, struct error *err) {
+    int result = library_load("libnbd.so.0", names, ARRAY_SIZE(names), &lib, err);
+    if (result < 0)
+        return error_prefix(err, "disk %s", uri);
     struct nbd *nbd = calloc(1, sizeof *nbd);
     if (nbd == NULL)
         return error_set(err, -ENOMEM, "no memory for disk %s", uri);
@@ -312,7 +346,7 @@ int nbd_open(const char *uri, bool readonly, struct block **block, struct error 
     nbd->block.class = &nbd_class;
     nbd->uri = strdup(uri);
     nbd->wake = eventfd(0, EFD_CLOEXEC);
-    int result = connect_and_run(nbd, readonly, err);
+    result = connect_and_run(nbd, readonly, err);
     if (result != 0) {
         nbd_free(nbd);
         return result;

@@ -1,6 +1,4 @@
 /* cloud-init's NoCloud data source: cloud-init's documentation, "NoCloud", "User data formats". */
-#include <archive.h>
-#include <archive_entry.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +7,7 @@
 #include <yaml.h>
 
 #include "image/file.h"
+#include "image/libarchive.h"
 #include "image/overlay.h"
 
 enum { USER_DATA_MAX = 4 << 20 };
@@ -85,34 +84,37 @@ static int read_user_data(const char *file, struct file_bytes *data, struct erro
 /* ---- The disk ---- */
 
 static bool add_file(struct archive *archive, const char *name, const void *bytes, size_t length) {
-    struct archive_entry *entry = archive_entry_new();
+    struct archive_entry *entry = la.archive_entry_new();
     if (entry == NULL)
         return false;
-    archive_entry_set_pathname(entry, name);
-    archive_entry_set_filetype(entry, AE_IFREG);
-    archive_entry_set_perm(entry, 0444);
-    archive_entry_set_size(entry, (la_int64_t)length);
-    bool good = archive_write_header(archive, entry) == ARCHIVE_OK &&
-                archive_write_data(archive, bytes, length) == (la_ssize_t)length;
-    archive_entry_free(entry);
+    la.archive_entry_set_pathname(entry, name);
+    la.archive_entry_set_filetype(entry, AE_IFREG);
+    la.archive_entry_set_perm(entry, 0444);
+    la.archive_entry_set_size(entry, (la_int64_t)length);
+    bool good = la.archive_write_header(archive, entry) == ARCHIVE_OK &&
+                la.archive_write_data(archive, bytes, length) == (la_ssize_t)length;
+    la.archive_entry_free(entry);
     return good;
 }
 
 static int write_disk(int fd, const struct file_bytes *user, const char *meta, struct error *err) {
-    struct archive *archive = archive_write_new();
-    bool good = archive != NULL && archive_write_set_format_iso9660(archive) == ARCHIVE_OK &&
-                archive_write_set_options(archive, "iso9660:volume-id=CIDATA") == ARCHIVE_OK &&
-                archive_write_open_fd(archive, fd) == ARCHIVE_OK &&
+    int result = libarchive_load(err);
+    if (result < 0)
+        return error_prefix(err, "cannot make cloud-init's disk");
+    struct archive *archive = la.archive_write_new();
+    bool good = archive != NULL && la.archive_write_set_format_iso9660(archive) == ARCHIVE_OK &&
+                la.archive_write_set_options(archive, "iso9660:volume-id=CIDATA") == ARCHIVE_OK &&
+                la.archive_write_open_fd(archive, fd) == ARCHIVE_OK &&
                 add_file(archive, "meta-data", meta, strlen(meta)) &&
                 add_file(archive, "user-data", user->data, user->length) &&
-                archive_write_close(archive) == ARCHIVE_OK;
-    int result = good ? 0
-                      : error_set(err, -EIO, "cannot make cloud-init's disk: %s",
-                                  archive != NULL && archive_error_string(archive) != NULL
-                                      ? archive_error_string(archive)
-                                      : "out of memory");
+                la.archive_write_close(archive) == ARCHIVE_OK;
+    result = good ? 0
+                  : error_set(err, -EIO, "cannot make cloud-init's disk: %s",
+                              archive != NULL && la.archive_error_string(archive) != NULL
+                                  ? la.archive_error_string(archive)
+                                  : "out of memory");
     if (archive != NULL)
-        archive_write_free(archive);
+        la.archive_write_free(archive);
     return result;
 }
 
