@@ -76,7 +76,7 @@ static void send_hello(void) {
     struct {
         uint32_t version;
         char release[65];
-    } hello = {.version = AGENT_VERSION};
+    } hello = {.version = AGENT_SPEAKS};
     struct utsname name;
     if (uname(&name) == 0)
         snprintf(hello.release, sizeof hello.release, "%s", name.release);
@@ -162,12 +162,12 @@ static bool handle_control(void *context, const struct agent_header *header,
         channel_send(&agent.control, AGENT_MOUNTED, 0, &error, sizeof error);
         return true;
     }
-    if (header->type == AGENT_RENEW) {
+    if (header->type == AGENT_RENEW && AGENT_SPEAKS >= AGENT_VERSION_RENEW) {
         renew(&agent.control, payload, header->length);
         agent.again_ms = 0; /* it may go on from a snapshot again, very soon */
         return true;
     }
-    if (header->type == AGENT_IDENTITY)
+    if (header->type == AGENT_IDENTITY && AGENT_SPEAKS >= AGENT_VERSION_IDENTITY)
         return identity_take(payload, header->length);
     if (header->type != AGENT_SHUTDOWN)
         return false;

@@ -94,6 +94,8 @@ static bool handle_exec(struct session *session, const uint8_t *payload, size_t 
 /* What a machine that goes on from a snapshot is told before its first program. */
 static bool handle_before(struct session *session, const struct agent_header *header,
                           const uint8_t *payload) {
+    if (AGENT_SPEAKS < AGENT_VERSION_AT_ONCE)
+        return false;
     if (header->type == AGENT_IDENTITY)
         return identity_take(payload, header->length);
     if (header->type != AGENT_RENEW)

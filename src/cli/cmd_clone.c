@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cli/batch.h"
 #include "cli/cli.h"
 #include "cli/exit_codes.h"
 #include "cli/from.h"
@@ -187,17 +188,18 @@ static int check_host_memory(struct error *err) {
 
 static int start(const struct request *request, const char *name,
                  const struct vm_directory *directory, const struct clone_identity *identity,
-                 json_t *options, struct error *err) {
+                 json_t *options, const struct batch *batch, struct error *err) {
     struct start_from from = {.snapshot = request->source.saved,
                               .vcpus = clone_vcpus(&request->source),
                               .source = &request->source,
-                              .identity = identity};
+                              .identity = identity,
+                              .batch = batch};
     return start_vm(name, directory, options, &from, err);
 }
 
 /* > 0: an exit code of its monitor's, which has said why. */
 static int make_clone(const struct request *request, unsigned index, const char *name,
-                      struct error *err) {
+                      const struct batch *batch, struct error *err) {
     const struct clone_source *source = &request->source;
     struct filling filling = {.source = source,
                               .has_image = json_object_get(source->options, "image") != NULL};
@@ -218,7 +220,7 @@ static int make_clone(const struct request *request, unsigned index, const char 
     json_t *options = own_options(request, index, path, &identity);
     result = vm_store_create_starting(name, options, fill, &filling, &directory, err);
     if (result == 0) {
-        result = start(request, name, &directory, &identity, options, err);
+        result = start(request, name, &directory, &identity, options, batch, err);
         if (result != 0)
             vm_store_remove(name, &directory, NULL, NULL);
         vm_store_unlock(&directory);
@@ -240,6 +242,7 @@ struct maker {
 struct making {
     const struct request *request;
     struct maker *makers;
+    struct batch batch;
     unsigned begun, ended, failed;
     bool shows; /* how far it is, on the terminal */
 };
@@ -249,14 +252,15 @@ static void close_inherited(const struct making *making) {
         close(making->makers[i].said);
 }
 
-__attribute__((noreturn)) static void make(const struct making *making, const struct maker *maker) {
+__attribute__((noreturn)) static void make(struct making *making, const struct maker *maker) {
     struct error err = {0};
+    batch_join(&making->batch);       /* before all else: none is to be there without the others */
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* who would end it if need be is gone */
     dup2(maker->said, STDERR_FILENO);
     close(maker->said);
     close_inherited(making); /* the monitor would keep them */
     unsigned index = (unsigned)(maker - making->makers);
-    int result = make_clone(making->request, index, maker->name, &err);
+    int result = make_clone(making->request, index, maker->name, &making->batch, &err);
     if (result < 0)
         result = cli_error(EXIT_FAILED, err.text);
     fflush(NULL);
@@ -359,7 +363,8 @@ static void remove_made(const struct making *making) {
 }
 
 /* > 0: an exit code; why has been said. */
-static int end_all(const struct making *making, json_t *made) {
+static int end_all(struct making *making, json_t *made) {
+    struct error err = {0};
     int result = 0;
     for (unsigned i = 0; i < making->begun; i++) {
         const struct maker *maker = &making->makers[i];
@@ -369,6 +374,9 @@ static int end_all(const struct making *making, json_t *made) {
             fprintf(stderr, "lodge: '%s' could not be made, so none of the %u clones is there\n",
                     maker->name, making->request->count);
     }
+    if (result == 0 && making->begun == making->request->count &&
+        batch_commit(&making->batch, making->begun, &err) < 0)
+        result = cli_error(EXIT_FAILED, err.text);
     if (result != 0 || making->begun < making->request->count) {
         remove_made(making);
         return result;
@@ -388,7 +396,12 @@ static int make_clones(const struct request *request, json_t *made, struct error
                             .shows = request->count > 1 && isatty(STDERR_FILENO)};
     if (making.makers == NULL)
         return error_set(err, -ENOMEM, "out of memory");
-    int result = make_all(&making, err), code = end_all(&making, made);
+    int code = 0, result = batch_open(&making.batch, err);
+    if (result == 0) {
+        result = make_all(&making, err);
+        code = end_all(&making, made);
+    }
+    batch_close(&making.batch);
     free(making.makers);
     return code != 0 ? code : result;
 }

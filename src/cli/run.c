@@ -10,6 +10,7 @@
 #include "base/host_clock.h"
 #include "base/log.h"
 #include "cli/background.h"
+#include "cli/batch.h"
 #include "cli/cli.h"
 #include "cli/exit_codes.h"
 #include "cpu/cpu.h"
@@ -188,10 +189,29 @@ void cannot_start(struct run *run, const char *text) {
     machine_stop(run->machine);
 }
 
-/* From now on a clone is there, whatever becomes of who started it. */
+/* From now on a clone is there, whatever becomes of who started it; or it is not to be. */
+static void on_batch_decided(void *context, bool there) {
+    struct run *run = context;
+    struct error err;
+    if (!there) {
+        machine_stop(run->machine);
+        return;
+    }
+    if (vm_store_started(run->config->directory, &err) < 0)
+        cannot_start(run, err.text);
+    else
+        batch_done(run->batch);
+    batch_unwatch(run->batch);
+    run->batch = NULL;
+    run->config->batch = NULL; /* a reboot changes nothing of it */
+}
+
 static void tell_starter(struct run *run) {
     struct error err;
-    int result = run->config->source != NULL ? vm_store_started(run->config->directory, &err) : 0;
+    int result = run->config->batch == NULL || run->batch != NULL
+                     ? 0
+                     : batch_watch(run->config->batch, run->loop, on_batch_decided, run,
+                                   &run->batch, &err);
     if (result == 0) {
         background_ready(run->config->background);
         return;
@@ -549,6 +569,7 @@ static void take_down(struct run *run) {
     console_hub_destroy(run->hub);
     if (in_background(run))
         background_unwatch(run->config->background);
+    batch_unwatch(run->batch);
     for (size_t i = 0; i < ARRAY_SIZE(run->signals); i++)
         if (run->signals[i] != NULL)
             loop_signal_remove(run->signals[i]);

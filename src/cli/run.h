@@ -11,6 +11,7 @@
 enum run_console { CONSOLE_AGENT, CONSOLE_SERIAL };
 
 struct background;
+struct batch;
 struct clone_identity;
 struct clone_source;
 struct migration_target;
@@ -36,6 +37,7 @@ struct run_config {
     /* machine.restore is of this one, and the VM is another one now, too. NULL: neither. */
     const struct clone_source *source;
     const struct clone_identity *identity;
+    const struct batch *batch; /* it comes to be there with others; NULL: by itself */
     uint64_t begun_ns; /* host time at which the command was given, for -v */
 };
 

@@ -26,6 +26,7 @@ struct run {
     struct agent *agent;
     struct agent_session *session;
     struct vm_control *control;
+    struct batch_watch *batch;
     struct loop_signal *signals[3];
     struct loop_timer *agent_timer, *shutdown_timer;
     struct terminal_escape escape;

@@ -46,6 +46,7 @@ int start_vm(const char *name, const struct vm_directory *directory, json_t *opt
         config.machine.vcpus = from->vcpus;
         config.source = from->source;
         config.identity = from->identity;
+        config.batch = from->batch;
         /* Measuring which one is faster takes longer than all the rest. */
         if (config.machine.engine == ENGINE_AUTO)
             config.machine.engine = ENGINE_SOFT;
