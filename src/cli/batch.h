@@ -21,8 +21,8 @@ void batch_close(struct batch *batch);
 /* After a fork: this process is on its way to be one of them. */
 void batch_join(struct batch *batch);
 
-/* All are ready: from this call on they are there. Waits until `count` have done their part; -EPIPE:
- * one has ended before it had. */
+/* All are ready: from this call on they are there. Waits until `count` have done their part;
+ * -EPIPE: one has ended before it had. */
 int batch_commit(struct batch *batch, unsigned count, struct error *err);
 
 /* ---- In a monitor that is ready ---- */

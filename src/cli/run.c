@@ -208,10 +208,10 @@ static void on_batch_decided(void *context, bool there) {
 
 static void tell_starter(struct run *run) {
     struct error err;
-    int result = run->config->batch == NULL || run->batch != NULL
-                     ? 0
-                     : batch_watch(run->config->batch, run->loop, on_batch_decided, run,
-                                   &run->batch, &err);
+    int result =
+        run->config->batch == NULL || run->batch != NULL
+            ? 0
+            : batch_watch(run->config->batch, run->loop, on_batch_decided, run, &run->batch, &err);
     if (result == 0) {
         background_ready(run->config->background);
         return;

@@ -38,7 +38,7 @@ struct run_config {
     const struct clone_source *source;
     const struct clone_identity *identity;
     const struct batch *batch; /* it comes to be there with others; NULL: by itself */
-    uint64_t begun_ns; /* host time at which the command was given, for -v */
+    uint64_t begun_ns;         /* host time at which the command was given, for -v */
 };
 
 #define RUN_DEFAULTS                                                                               \

@@ -12,8 +12,8 @@ struct batch;
 struct start_from {
     const char *snapshot; /* its directory */
     unsigned vcpus;
-    /* Of a clone, which then is there once it has started and its batch is: vm_store_create_starting.
-     * Or NULL. */
+    /* Of a clone, which then is there once it has started and its batch is:
+     * vm_store_create_starting. Or NULL. */
     const struct clone_source *source;
     const struct clone_identity *identity;
     const struct batch *batch;
