@@ -37,6 +37,22 @@ static void write_again(const struct ram_map *map, const uint8_t *bytes, size_t 
     file_free(&again);
 }
 
+/* By the page: what comes is a chunk with that page, or nothing. */
+static void unpack_one(int file, const struct memory_pages *pages) {
+    struct ram_unpacker *unpacker;
+    struct ram_chunk chunk;
+    if (ram_unpacker_open(file, pages, &unpacker, NULL) < 0)
+        return;
+    for (uint64_t n = pages->count; n-- > 0;) {
+        if ((pages->own[n / 64] >> n % 64 & 1) == 0 ||
+            ram_unpacker_read(unpacker, n, &chunk, NULL) < 0)
+            continue;
+        must(chunk.count > 0 && chunk.page[0] <= n && chunk.page[chunk.count - 1] >= n);
+        break;
+    }
+    ram_unpacker_close(unpacker);
+}
+
 /* Compressed pages that are anything: the map's own bytes are the file, behind a right beginning
  * of so many chunks as it wants, or as they are. */
 static void unpack(const struct ram_map *map, const uint8_t *bytes, size_t length) {
@@ -62,6 +78,7 @@ static void unpack(const struct ram_map *map, const uint8_t *bytes, size_t lengt
         rewind(file);
         must(fwrite(right, 1, length, file) == length && fflush(file) == 0);
         ram_unpack(fileno(file), &map->pages, fileno(ram), NULL);
+        unpack_one(fileno(file), &map->pages);
         free(right);
     }
     fclose(file);

@@ -20,7 +20,7 @@ const struct option_spec snapshot_options[] = {
     [OPT_DESCRIPTION] = {"description", 'd', "TEXT", "create: what it is for"},
     [OPT_FULL] = {"full", 0, NULL, "create: with all of memory, not what has changed alone"},
     [OPT_COMPRESS] = {"compress", 0, NULL,
-                      "create: with memory compressed; restoring takes longer"},
+                      "create: with memory compressed, which takes longer"},
     [OPT_CHECK] = {"check", 0, NULL, "restore: as 'lodge snapshot check' first"},
     [OPT_OUTPUT] = OUTPUT_OPTION,
     [OPT_HELP] = {"help", 'h', NULL, "show this help"},
@@ -142,7 +142,8 @@ static const char *text_of(const json_t *about, const char *member) {
     return text != NULL ? text : "";
 }
 
-/* How deep a tree is drawn, in steps of STEP columns; what a name and its lines have together. */
+/* How deep a tree is drawn, in steps of STEP columns: what is deeper stands there, too. What a name
+ * and its lines have together. */
 enum { DEPTH_MAX = 64, STEP = 3, NAME_COLUMN = 32 };
 
 static const json_t *find(const json_t *list, const char *name) {
@@ -181,7 +182,7 @@ static void print_children(const json_t *list, const char *parent, char *lines, 
     size_t length = strlen(lines), i = next_child(list, 0, parent), next;
     bool root = parent[0] == 0;
     if (length > (size_t)DEPTH_MAX * STEP)
-        return;
+        length -= STEP;
     for (; i < json_array_size(list); i = next) {
         const json_t *about = json_array_get(list, i);
         const char *own = text_of(about, "name");

@@ -12,6 +12,7 @@
 #include "machine/machine_identity.h"
 #include "machine/machine_state.h"
 #include "machine/private.h"
+#include "machine/ram_lazy.h"
 #include "machine/smbios.h"
 #include "memory/missing.h"
 #include "virtio/net.h"
@@ -509,6 +510,7 @@ void machine_destroy(struct machine *machine) {
     if (machine->throttle != NULL)
         loop_timer_free(machine->throttle);
     devices_destroy(machine);
+    ram_lazy_destroy(machine->lazy);
     boot_close(machine->boot);
     firmware_close(machine->firmware);
     pthread_cond_destroy(&machine->changed);

@@ -8,7 +8,7 @@
 #include "base/crc32c.h"
 #include "image/file.h"
 #include "machine/private.h"
-#include "machine/ram_image.h"
+#include "machine/ram_lazy.h"
 
 /* docs/snapshots.md: a header, sections, each a part's table, and an empty section "end". */
 static const uint8_t magic[8] = "LODGEVM\n";
@@ -363,6 +363,21 @@ static int take_firmware(struct machine *machine, const char *directory, struct 
                        : result;
 }
 
+/*
+ * Of a snapshot that is compressed from the bottom up, pages come when they are touched; where the
+ * host does not let this user be told of touches, all are unpacked before. One that only its latest
+ * changes are compressed of is mostly a file, which is mapped.
+ */
+static int go_on_from(struct machine *machine, struct ram_chain *chain, struct error *err) {
+    bool kernel = strcmp(engine_name(machine->engine), "soft") != 0;
+    int result = -EPERM;
+    if (chain->layer[chain->count - 1].packed)
+        result = ram_lazy_begin(chain, machine->platform.memory, kernel, &machine->lazy, err);
+    return result == -EPERM || result == -ENOSYS
+               ? ram_chain_map(chain, machine->platform.memory, err)
+               : result;
+}
+
 /* Memory comes last: loading devices' state may plug some in, which clears it. */
 int machine_restore(struct machine *machine, const char *directory, struct error *err) {
     struct file_bytes bytes = {0};
@@ -376,7 +391,7 @@ int machine_restore(struct machine *machine, const char *directory, struct error
     if (result == 0)
         result = ram_chain_open(directory, image_pages(machine), &chain, err);
     if (result == 0)
-        result = ram_chain_map(&chain, machine->platform.memory, err);
+        result = go_on_from(machine, &chain, err);
     ram_chain_close(&chain);
     return result;
 }

@@ -79,6 +79,7 @@ struct machine {
     struct fs *shares[MACHINE_VOLUMES_MAX]; /* volume n's directory */
     struct net *net;
     struct machine_vcpu vcpus[MACHINE_VCPUS_MAX];
+    struct ram_lazy *lazy; /* brings what it goes on from; NULL: nothing does */
 
     struct loop_timer *throttle; /* NULL: never asked for */
     unsigned throttle_percent;

@@ -232,3 +232,69 @@ int ram_unpack(int packed, const struct memory_pages *pages, int ram, struct err
     end(&packing);
     return result;
 }
+
+/* ---- Chunk by chunk ---- */
+
+struct ram_unpacker {
+    struct packing packing;
+    struct place {
+        uint64_t page, at; /* its first page; where it is in the file */
+    } * place;
+};
+
+static void find_places(struct ram_unpacker *unpacker) {
+    struct packing *packing = &unpacker->packing;
+    uint64_t at = packing->head_size;
+    packing->chunk.next = 0;
+    for (uint32_t n = 0; n < packing->chunks; n++) {
+        next_chunk(packing->pages, &packing->chunk);
+        unpacker->place[n] = (struct place){packing->chunk.page[0], at};
+        at += load_le32(length_of(packing, n));
+    }
+}
+
+int ram_unpacker_open(int packed, const struct memory_pages *pages, struct ram_unpacker **unpacker,
+                      struct error *err) {
+    struct ram_unpacker *made = calloc(1, sizeof *made);
+    if (made == NULL)
+        return error_set(err, -ENOMEM, "out of memory");
+    made->packing = (struct packing){.ram = -1, .file = packed, .pages = pages};
+    int result = begin(&made->packing);
+    made->place = calloc((size_t)made->packing.chunks + 1, sizeof *made->place);
+    if (result < 0 || made->place == NULL)
+        result = error_set(err, -ENOMEM, "out of memory");
+    if (result == 0)
+        result = read_head(&made->packing, err);
+    if (result < 0) {
+        ram_unpacker_close(made);
+        return result;
+    }
+    find_places(made);
+    *unpacker = made;
+    return 0;
+}
+
+void ram_unpacker_close(struct ram_unpacker *unpacker) {
+    if (unpacker == NULL)
+        return;
+    end(&unpacker->packing);
+    free(unpacker->place);
+    free(unpacker);
+}
+
+int ram_unpacker_read(struct ram_unpacker *unpacker, uint64_t page, struct ram_chunk *chunk,
+                      struct error *err) {
+    struct packing *packing = &unpacker->packing;
+    uint32_t low = 0, high = packing->chunks;
+    while (high - low > 1) {
+        uint32_t middle = low + (high - low) / 2;
+        if (unpacker->place[middle].page <= page)
+            low = middle;
+        else
+            high = middle;
+    }
+    packing->chunk.next = unpacker->place[low].page;
+    int result = unpack_chunk(packing, low, unpacker->place[low].at, err);
+    *chunk = (struct ram_chunk){packing->chunk.page, packing->chunk.count, packing->bytes};
+    return result;
+}

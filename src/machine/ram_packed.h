@@ -20,4 +20,19 @@ int ram_pack(int ram, const struct memory_pages *pages, int packed, memory_image
  * at. -EINVAL: damaged, or hostile; -ENOTSUP: of a newer lodge. */
 int ram_unpack(int packed, const struct memory_pages *pages, int ram, struct error *err);
 
+/* Of a file whose pages are wanted one by one: a chunk of them at a time. */
+struct ram_unpacker;
+struct ram_chunk {
+    const uint64_t *page; /* their numbers, ascending */
+    unsigned count;
+    const uint8_t *bytes; /* one behind the other */
+};
+/* File and pages are the caller's, and stay until it is closed. -ENOMEM, -EINVAL, -ENOTSUP. */
+int ram_unpacker_open(int packed, const struct memory_pages *pages, struct ram_unpacker **unpacker,
+                      struct error *err);
+void ram_unpacker_close(struct ram_unpacker *unpacker); /* NULL is fine */
+/* The chunk with a page that the file has; good until the next call. -EINVAL: damaged; -EIO. */
+int ram_unpacker_read(struct ram_unpacker *unpacker, uint64_t page, struct ram_chunk *chunk,
+                      struct error *err);
+
 #endif

@@ -204,6 +204,27 @@ expect_exit 0 "a compressed one" lodge snapshot create --compress --full box fou
 back four
 expect_same "$(guest 'cat /tmp/compressed')" compressed "back to it"
 expect_same "$(ls -A "$snapshots/four" | tr '\n' ' ')" "ram.map ram.zst snapshot.json state " "nothing is left of what was unpacked"
+away() { lodge memory -o json box | python3 -c 'import json, sys; print(json.load(sys.stdin)["away"])'; }
+[ "$(away)" -gt 0 ] && echo "ok: its pages come when they are touched" || fail "all of it was unpacked before the guest ran"
+expect_exit 0 "all of its memory is kept again, for which it comes" lodge snapshot create --full box five
+expect_same "$(away)" 0 "all of it is there"
+expect_exit 0 "the sums" lodge snapshot check box five
+expect_exit 0 "and back to that" lodge snapshot restore box five
+expect_same "$(guest 'cat /tmp/compressed; dd if=/dev/vda bs=6 count=1 2>/dev/null')" "compressed
+behind" "which is the same guest"
+expect_exit 0 "it is removed" lodge snapshot rm box five
+back four
+cp "$snapshots/four/ram.zst" "$work/ram.zst"
+python3 - "$snapshots/four/ram.zst" <<'PYTHON'
+import os, sys
+size = os.path.getsize(sys.argv[1])
+with open(sys.argv[1], 'r+b') as file: # its frames, not what says where they are
+    file.seek(size // 4)
+    file.write(bytes(size - size // 4))
+PYTHON
+expect_exit 1 "pages that cannot be had any more end the VM" lodge snapshot create --full box five
+expect_text "$XDG_DATA_HOME/lodge/vms/box/monitor.log" "four cannot be read any more" "it says why"
+cp "$work/ram.zst" "$snapshots/four/ram.zst"
 printf x | dd of="$snapshots/four/ram.zst" bs=1 seek=9000 conv=notrunc 2>/dev/null
 expect_exit 1 "check of a damaged one" lodge snapshot check box four
 expect_text "$work/err" "ram.zst: it is damaged" "check of a damaged one, its text"
@@ -251,6 +272,46 @@ expect_exit 0 "the other one is whole" guest 'cat /tmp/kept'
 [ "$(random)" != "$one" ] || fail "two restores give the same random numbers"
 third=$(generation)
 [ "$third" != "$second" ] || fail "two restores give the same generation id"
+
+# ---- Branches ----
+
+tree() { lodge snapshot ls box | tail -n +2 | cut -c1-32 | sed 's/ *$//'; }
+guest 'echo left >/tmp/branch; printf left__ | dd of=/dev/vda conv=notrunc,fsync 2>/dev/null'
+expect_exit 0 "one branch" lodge snapshot create box left
+back one
+guest 'printf right_ | dd of=/dev/vda conv=notrunc,fsync 2>/dev/null; dd if=/dev/zero of=/tmp/zeros bs=1M count=64 2>/dev/null'
+expect_exit 0 "another" lodge snapshot create box right
+expect_same "$(tree)" "one
+|- left
+\`- right
+   \`- (now)" "both are below the one that they went on from"
+zeros=$(($(stat -c %b "$snapshots/right/ram") / 2048)) # MiB
+[ "$zeros" -lt 48 ] && echo "ok: pages of zeros take no room" || fail "64 MiB of zeros take $zeros MiB"
+expect_exit 0 "rm of the one in the middle" lodge snapshot rm box one
+expect_same "$(tree)" "left
+right
+\`- (now)" "both are there without it"
+expect_exit 0 "the sums of one branch" lodge snapshot check box left
+expect_exit 0 "and of the other" lodge snapshot check box right
+back left
+expect_same "$(guest 'cat /tmp/branch /tmp/kept; dd if=/dev/vda bs=6 count=1 2>/dev/null')" "left
+kept
+left__" "it has what it took over, and its disk"
+back right
+expect_same "$(guest 'cat /tmp/branch 2>/dev/null; cat /tmp/kept; dd if=/dev/vda bs=6 count=1 2>/dev/null')" "kept
+right_" "and so has the other"
+python3 - "$snapshots" <<'PYTHON' # a deep tree, only to be looked at
+import json, os, shutil, sys
+about = json.load(open(sys.argv[1] + '/left/snapshot.json'))
+parent = 'left'
+for n in range(100):
+    about.update(name=f'deep{n}', parent=parent)
+    parent = about['name']
+    os.mkdir(f'{sys.argv[1]}/{parent}')
+    json.dump(about, open(f'{sys.argv[1]}/{parent}/snapshot.json', 'w'))
+PYTHON
+expect_same "$(lodge snapshot ls box | grep -c deep)" 100 "a deep tree is shown as a whole"
+rm -r "$snapshots"/deep*
 lodge rm -f box >/dev/null
 
 # ---- What has none ----

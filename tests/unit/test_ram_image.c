@@ -18,7 +18,9 @@
 #include "base/crc32c.h"
 #include "image/file.h"
 #include "machine/ram_image.h"
+#include "machine/ram_lazy.h"
 #include "machine/ram_packed.h"
+#include "memory/missing.h"
 
 enum { PAGES = 300, RAM = PAGES * PAGE_SIZE };
 
@@ -73,6 +75,37 @@ static void save(struct memory *memory, struct dirty_log *log, const char *name,
     ram_map_free(&map);
 }
 
+/* By touches, where the host tells of them. */
+static void expect_lazily(const char *name, const uint64_t *values, const unsigned *at,
+                          unsigned count) {
+    struct ram_chain chain;
+    struct missing_counters counters;
+    struct ram_lazy *lazy = NULL;
+    struct memory *memory = make_memory();
+    assert_int_equal(ram_chain_open(place(name), PAGES, &chain, NULL), 0);
+    int result = ram_lazy_begin(&chain, memory, false, &lazy, NULL);
+    assert_true(result == 0 || result == -EPERM || result == -ENOSYS);
+    ram_chain_close(&chain);
+    if (result == 0) {
+        memory_missing_count(memory, &counters);
+        assert_int_equal(counters.away, RAM);
+        put(memory, at[count - 1], 77);
+        for (unsigned i = 0; i < count; i++)
+            assert_int_equal(get(memory, at[i]), i + 1 < count ? values[i] : 77);
+        for (unsigned page = 0; page < PAGES; page++) { /* and all others are zeros */
+            bool named = false;
+            for (unsigned i = 0; i < count; i++)
+                named |= at[i] == page;
+            if (!named)
+                assert_int_equal(get(memory, page), 0);
+        }
+        memory_missing_count(memory, &counters);
+        assert_int_equal(counters.away, 0);
+    }
+    memory_destroy(memory);
+    ram_lazy_destroy(lazy);
+}
+
 static void expect(const char *name, const uint64_t *values, const unsigned *at, unsigned count) {
     struct ram_chain chain;
     struct memory *memory = make_memory();
@@ -114,6 +147,7 @@ static void make_three(void) {
 
 static void expect_all(const char *name, const uint64_t *values) {
     expect(name, values, at, ARRAY_SIZE(at));
+    expect_lazily(name, values, at, ARRAY_SIZE(at));
 }
 
 static void test_chain(void **unused) {
