@@ -191,6 +191,7 @@ static int start(const struct request *request, const char *name,
                  json_t *options, const struct batch *batch, struct error *err) {
     struct start_from from = {.snapshot = request->source.saved,
                               .vcpus = clone_vcpus(&request->source),
+                              .kvm = snapshot_is_kvm(request->source.about),
                               .source = &request->source,
                               .identity = identity,
                               .batch = batch};

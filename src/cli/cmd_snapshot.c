@@ -19,8 +19,7 @@ enum { OPT_DESCRIPTION, OPT_FULL, OPT_COMPRESS, OPT_CHECK, OPT_OUTPUT, OPT_HELP 
 const struct option_spec snapshot_options[] = {
     [OPT_DESCRIPTION] = {"description", 'd', "TEXT", "create: what it is for"},
     [OPT_FULL] = {"full", 0, NULL, "create: with all of memory, not what has changed alone"},
-    [OPT_COMPRESS] = {"compress", 0, NULL,
-                      "create: with memory compressed, which takes longer"},
+    [OPT_COMPRESS] = {"compress", 0, NULL, "create: with memory compressed, which takes longer"},
     [OPT_CHECK] = {"check", 0, NULL, "restore: as 'lodge snapshot check' first"},
     [OPT_OUTPUT] = OUTPUT_OPTION,
     [OPT_HELP] = {"help", 'h', NULL, "show this help"},
@@ -286,8 +285,10 @@ static int put_disks_back(const char *directory, const json_t *about, struct err
 
 static int go_back(const struct request *request, const struct vm_directory *directory,
                    const json_t *about, struct error *err) {
-    struct start_from from = {.vcpus =
-                                  (unsigned)json_integer_value(json_object_get(about, "vcpus"))};
+    struct start_from from = {
+        .vcpus = (unsigned)json_integer_value(json_object_get(about, "vcpus")),
+        .kvm = snapshot_is_kvm(about),
+    };
     char path[PATH_MAX];
     json_t *options = NULL;
     int result = vm_store_load(request->vm, &options, err);

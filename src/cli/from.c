@@ -7,6 +7,7 @@
 #include "cli/cli.h"
 #include "cli/exit_codes.h"
 #include "cli/vm_options.h"
+#include "machine/snapshot_store.h"
 
 /* The source VM's alone. */
 static const char *const not_shared[] = {"publish", "firmware-vars", "mac",
@@ -47,9 +48,8 @@ int from_configure(struct run_config *config, const struct clone_source *source,
     config->source = source;
     config->machine.restore = source->saved;
     config->machine.vcpus = clone_vcpus(source);
-    /* Measuring which one is faster takes longer than all the rest. */
     if (config->machine.engine == ENGINE_AUTO)
-        config->machine.engine = ENGINE_SOFT;
+        config->machine.engine = snapshot_is_kvm(source->about) ? ENGINE_KVM : ENGINE_SOFT;
     return result < 0 ? error_prefix(err, "no clone of '%s'", source->vm) : 0;
 }
 

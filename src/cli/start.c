@@ -47,9 +47,8 @@ int start_vm(const char *name, const struct vm_directory *directory, json_t *opt
         config.source = from->source;
         config.identity = from->identity;
         config.batch = from->batch;
-        /* Measuring which one is faster takes longer than all the rest. */
         if (config.machine.engine == ENGINE_AUTO)
-            config.machine.engine = ENGINE_SOFT;
+            config.machine.engine = from->kvm ? ENGINE_KVM : ENGINE_SOFT;
     }
     if ((result = fetch_guest(&config, err)) < 0 ||
         (result = vm_store_path(name, "monitor.log", log, err)) < 0)

@@ -12,6 +12,7 @@ struct batch;
 struct start_from {
     const char *snapshot; /* its directory */
     unsigned vcpus;
+    bool kvm; /* its engine was that */
     /* Of a clone, which then is there once it has started and its batch is:
      * vm_store_create_starting. Or NULL. */
     const struct clone_source *source;

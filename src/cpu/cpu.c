@@ -50,6 +50,18 @@ int vcpu_set_state(struct vcpu *vcpu, const struct x86_state *state, struct erro
     return vcpu->engine->ops->set_state(vcpu, state, err);
 }
 
+const struct state_table *vcpu_own_state(struct vcpu *vcpu, void **object, struct error *err) {
+    const struct engine_ops *ops = vcpu->engine->ops;
+    if (ops->own_state != NULL)
+        return ops->own_state(vcpu, object, err);
+    error_set(err, -ENOTSUP, "the %s engine keeps nothing for itself", ops->name);
+    return NULL;
+}
+
+int vcpu_set_own_state(struct vcpu *vcpu, struct error *err) {
+    return vcpu->engine->ops->set_own_state(vcpu, err);
+}
+
 void vcpu_reset(struct vcpu *vcpu, bool init) {
     vcpu->engine->ops->reset(vcpu, init);
 }

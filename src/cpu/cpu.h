@@ -93,6 +93,14 @@ void vcpu_rest(struct vcpu *vcpu, uint64_t late);
  * in the dirty log after it. set: -EINVAL when inconsistent. */
 void vcpu_get_state(struct vcpu *vcpu, struct x86_state *state);
 int vcpu_set_state(struct vcpu *vcpu, const struct x86_state *state, struct error *err);
+/*
+ * What an engine that has local APICs of its own (KVM) keeps of a vCPU beyond that, for snapshots:
+ * its table, and in *object, which is the vCPU's, what it is now. NULL: why. vcpu_set_own_state
+ * takes over what was loaded into the object, after vcpu_set_state. Same threads as state. -EINVAL,
+ * -ENOTSUP.
+ */
+const struct state_table *vcpu_own_state(struct vcpu *vcpu, void **object, struct error *err);
+int vcpu_set_own_state(struct vcpu *vcpu, struct error *err);
 /* Back to the state after power-on (init false) or INIT. Resets the local APIC too. */
 void vcpu_reset(struct vcpu *vcpu, bool init);
 

@@ -19,6 +19,9 @@ struct engine_ops {
     void (*rest)(struct vcpu *vcpu, uint64_t late); /* NULL: it does not wait */
     void (*get_state)(struct vcpu *vcpu, struct x86_state *state);
     int (*set_state)(struct vcpu *vcpu, const struct x86_state *state, struct error *err);
+    /* Both NULL: the engine has none. */
+    const struct state_table *(*own_state)(struct vcpu *vcpu, void **object, struct error *err);
+    int (*set_own_state)(struct vcpu *vcpu, struct error *err);
     void (*reset)(struct vcpu *vcpu, bool init);
     void (*inject)(struct vcpu *vcpu, enum exception vector, bool has_error, uint32_t error);
     int (*translate)(struct vcpu *vcpu, uint64_t gva, uint64_t *gpa);

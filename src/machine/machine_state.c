@@ -32,21 +32,23 @@ struct facts {
     uint32_t features[2]; /* CPUID 1, ECX and 7, EBX: what hosts differ in, as it was shown */
     uint64_t firmware;    /* bytes of its image, 0: none; it is no state, but what a reboot needs */
     uint32_t firmware_sum;
+    uint32_t kvm; /* 1: its engine, which keeps local APICs in a form of its own */
 };
 
 static const struct state_field facts_fields[] = {
     STATE_FIELD(struct facts, memory, 1),       STATE_FIELD(struct facts, memory_max, 1),
     STATE_FIELD(struct facts, vcpus, 1),        STATE_FIELD(struct facts, vcpus_max, 1),
     STATE_ARRAY(struct facts, features, 1),     STATE_FIELD(struct facts, firmware, 2),
-    STATE_FIELD(struct facts, firmware_sum, 2),
+    STATE_FIELD(struct facts, firmware_sum, 2), STATE_FIELD(struct facts, kvm, 3),
 };
-static const struct state_table facts_state = STATE_TABLE("machine", 2, struct facts, facts_fields);
+static const struct state_table facts_state = STATE_TABLE("machine", 3, struct facts, facts_fields);
 
 static struct facts facts_of(const struct machine *machine) {
     struct facts facts = {.memory = machine->config.memory,
                           .memory_max = machine->config.memory_max,
                           .vcpus = machine->config.vcpus,
-                          .vcpus_max = machine->config.vcpus_max};
+                          .vcpus_max = machine->config.vcpus_max,
+                          .kvm = strcmp(engine_name(machine->engine), "kvm") == 0};
     cpu_feature_words(cpu_baseline_shown(machine->config.cpu), facts.features);
     if (machine->firmware != NULL)
         facts.firmware = firmware_sum(machine->firmware, &facts.firmware_sum);
@@ -61,6 +63,9 @@ static int compare_facts(const struct facts *saved, const struct facts *here, st
     if (saved->vcpus != here->vcpus || saved->vcpus_max != here->vcpus_max)
         return error_set(err, -EINVAL, "it is of a machine with %u processors, not %u",
                          saved->vcpus, here->vcpus);
+    if (saved->kvm != here->kvm)
+        return error_set(err, -ENOTSUP, "it is of a machine with the %s engine, not the %s one",
+                         saved->kvm ? "KVM" : "soft", here->kvm ? "KVM" : "soft");
     uint32_t differ[2]; /* older lodges saved what else the host's CPUID said, too */
     cpu_feature_words(UINT32_MAX, differ);
     if ((saved->features[0] & differ[0] & ~here->features[0]) != 0 ||
@@ -175,20 +180,29 @@ static int walk_clock(struct pass *pass) {
     return result;
 }
 
+/* Of an engine that has the local APICs. */
+static int walk_own(struct pass *pass, struct vcpu *vcpu, unsigned id) {
+    void *object;
+    char name[32];
+    snprintf(name, sizeof name, "own%u", id);
+    const struct state_table *table = vcpu_own_state(vcpu, &object, pass->err);
+    int result = table != NULL ? part(pass, name, table, object) : -ENOTSUP;
+    return result == 0 && pass->out == NULL ? vcpu_set_own_state(vcpu, pass->err) : result;
+}
+
 /* The processor first: setting CR8 leaves less of the task priority than the local APIC has. */
 static int walk_vcpu(struct pass *pass, unsigned id) {
     struct vcpu *vcpu = pass->machine->vcpus[id].vcpu;
     struct lapic *lapic = irqchip_lapic(pass->machine->platform.irqchip, id);
     struct x86_state state;
     char name[32];
-    if (lapic == NULL)
-        return error_set(pass->err, -ENOTSUP,
-                         "the KVM engine cannot be saved yet; use --engine soft");
     vcpu_get_state(vcpu, &state);
     snprintf(name, sizeof name, "vcpu%u", id);
     int result = part(pass, name, &x86_state_table, &state);
     if (result == 0 && pass->out == NULL)
         result = vcpu_set_state(vcpu, &state, pass->err);
+    if (result == 0 && lapic == NULL)
+        return walk_own(pass, vcpu, id);
     snprintf(name, sizeof name, "lapic%u", id);
     return result == 0 ? part(pass, name, lapic_state(), lapic) : result;
 }

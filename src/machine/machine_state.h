@@ -13,7 +13,7 @@
 
 enum { MACHINE_STATE_FORMAT = 1, MACHINE_STATE_MAX = 64 << 20 };
 
-/* Appends it to the buffer. -ENOMEM, -ENOTSUP: the engine keeps state for itself (KVM). */
+/* Appends it to the buffer. -ENOMEM. */
 int machine_save_state(struct machine *machine, struct state_buffer *out, struct error *err);
 
 /*

@@ -257,6 +257,11 @@ static void insert(json_t *list, json_t *about) {
     json_array_insert_new(list, at, about);
 }
 
+bool snapshot_is_kvm(const json_t *about) {
+    const char *engine = json_string_value(json_object_get(about, "engine"));
+    return engine != NULL && strcmp(engine, "kvm") == 0;
+}
+
 int snapshot_list(const char *directory, json_t **list, struct error *err) {
     char store[PATH_MAX];
     struct dirent **entries = NULL;

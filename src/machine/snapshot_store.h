@@ -47,10 +47,13 @@ int snapshot_commit(const char *directory, const char *name, const char *work, j
 
 /*
  * What it is: an object with "format", "name", "created" (ISO 8601), "parent" (a name, or null),
- * "description", "memory", "vcpus", "disks" ([{"disk", "file"}]). The caller's. -ENOENT,
+ * "description", "memory", "vcpus", "engine", "disks" ([{"disk", "file"}]). The caller's. -ENOENT,
  * -EPROTO: not as lodge writes it.
  */
 int snapshot_load(const char *directory, const char *name, json_t **about, struct error *err);
+/* Whether the engine was KVM, which alone can go on from it then ("engine": "kvm" in what is
+ * loaded; older lodges had none but the soft engine's). */
+bool snapshot_is_kvm(const json_t *about);
 /* All of them, the oldest first; each also has "current" (a boolean) and "bytes" (of memory that
  * the host keeps for it). One that cannot be read has "name" and "error". A new array. */
 int snapshot_list(const char *directory, json_t **list, struct error *err);

@@ -244,6 +244,9 @@ static int lock_snapshots(const char *directory, int *lock, struct error *err) {
 static int begin(struct vm_migration *migration, const struct agent *agent, const json_t *arguments,
                  struct move **move, struct error *err) {
     int result = vm_check_saveable(migration->config.machine, agent, err);
+    if (result == 0 && strcmp(engine_name(migration->config.machine->engine), "soft") != 0)
+        result = error_set(err, -ENOTSUP,
+                           "this VM cannot be moved: its engine is KVM; use --engine soft");
     if (result == 0)
         result = check_clones(migration->config.name, err);
     if (result == 0)

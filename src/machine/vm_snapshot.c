@@ -87,9 +87,7 @@ static int check_disks(const struct machine *machine, struct error *err) {
 
 int vm_check_saveable(const struct machine *machine, const struct agent *agent, struct error *err) {
     const struct machine_config *config = &machine->config;
-    const char *why = strcmp(engine_name(machine->engine), "soft") != 0
-                          ? "its engine is KVM, which cannot be saved yet; use --engine soft"
-                      : config->verify ? "it runs in lock-step (--verify)"
+    const char *why = config->verify ? "it runs in lock-step (--verify)"
                       : config->volume_count > 0
                           ? "it has volumes: what the guest has open there is the host's"
                       : config->user_device_count > 0
@@ -406,6 +404,8 @@ static void on_settled(void *context) {
         job->result = machine_save_state(snapshots->machine, &job->state, &job->err);
     json_object_set_new(job->about, "vcpus",
                         json_integer((json_int_t)snapshots->machine->config.vcpus));
+    json_object_set_new(job->about, "engine",
+                        json_string(engine_name(snapshots->machine->engine)));
     start_work(snapshots, REST);
 }
 

@@ -87,7 +87,7 @@ boot() { # SEED ARGUMENTS
 : >"$work/out"
 hung= left=${LIMIT:-800}
 for seed in 1 2 3; do # boots
-    boot $seed "lodge.done=$(sed -n 's/^status \([^ ]*\) .*/\1/p' "$work/out" | paste -sd,)"
+    boot $seed "${NESTED_ONLY:+lodge.only=$NESTED_ONLY }lodge.done=$(sed -n 's/^status \([^ ]*\) .*/\1/p' "$work/out" | paste -sd,)"
     cat "$work/console" >>"$work/out"
     ! grep -q '^end$' "$work/console" || break
     name=$(sed -n 's/^begin //p' "$work/console" | tail -n 1)

@@ -8,6 +8,7 @@
  *   dirty.c       the dirty log
  *   vcpu.c        a vCPU: creation, the run loop, kicks
  *   state.c       struct x86_state to and from the kernel, reset, injection
+ *   saved.c       what a snapshot has beyond that
  *   cpuid.c       the processor that guests see
  *   interrupt.c   the split irqchip
  *   debug.c       breakpoints
@@ -109,6 +110,7 @@ struct kvm_vcpu {
     unsigned breakpoints; /* bit n: breakpoint[n] is set */
     bool resume_flag;     /* step over the breakpoint at RIP when going on */
     struct vcpu_counters counters;
+    struct kvm_saved *saved; /* NULL: never asked for */
 };
 
 static inline struct kvm_engine *kvm_engine_of(struct engine *engine) {
@@ -150,6 +152,10 @@ void kvm_interrupt_destroy(struct kvm_engine *engine);
  */
 void kvm_interrupt_prepare(struct kvm_vcpu *vcpu);
 
+/* saved.c: engine_ops */
+const struct state_table *kvm_own_state(struct vcpu *vcpu, void **object, struct error *err);
+int kvm_set_own_state(struct vcpu *vcpu, struct error *err);
+
 /* vcpu.c */
 int kvm_vcpu_create(struct engine *engine, unsigned id, struct vcpu **vcpu, struct error *err);
 void kvm_vcpu_destroy(struct vcpu *vcpu);
@@ -166,6 +172,9 @@ void kvm_get_state(struct vcpu *vcpu, struct x86_state *state);
 int kvm_set_state(struct vcpu *vcpu, const struct x86_state *state, struct error *err);
 void kvm_reset(struct vcpu *vcpu, bool init);
 void kvm_inject(struct vcpu *vcpu, enum exception vector, bool has_error, uint32_t error);
+/* False: this vCPU has no such MSR, or refuses the value. */
+bool kvm_get_msr(const struct kvm_vcpu *vcpu, uint32_t msr, uint64_t *value);
+bool kvm_set_msr(const struct kvm_vcpu *vcpu, uint32_t msr, uint64_t value);
 /* The guest's TSC minus the VM clock's; false when the kernel does not tell. */
 bool kvm_tsc_lead(struct kvm_vcpu *vcpu, int64_t *lead);
 void kvm_set_tsc_lead(struct kvm_vcpu *vcpu, int64_t lead);

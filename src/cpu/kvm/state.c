@@ -2,7 +2,7 @@
  * struct x86_state to and from the kernel.
  *
  * Not carried by struct x86_state: an event that is being delivered when
- * state is read. Setting state on the same vCPU leaves such an event where it
+ * state is read (saved.c has it). Setting state on the same vCPU leaves such an event where it
  * is; a reset drops it.
  */
 #include <sys/ioctl.h>
@@ -243,7 +243,7 @@ union msr_request {
     uint8_t room[sizeof(struct kvm_msrs) + sizeof(struct kvm_msr_entry)];
 };
 
-static bool get_msr(const struct kvm_vcpu *vcpu, uint32_t msr, uint64_t *value) {
+bool kvm_get_msr(const struct kvm_vcpu *vcpu, uint32_t msr, uint64_t *value) {
     union msr_request request = {.head.nmsrs = 1};
     request.head.entries[0] = (struct kvm_msr_entry){.index = msr};
     if (kvm_ioctl(vcpu->fd, KVM_GET_MSRS, &request) != 1)
@@ -252,7 +252,7 @@ static bool get_msr(const struct kvm_vcpu *vcpu, uint32_t msr, uint64_t *value) 
     return true;
 }
 
-static bool set_msr(const struct kvm_vcpu *vcpu, uint32_t msr, uint64_t value) {
+bool kvm_set_msr(const struct kvm_vcpu *vcpu, uint32_t msr, uint64_t value) {
     union msr_request request = {.head.nmsrs = 1};
     request.head.entries[0] = (struct kvm_msr_entry){.index = msr, .data = value};
     return kvm_ioctl(vcpu->fd, KVM_SET_MSRS, &request) == 1;
@@ -261,7 +261,7 @@ static bool set_msr(const struct kvm_vcpu *vcpu, uint32_t msr, uint64_t value) {
 static void load_msrs(const struct kvm_vcpu *vcpu, struct x86_state *to) {
     for (size_t i = 0; i < ARRAY_SIZE(msr_fields); i++) {
         uint64_t value;
-        if (get_msr(vcpu, msr_fields[i].msr, &value))
+        if (kvm_get_msr(vcpu, msr_fields[i].msr, &value))
             memcpy((char *)to + msr_fields[i].offset, &value, sizeof value);
     }
 }
@@ -272,9 +272,9 @@ static int store_msrs(const struct kvm_vcpu *vcpu, const struct x86_state *from,
     for (size_t i = 0; i < ARRAY_SIZE(msr_fields); i++) {
         uint64_t value, now;
         memcpy(&value, (const char *)from + msr_fields[i].offset, sizeof value);
-        if (set_msr(vcpu, msr_fields[i].msr, value) || value == 0)
+        if (kvm_set_msr(vcpu, msr_fields[i].msr, value) || value == 0)
             continue;
-        if (!get_msr(vcpu, msr_fields[i].msr, &now) || now != value)
+        if (!kvm_get_msr(vcpu, msr_fields[i].msr, &now) || now != value)
             return error_set(err, -EINVAL, "KVM refused %#lx for MSR %#x", value,
                              msr_fields[i].msr);
     }
@@ -285,7 +285,7 @@ static int store_msrs(const struct kvm_vcpu *vcpu, const struct x86_state *from,
 
 bool kvm_tsc_lead(struct kvm_vcpu *vcpu, int64_t *lead) {
     uint64_t tsc;
-    if (!get_msr(vcpu, MSR_TSC, &tsc))
+    if (!kvm_get_msr(vcpu, MSR_TSC, &tsc))
         return false;
     *lead = (int64_t)(tsc - vm_clock_tsc(vcpu->vcpu.engine->config.clock));
     return true;
@@ -310,7 +310,7 @@ void kvm_set_tsc_lead(struct kvm_vcpu *vcpu, int64_t lead) {
         if (kvm_ioctl(vcpu->fd, KVM_SET_DEVICE_ATTR, &attribute) == 0)
             return;
     }
-    set_msr(vcpu, MSR_TSC, vm_clock_tsc(vcpu->vcpu.engine->config.clock) + (uint64_t)lead);
+    kvm_set_msr(vcpu, MSR_TSC, vm_clock_tsc(vcpu->vcpu.engine->config.clock) + (uint64_t)lead);
 }
 
 /* ---- What the vCPU waits for ---- */

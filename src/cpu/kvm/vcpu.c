@@ -286,6 +286,7 @@ void kvm_vcpu_destroy(struct vcpu *base) {
     if (vcpu->fd >= 0)
         close(vcpu->fd);
     lock_destroy(&vcpu->lock);
+    free(vcpu->saved);
     free(vcpu);
 }
 
