@@ -404,8 +404,7 @@ static void on_settled(void *context) {
         job->result = machine_save_state(snapshots->machine, &job->state, &job->err);
     json_object_set_new(job->about, "vcpus",
                         json_integer((json_int_t)snapshots->machine->config.vcpus));
-    json_object_set_new(job->about, "engine",
-                        json_string(engine_name(snapshots->machine->engine)));
+    json_object_set_new(job->about, "engine", json_string(engine_name(snapshots->machine->engine)));
     start_work(snapshots, REST);
 }
 
