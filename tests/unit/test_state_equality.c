@@ -466,14 +466,15 @@ static void test_older(void **unused) {
 
 /* The first version of the first part did not know of firmware: there was none. */
 static void test_older_table(void **unused) {
-    enum { FIELD = 1 + 1 + 4 + 4, NEW_FIELDS = 2 * FIELD + 8 + 8 + 12 + 4, VERSION_AT = 9 };
+    enum { FIELD = 1 + 1 + 4 + 4, VERSION_AT = 9 };
+    enum { NEW_FIELDS = 3 * FIELD + 8 + 8 + 12 + 4 + 3 + 4 };
     struct fixture a = make();
     struct state_buffer bytes = save(&a);
     struct error err = {0};
     struct section section;
     assert_true(find_section(&bytes, "machine", &section));
     uint8_t *body = bytes.data + (section.body - bytes.data), *fixed = body - FIXED;
-    assert_memory_equal(body, "T\7machine\2\0\7\0", 13);
+    assert_memory_equal(body, "T\7machine\3\0\10\0", 13);
     store_le16(body + VERSION_AT, 1);
     store_le16(body + VERSION_AT + 2, 5);
     store_le64(fixed, section.length - NEW_FIELDS);
@@ -483,10 +484,10 @@ static void test_older_table(void **unused) {
     bytes.length -= NEW_FIELDS;
     assert_int_equal(machine_load_state(a.machine, bytes.data, bytes.length, &err), -EINVAL);
     assert_non_null(strstr(err.text, "of a machine without firmware"));
-    store_le16(body + VERSION_AT, 3); /* and a newer one is told of as such */
+    store_le16(body + VERSION_AT, 4); /* and a newer one is told of as such */
     store_le32(fixed + 8, crc32c(0, body, section.length - NEW_FIELDS));
     assert_int_equal(machine_load_state(a.machine, bytes.data, bytes.length, &err), -ENOTSUP);
-    assert_non_null(strstr(err.text, "version 3; this lodge knows up to 2"));
+    assert_non_null(strstr(err.text, "version 4; this lodge knows up to 3"));
     state_buffer_free(&bytes);
     unmake(&a);
 }
