@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 #include "image/file.h"
 #include "machine/snapshot_store.h"
@@ -97,8 +98,11 @@ static bool stands_on(const char *name, const char *vm, const char *snapshot) {
 }
 
 int clone_check_users(const char *vm, const char *snapshot, struct error *err) {
-    char **names, first[VM_NAME_MAX + 1] = "";
+    char **names, first[VM_NAME_MAX + 1] = "", snapshots[PATH_MAX];
     size_t count, users = 0;
+    if (vm_store_path(vm, "snapshots", snapshots, NULL) == 0 && access(snapshots, F_OK) < 0)
+        return 0; /* it never had any: of many clones each may be removed without a look at all
+                     others */
     int result = vm_store_list(&names, &count, err);
     if (result < 0)
         return result;
