@@ -1,7 +1,7 @@
 /* Places: blocks of a page that turns up at another linear address move there. */
 #include "soft_fixture.h"
 
-#include "cpu/soft/block.h"
+#include "cpu/soft/block_private.h"
 #include "cpu/soft/jit/jit.h"
 #include "cpu/soft/jit/translation.h"
 #include "cpu/soft/run.h"
@@ -163,9 +163,37 @@ static void worn_code_is_made_anew(void **state) {
     assert_ptr_equal(entry + 5 + distance, jit_code(jit, block->code, block->code->entry_saved));
 }
 
+/* Room for a block is made by dropping the others of its page: the page is watched nevertheless. */
+static void room_is_made_before_the_page_is_watched(void **state) {
+    enum { FILLING = 0x400000, FILLING_PAGES = 64, LINEAR = 0x800000 };
+    struct fixture *f = *state;
+    const struct block_store *store = f->cpu->blocks->store;
+    const size_t most =
+        sizeof(struct block_chunk) + (BLOCK_INSNS_MAX + 1) * sizeof(struct insn) + BLOCK_ALIGN;
+    uint8_t rets[PAGE_SIZE];
+    memset(rets, code[HERE], sizeof rets);
+    for (uint64_t at = 0; at < FILLING_PAGES * PAGE_SIZE; at += PAGE_SIZE) {
+        assert_int_equal(memory_write(f->memory, FILLING + at, rets, sizeof rets), 0);
+        fixture_map(f, LINEAR + at, FILLING + at, PT_P);
+    }
+    struct block *first = find(f, LOW);
+    uint64_t at = LINEAR;
+    while (store->current < SEGMENTS - 1 ||
+           store->segment_size - store->segments[store->current].used >= most)
+        find(f, at++);
+    assert_true(at < LINEAR + FILLING_PAGES * PAGE_SIZE);
+    assert_false(first->dead);
+    struct block *second = find(f, LOW + HERE);
+    assert_true(first->dead);
+    assert_true(memory_is_watched_by(f->memory, CODE, f->cpu->vcpu.id));
+    store8(f->cpu, SEG_DS, LOW + HERE, code[HERE]);
+    assert_true(second->dead);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(moves_when_left, start, stop),
+        cmocka_unit_test_setup_teardown(room_is_made_before_the_page_is_watched, start, stop),
         cmocka_unit_test_setup_teardown(stays_while_it_is_used, start, stop),
         cmocka_unit_test_setup_teardown(fixed_addresses_stay, start, stop),
         cmocka_unit_test_setup_teardown(breakpoints_hold_it, start, stop),

@@ -187,15 +187,16 @@ static struct block *make(struct soft_cpu *cpu, uint64_t key, const struct code_
     struct block *block;
     struct code_page source = *page;
     struct code_copy read, *copy = cpu->several ? &read : NULL;
-    watch(cpu, page);
+    block = block_reserve(cpu);
+    struct insn *insns = block_reserve_chunk(cpu)->insns;
+    watch(cpu, page); /* now that no others of the page are dropped any more */
     if (copy != NULL) {
         if (source.available > BLOCK_BYTES_MAX)
             source.available = BLOCK_BYTES_MAX;
         source.host = copy_begin(copy, page->host);
     }
-    block = block_reserve(cpu);
     *block = (struct block){.hash_next = block->hash_next, .dead = true};
-    block->insns = block_reserve_chunk(cpu)->insns;
+    block->insns = insns;
     block->rip = cpu->rip;
     block->key = key;
     block->host = page->host;
