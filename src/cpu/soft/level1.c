@@ -36,6 +36,7 @@ static void clear_filled(struct soft_cpu *cpu, struct level1_filled *filled, uns
 
 void level1_flush(struct soft_cpu *cpu, bool global) {
     struct mmu *mmu = mmu_of(cpu);
+    outside_answer(cpu);
     jit_change_space(&cpu->jit);
     jit_drop_window(cpu);
     for (unsigned table = 0; table < TABLES; table++) {
@@ -56,6 +57,7 @@ void level1_clear(struct soft_cpu *cpu) {
 
 void level1_drop_page(struct soft_cpu *cpu, uint64_t page) {
     unsigned slot = tlb_slot(page);
+    outside_answer(cpu);
     jit_drop_window(cpu);
     for (unsigned table = 0; table < TABLES; table++)
         if (table_at(cpu, table)[slot].tag == page)
@@ -77,6 +79,7 @@ static void drop_filled(struct soft_cpu *cpu, const struct level1_filled *filled
 
 void level1_drop_pages(struct soft_cpu *cpu, uint64_t page, unsigned count) {
     struct mmu *mmu = mmu_of(cpu);
+    outside_answer(cpu);
     jit_drop_window(cpu);
     for (unsigned table = 0; table < TABLES; table++) {
         drop_filled(cpu, &mmu->of_space, table, page, count);
@@ -98,8 +101,9 @@ static void drop_host(struct soft_cpu *cpu, const struct level1_filled *filled, 
 }
 
 void level1_drop_host_writes(struct soft_cpu *cpu, const void *host) {
-    jit_drop_window(cpu);
     struct mmu *mmu = mmu_of(cpu);
+    outside_answer(cpu);
+    jit_drop_window(cpu);
     for (unsigned table = TLB_WRITE; table < TABLES; table += TLB_KINDS) {
         drop_host(cpu, &mmu->of_space, table, host);
         drop_host(cpu, &mmu->of_all, table, host);
@@ -110,6 +114,20 @@ void level1_drop_host_writes(struct soft_cpu *cpu, const void *host) {
 
 static bool is_code(const _Atomic(uint8_t) *flags) {
     return flags != NULL && atomic_load_explicit(flags, memory_order_relaxed) & MEM_PAGE_CODE;
+}
+
+/*
+ * Whether the entry of a page may stay. The mark says that somebody has one: who watches the page
+ * next asks for it then, even if another had watched it, cleared the mark and stopped watching
+ * before we answered. As with mmu_enter, the mark comes first and the look at the flag after it.
+ */
+static bool may_keep(_Atomic(uint8_t) *flags) {
+    if (flags == NULL)
+        return true;
+    uint8_t now = atomic_load_explicit(flags, memory_order_relaxed);
+    if (!(now & (MEM_PAGE_CODE | MEM_PAGE_WRITTEN)))
+        now = atomic_fetch_or(flags, MEM_PAGE_WRITTEN);
+    return !(now & MEM_PAGE_CODE);
 }
 
 struct code_pages {
@@ -126,7 +144,7 @@ static void drop_code(struct soft_cpu *cpu, const struct level1_filled *filled, 
         for (uint64_t bits = filled->words[table][word]; bits != 0; bits &= bits - 1) {
             unsigned slot = 64 * word + (unsigned)__builtin_ctzll(bits);
             _Atomic(uint8_t) *flags = mmu_of(cpu)->write_flags[index][slot];
-            if (entries[slot].tag == tlb_empty(slot) || !is_code(flags))
+            if (entries[slot].tag == tlb_empty(slot) || may_keep(flags))
                 continue;
             if (pages->count == pages->room)
                 return;
@@ -164,12 +182,17 @@ unsigned level1_drop_code_writes(struct soft_cpu *cpu, _Atomic(uint8_t) **found,
     return pages.count;
 }
 
-static void note_replaced(struct mmu *mmu, _Atomic(uint8_t) *flags) {
+/* Half of the ring holds what translated code may rely on: it checks anew before the ring comes
+ * round. */
+void level1_note_replaced(struct soft_cpu *cpu, _Atomic(uint8_t) *flags) {
+    struct mmu *mmu = mmu_of(cpu);
     mmu->replaced[mmu->replaced_next++ % MMU_REPLACED] = flags;
+    if (unlikely(cpu->several) && mmu->replaced_next % (MMU_REPLACED / 2) == 0)
+        cpu->jit.epoch++;
 }
 
 void level1_note_write(struct soft_cpu *cpu, _Atomic(uint8_t) *flags) {
-    note_replaced(mmu_of(cpu), flags);
+    level1_note_replaced(cpu, flags);
     atomic_fetch_or(flags, MEM_PAGE_DIRTY | MEM_PAGE_WRITTEN);
 }
 
@@ -186,6 +209,7 @@ _Atomic(uint8_t) *mmu_write_flags(const struct soft_cpu *cpu, uint64_t linear) {
 
 void mmu_drop_writes(struct soft_cpu *cpu) {
     struct mmu *mmu = mmu_of(cpu);
+    outside_answer(cpu);
     jit_drop_window(cpu);
     for (unsigned index = 0; index < TLB_INDEXES; index++) {
         for (unsigned slot = 0; slot < TLB_ENTRIES; slot++) {
@@ -263,7 +287,7 @@ void mmu_enter(struct soft_cpu *cpu, uint64_t linear, const struct mmu_page *pag
     }
     if (*flags != page->flags) {
         mark_dirty(*flags);
-        note_replaced(mmu_of(cpu), *flags);
+        level1_note_replaced(cpu, *flags);
     }
     *flags = page->flags;
     /* First the entry, then the look at the flag: whoever marks the page as code after that finds

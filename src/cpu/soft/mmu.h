@@ -219,6 +219,8 @@ void level1_drop_host_writes(struct soft_cpu *cpu, const void *host);
  * (then there may be more). Returns how many; their flags are in `found`.
  */
 unsigned level1_drop_code_writes(struct soft_cpu *cpu, _Atomic(uint8_t) **found, unsigned room);
+/* A page's address for writing is forgotten, while what was checked with it may still be used. */
+void level1_note_replaced(struct soft_cpu *cpu, _Atomic(uint8_t) *flags);
 /* A page is about to be written by its address without an entry. A full barrier. */
 void level1_note_write(struct soft_cpu *cpu, _Atomic(uint8_t) *flags);
 /* Enters a page for fast accesses of this kind by the present CPL, where that is allowed. */

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/log.h"
+#include "cpu/soft/block.h"
 #include "cpu/soft/others.h"
 #include "cpu/soft/run.h"
 
@@ -132,14 +133,18 @@ void mmu_serve_requests(struct soft_cpu *cpu) {
         others_let_alone(cpu);
     if (wanted & WANT_DROP_CODE)
         others_drop(cpu);
-    if (wanted & WANT_CODE)
-        serve_code_changes(mmu);
     if (wanted & WANT_SETTLE)
         others_settle(cpu);
+    /* Behind both: they may have queued changes, and whoever has answered others_settle has. */
+    if (wanted & (WANT_CODE | WANT_DROP_CODE | WANT_SETTLE))
+        serve_code_changes(mmu);
     if (wanted & WANT_DROP_WRITES)
         mmu_drop_writes(cpu);
     if (wanted & WANT_FLUSH)
         mmu_flush_all(cpu);
+    /* All blocks are to go: before the next one runs. */
+    if (atomic_load(&cpu->request) & REQUEST_BLOCKS)
+        block_safe_point(cpu);
 }
 
 void mmu_settle_writes(struct soft_cpu *cpu) {

@@ -51,15 +51,20 @@ void others_rest(struct soft_cpu *cpu) {
     pthread_mutex_unlock(&mmu->busy);
 }
 
-void others_wake(struct soft_cpu *cpu) {
-    struct mmu *mmu = mmu_of(cpu);
-    if (!cpu->several)
-        return;
+/* The vCPU's thread: at rest no more. */
+static void take_busy(struct mmu *mmu) {
     pthread_mutex_lock(&mmu->busy);
     if (mmu->changed_at_rest) {
         mmu->changed_at_rest = false;
         serialise();
     }
+}
+
+void others_wake(struct soft_cpu *cpu) {
+    struct mmu *mmu = mmu_of(cpu);
+    if (!cpu->several)
+        return;
+    take_busy(mmu);
     if (atomic_load(&cpu->request) & REQUEST_FLUSH)
         mmu_serve_requests(cpu);
 }
@@ -89,8 +94,7 @@ bool others_forget_code(struct soft_cpu *cpu, uint64_t gpa, size_t length) {
 
 /* ---- A page's first watcher ---- */
 
-/* The vCPU's thread, or with the vCPU at rest. */
-static void drop(struct soft_cpu *cpu) {
+void others_drop(struct soft_cpu *cpu) {
     struct mmu *mmu = mmu_of(cpu);
     uint64_t asked = atomic_load(&mmu->asked);
     _Atomic(uint8_t) *found[FOUND_MAX];
@@ -105,10 +109,6 @@ static void drop(struct soft_cpu *cpu) {
     atomic_store(&mmu->answered, asked);
 }
 
-void others_drop(struct soft_cpu *cpu) {
-    drop(cpu);
-}
-
 /* What others that have not answered yet have answered, the least of them; at rest, they are made
  * to. `asking` is held. */
 static uint64_t least_answer(struct soft_cpu *cpu) {
@@ -120,7 +120,7 @@ static uint64_t least_answer(struct soft_cpu *cpu) {
         if (answered == atomic_load(&mmu->asked))
             continue;
         if (catch_at_rest(other)) {
-            drop(other);
+            others_drop(other);
             let_go(other);
         } else if (answered < least) {
             least = answered;
@@ -136,7 +136,7 @@ static void ask(struct soft_cpu *cpu) {
     FOR_EACH_OTHER(other, cpu) {
         atomic_store(&mmu_of(other)->asked, engine->asked);
         if (catch_at_rest(other)) {
-            drop(other);
+            others_drop(other);
             let_go(other);
         } else {
             mmu_want(mmu_of(other), WANT_DROP_CODE);
@@ -155,11 +155,14 @@ static void note_unsettled(struct soft_cpu *cpu, uint64_t gpa, uint64_t asked) {
 
 void others_watch(struct soft_cpu *cpu, uint64_t gpa) {
     struct soft_engine *engine = engine_of(cpu);
-    uint8_t before = memory_watch(cpu->memory, gpa, cpu->vcpu.id);
-    if (!cpu->several)
+    if (!cpu->several) {
+        memory_watch(cpu->memory, gpa, cpu->vcpu.id);
         return;
+    }
+    /* One step: who finds the page watched already, and no mark of writing, finds that all who may
+     * write to it have been asked. */
     pthread_mutex_lock(&engine->asking);
-    if (before & MEM_PAGE_WRITTEN)
+    if (memory_watch(cpu->memory, gpa, cpu->vcpu.id) & MEM_PAGE_WRITTEN)
         ask(cpu);
     if (least_answer(cpu) < engine->asked)
         note_unsettled(cpu, gpa, engine->asked);
@@ -190,7 +193,7 @@ void others_let_alone(struct soft_cpu *cpu) {
     pthread_mutex_unlock(&mmu->busy);
     pthread_mutex_lock(&engine_of(cpu)->alone);
     pthread_mutex_unlock(&engine_of(cpu)->alone);
-    pthread_mutex_lock(&mmu->busy);
+    take_busy(mmu);
 }
 
 void others_alone_begin(struct soft_cpu *cpu) {
@@ -200,7 +203,7 @@ void others_alone_begin(struct soft_cpu *cpu) {
     /* Whoever else wants the same counts as standing still: it has changed nothing yet. */
     pthread_mutex_unlock(&mmu_of(cpu)->busy);
     pthread_mutex_lock(&engine_of(cpu)->alone);
-    pthread_mutex_lock(&mmu_of(cpu)->busy);
+    take_busy(mmu_of(cpu));
     FOR_EACH_OTHER(other, cpu)
     mmu_want(mmu_of(other), WANT_REST);
     FOR_EACH_OTHER(other, cpu)

@@ -9,7 +9,9 @@
  * which C runs, and which look at requests. So much for pages that have been
  * watched for a while: no vCPU has such a page's address for writing. When the
  * first of a page's watchers comes, others may have it: they are asked to drop
- * it, do so at their next look, and tell what they may have written by then.
+ * it, do so at their next look, and tell what they may have written by then;
+ * earlier where they would drop it anyway. What they keep stays marked as
+ * written (MEM_PAGE_WRITTEN), so that a page's next first watcher asks again.
  * Until all have, the page is *unsettled* for the watcher: it drops the
  * page's blocks at each serialising instruction.
  *
@@ -55,9 +57,19 @@ void others_wake(struct soft_cpu *cpu);
 /* The vCPU's thread, between blocks: the page's code is about to be decoded. */
 void others_watch(struct soft_cpu *cpu, uint64_t gpa);
 
-/* Serves WANT_DROP_CODE: drops addresses for writing of pages that are watched by now, and tells
- * of what may have been written through them. */
+/* Answers if the vCPU has been asked: drops addresses for writing of pages that are watched by now,
+ * and tells of what may have been written through them. The vCPU's thread, or with it at rest. */
 void others_drop(struct soft_cpu *cpu);
+/* Before addresses for writing are dropped in any other way: whether others_drop must come first.
+ * If not, whoever asks from now on sees what has been written through them. */
+static inline bool others_have_asked(const struct soft_cpu *cpu) {
+    const struct mmu *mmu = mmu_of(cpu);
+    if (likely(!cpu->several))
+        return false;
+    atomic_thread_fence(memory_order_seq_cst);
+    return atomic_load_explicit(&mmu->asked, memory_order_relaxed) !=
+           atomic_load_explicit(&mmu->answered, memory_order_relaxed);
+}
 /* Serves WANT_SETTLE: a serialising instruction was run with unsettled pages. */
 void others_settle(struct soft_cpu *cpu);
 /* Serves WANT_REST: somebody is going to run alone. */

@@ -84,6 +84,14 @@ static inline void outside_alone_end(struct soft_cpu *cpu) {
     others_alone_end(cpu);
 }
 
+/* Write entries are about to go: nobody could tell any more what was written through them. */
+static inline void outside_answer(struct soft_cpu *cpu) {
+    if (likely(!others_have_asked(cpu)))
+        return;
+    jit_spill(cpu);
+    others_drop(cpu);
+}
+
 static inline void outside_yield(struct soft_cpu *cpu) {
     jit_spill(cpu);
     sched_yield();
@@ -168,6 +176,7 @@ static inline _Noreturn void outside_unwind(struct soft_cpu *cpu) {
 #pragma GCC poison block_invalidate_all xsave_in_use memory_ahead_touched
 #pragma GCC poison kvmclock_write_wall_clock kvmclock_write_system_time
 #pragma GCC poison getrandom log_write log_limit_pass snprintf
-#pragma GCC poison lapic_mmio_read lapic_mmio_write others_alone_begin others_alone_end sched_yield
+#pragma GCC poison lapic_mmio_read lapic_mmio_write others_alone_begin others_alone_end others_drop
+#pragma GCC poison sched_yield
 
 #endif

@@ -318,7 +318,7 @@ static inline void soft_serialise(struct soft_cpu *cpu) {
     if (unlikely(cpu->unsettled))
         mmu_ask_settle(cpu);
 }
-/* Serves REQUEST_FLUSH. */
+/* Serves REQUEST_FLUSH, and REQUEST_BLOCKS if it comes of that. Between blocks. */
 void mmu_serve_requests(struct soft_cpu *cpu);
 /* The same of what it was asked about dirty pages alone; the vCPU does not run. */
 void mmu_settle_writes(struct soft_cpu *cpu);

@@ -455,9 +455,10 @@ const uint8_t *jit_fast_stack_miss(struct soft_cpu *cpu, uint64_t offset, uint32
     if (entry->tag != page &&
         !jit_fast_fill(cpu, linear, TLB_WRITE | (site->writes_now ? 0 : FILL_MAYBE)))
         return earlier_checks_fail(cpu) ? NULL : plain_code(cpu, site);
+    unsigned side = present_side(cpu);
+    level1_note_replaced(cpu, cpu->jit.stack_flags[side]);
     if (earlier_checks_fail(cpu))
         return NULL;
-    unsigned side = present_side(cpu);
     mark_dirty(cpu->jit.stack_flags[side]);
     cpu->jit.stack_flags[side] = mmu_write_flags(cpu, linear);
     cpu->jit.stack_host[side] = entry->host;
