@@ -5,7 +5,7 @@
  * (owner.came == NULL). The same device, frames, pages and source; each page
  * takes LATENCY to come, however many are on their way.
  *
- * usage: net-faults [PERCENT...]: how many of the buffers are away (100 10 1)
+ * usage: net-faults [PERCENT...]: how many of the buffers are away (100 10 1 0)
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -153,7 +153,7 @@ static void measure(unsigned percent) {
 }
 
 static void test_measure(void **state) {
-    static const unsigned usual[] = {100, 10, 1};
+    static const unsigned usual[] = {100, 10, 1, 0};
     char **arguments = *state;
     if (arguments[0] == NULL)
         for (unsigned i = 0; i < ARRAY_SIZE(usual); i++)

@@ -48,7 +48,7 @@ END
     setsid nc -l -p 9001 -e cat >/dev/null 2>&1 </dev/null &
     until grep -q ":2329 0*:0000 0A" /proc/net/tcp /proc/net/tcp6 2>/dev/null; do sleep 0.05; done
     until [ -s /tmp/received ]; do sleep 0.05; done'
-between python3 "$(dirname "$0")/echo_stream.py" "$guest_address" 9001 "$work/echoed" 2>"$work/echo.err" &
+ip netns exec "$tag-m" python3 "$(dirname "$0")/echo_stream.py" "$guest_address" 9001 "$work/echoed" 2>"$work/echo.err" &
 children="$children $!"
 for _ in $(seq 600); do [ -s "$work/echoed" ] && break; sleep 0.1; done
 [ -s "$work/echoed" ] || { fail "no stream from outside: $(cat "$work/echo.err")"; finish; }

@@ -19,7 +19,7 @@ expect_exit 0 "it waits for a stream" on a exec box sh -c '
     until grep -q ":2328 0*:0000 0A" /proc/net/tcp /proc/net/tcp6 2>/dev/null; do sleep 0.05; done'
 
 between sh -c 'echo 0 0 >/proc/sys/net/ipv4/ping_group_range' # of those who may send echo requests
-between python3 "$(dirname "$0")/migrate_traffic.py" "$guest_address" 9000 "$work/traffic" 2>"$work/traffic.err" &
+ip netns exec "$tag-m" python3 "$(dirname "$0")/migrate_traffic.py" "$guest_address" 9000 "$work/traffic" 2>"$work/traffic.err" &
 traffic=$!
 children="$children $traffic"
 
