@@ -106,7 +106,7 @@ fi
 for program in "$root"/baremetal/*.elf; do
     grep -q "^status $(basename "$program") 0\$" "$work/out" || fail "$(basename "$program")"
 done
-for status in 'kvm-amd 0' 'contract 0' 'firmware 0' 'several 7'; do
+for status in 'kvm-amd 0' 'contract 0' 'firmware 0' 'several 7' 'saved 0'; do
     if grep -q "^status $status\$" "$work/out"; then
         echo "ok: $status"
     else
@@ -120,6 +120,14 @@ expect_same "$(grep '^processors: ' "$work/out" | paste -sd' ')" "processors: 2,
 expect_same "$(grep -c '^counted 1000$' "$work/out")" 3 "each counts"
 expect_text "$work/out" "bios-256k.bin" "by SeaBIOS"
 expect_text "$work/out" "only the soft engine can scale" "no scale"
+expect_text "$work/out" "restored: kept, 3 processors" "back to a snapshot"
+expect_text "$work/out" "clone: another, kept" "a clone"
+gone=$(sed -n 's/^seconds in the guest: //p' "$work/out")
+if [ "${gone:--1}" -ge 0 ] && [ "$gone" -lt 25 ]; then
+    echo "ok: the time since the snapshot is none of the guest's: $gone s"
+else
+    fail "a guest of 30 s later has seen '$gone' s"
+fi
 inside=$(sed -n 's/^uptime: //p' "$work/out") outside=$(sed -n 's/^seconds outside: //p' "$work/out")
 if grep -q '^paused for 100 s$' "$work/out" && [ $((${inside:-1000} + 90)) -lt "${outside:-0}" ]; then
     echo "ok: a pause is none of the guest's time: $inside of $outside s"
