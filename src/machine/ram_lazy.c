@@ -62,8 +62,7 @@ __attribute__((noreturn)) static void lose(const struct ram_layer *layer, const 
                           "lodge: memory of the snapshot %s cannot be read any more: %s: the VM "
                           "has ended\n",
                           layer->path, why);
-    if (write(STDERR_FILENO, text, (size_t)length) < 0)
-        length = 0; /* there is nobody to tell */
+    (void)!write(STDERR_FILENO, text, (size_t)length);
     sigemptyset(&bus);
     sigaddset(&bus, SIGBUS);
     signal(SIGBUS, SIG_DFL);
