@@ -13,6 +13,7 @@
 #include "base/loop.h"
 #include "base/pool.h"
 #include "machine/private.h"
+#include "machine/ram_lazy.h"
 #include "memory/missing.h"
 #include "memory/page_file.h"
 
@@ -152,6 +153,9 @@ void vm_pages_out(struct vm_pages *pages, struct control_call *call, const json_
             error_set(&err, -ENOTSUP,
                       "its engine is KVM, whose guests cannot be paged out yet; the host's swap "
                       "can");
+    else if (machine->lazy != NULL)
+        result = error_set(
+            &err, -EBUSY, "its memory still comes from a snapshot: 'lodge memory --page-in' first");
     else if (keep < 0)
         result = error_set(&err, -EINVAL, "'keep' is a number of bytes");
     else if (pages->file == NULL)
@@ -174,6 +178,17 @@ void vm_pages_out(struct vm_pages *pages, struct control_call *call, const json_
 
 /* ---- In ---- */
 
+/* Nothing is away any more, nor will be. */
+static void forget_sources(struct vm_pages *pages) {
+    struct machine *machine = pages->machine;
+    page_file_destroy(pages->file);
+    pages->file = NULL;
+    if (machine->lazy != NULL && memory_missing_end(machine->platform.memory) == 0) {
+        ram_lazy_destroy(machine->lazy);
+        machine->lazy = NULL;
+    }
+}
+
 static void look(void *context) {
     struct vm_pages *pages = context;
     char why[ERROR_TEXT_MAX];
@@ -189,8 +204,7 @@ static void look(void *context) {
         fail(&pages->in, -EIO, why);
         return;
     }
-    page_file_destroy(pages->file);
-    pages->file = NULL;
+    forget_sources(pages);
     struct control_call *call = pages->in;
     pages->in = NULL;
     control_return(call, report(pages));
@@ -201,7 +215,7 @@ void vm_pages_in(struct vm_pages *pages, struct control_call *call) {
         control_fail(call, "Busy", "it is being paged out or in already");
         return;
     }
-    if (pages->file == NULL) {
+    if (pages->file == NULL && pages->machine->lazy == NULL) {
         control_return(call, report(pages));
         return;
     }

@@ -214,6 +214,12 @@ expect_same "$(guest 'cat /tmp/compressed; dd if=/dev/vda bs=6 count=1 2>/dev/nu
 behind" "which is the same guest"
 expect_exit 0 "it is removed" lodge snapshot rm box five
 back four
+refused "paging out what still comes from a snapshot" "lodge memory --page-in" memory --page-out box
+expect_exit 0 "it is brought" lodge memory --page-in box
+expect_same "$(away)" 0 "all of it"
+expect_exit 0 "and can be paged out" lodge memory --page-out box
+expect_same "$(guest 'cat /tmp/compressed')" compressed "the guest goes on"
+back four
 cp "$snapshots/four/ram.zst" "$work/ram.zst"
 python3 - "$snapshots/four/ram.zst" <<'PYTHON'
 import os, sys
