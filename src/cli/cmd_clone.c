@@ -85,6 +85,8 @@ static int fill(void *context, const char *directory, struct error *err) {
     struct filling *filling = context;
     const char *from = filling->source->directory;
     int result = filling->has_image ? overlay_share(from, directory, err) : 0;
+    if (result == 0)
+        result = seed_share(from, directory, err);
     for (unsigned disk = 0; disk < MACHINE_DISKS_MAX && result == 0; disk++) {
         char name[16] = "disk.lodge"; /* as overlay_find wants it */
         if (disk > 0 || !filling->has_image)

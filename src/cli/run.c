@@ -506,8 +506,7 @@ static int take_over(struct run *run, struct error *err) {
     console_hub_move(run->hub, run->config->directory);
     follow(run->generation, "generation-id", run->config->directory);
     follow(run->variables, "uefi-variables", run->config->directory);
-    if (run->config->image != NULL)
-        run_image_follow(&run->own, run->config->directory);
+    run_image_follow(&run->own, run->config->directory);
     return 0;
 }
 

@@ -2,16 +2,22 @@
 
 #include <string.h>
 
+#include "image/file.h"
 #include "machine/clone.h"
 #include "machine/snapshot_store.h"
+
+/* Of the VM, or of the one that it is a clone of for one run; NULL: there is none. */
+static const char *home_of(const struct run_config *config) {
+    return config->directory != NULL ? config->directory
+           : config->source != NULL  ? config->source->directory
+                                     : NULL;
+}
 
 int run_image_open(struct run_image *own, struct run_config *config, struct error *err) {
     struct machine_config *machine = &config->machine;
     const char *path = own->disk;
     int result;
-    const char *directory = config->directory != NULL ? config->directory
-                            : config->source != NULL  ? config->source->directory
-                                                      : NULL;
+    const char *directory = home_of(config);
     if (directory != NULL) {
         result = overlay_find(directory, &own->image, own->disk, err);
     } else {
@@ -37,6 +43,7 @@ int run_image_open(struct run_image *own, struct run_config *config, struct erro
 
 void run_image_follow(struct run_image *own, const char *directory) {
     overlay_find(directory, &own->image, own->disk, NULL);
+    path_join(own->kept_seed, directory, seed_file, NULL);
 }
 
 int run_image_temporary(struct run_image *own, struct run_config *config, struct error *err) {
@@ -73,16 +80,27 @@ int run_image_clone(struct run_image *own, struct run_config *config, struct err
     return 0;
 }
 
-int run_image_seed(struct run_image *own, struct run_config *config, struct error *err) {
-    struct machine_config *machine = &config->machine;
+/* One that the VM came with, or is just coming with. */
+static bool has_kept_seed(struct run_image *own, const struct run_config *config) {
+    const char *home = home_of(config);
+    return home != NULL && (seed_find(home, own->kept_seed) || config->coming != NULL);
+}
+
+static int make_seed(struct run_image *own, const struct run_config *config, struct error *err) {
     const char *name = config->source != NULL  ? config->source->vm /* as its guest has seen it */
                        : config->name != NULL  ? config->name
                        : config->image != NULL ? config->image
                                                : "lodge";
-    int result = seed_create(config->cloud_init, name, &own->seed, err);
+    return seed_create(config->cloud_init, name, &own->seed, err);
+}
+
+int run_image_seed(struct run_image *own, struct run_config *config, struct error *err) {
+    struct machine_config *machine = &config->machine;
+    bool kept = has_kept_seed(own, config);
+    int result = kept ? 0 : make_seed(own, config, err);
     if (result == 0)
         machine->disks[machine->disk_count++] =
-            (struct disk_config){.path = own->seed.path,
+            (struct disk_config){.path = kept ? own->kept_seed : own->seed.path,
                                  .qos.class = QOS_MEDIUM,
                                  .options = {.format = BLOCK_FORMAT_RAW, .readonly = true}};
     return result;

@@ -10,6 +10,7 @@ struct run_image {
     struct disk_image image;
     char disk[PATH_MAX];                     /* of a VM that lasts, on top of the image's */
     struct nameless overlay, seed;           /* as that, for one run; cloud-init's */
+    char kept_seed[PATH_MAX];                /* the same of a VM that has moved */
     struct nameless tops[MACHINE_DISKS_MAX]; /* of disks that are temporary */
 };
 
@@ -22,7 +23,8 @@ void run_image_follow(struct run_image *own, const char *directory);
 int run_image_temporary(struct run_image *own, struct run_config *config, struct error *err);
 /* The disks of a temporary clone: on top of the snapshots that its source's disks have. */
 int run_image_clone(struct run_image *own, struct run_config *config, struct error *err);
-/* --cloud-init: a disk behind all others, so that these have the names they have without it. */
+/* --cloud-init: a disk behind all others, so that these have the names they have without it; the
+ * one that it came with, if it has moved. */
 int run_image_seed(struct run_image *own, struct run_config *config, struct error *err);
 /* After the machine. */
 void run_image_close(struct run_image *own);

@@ -51,4 +51,12 @@ int overlay_find(const char *directory, struct disk_image *image, char disk[PATH
  */
 int seed_create(const char *file, const char *name, struct nameless *seed, struct error *err);
 
+/*
+ * A VM that has moved keeps the disk that it came with under this name in its directory, and its
+ * clones have links to it: the file that it was made from is another host's.
+ */
+extern const char seed_file[];
+bool seed_find(const char *directory, char path[PATH_MAX]); /* its path; false: there is none */
+int seed_share(const char *from, const char *directory, struct error *err);
+
 #endif

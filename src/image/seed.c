@@ -141,3 +141,19 @@ int seed_create(const char *file, const char *name, struct nameless *seed, struc
     file_free(&user);
     return result;
 }
+
+/* ---- One that came from another host ---- */
+
+const char seed_file[] = "cloud-init.iso";
+
+bool seed_find(const char *directory, char path[PATH_MAX]) {
+    return path_join(path, directory, seed_file, NULL) == 0 && access(path, F_OK) == 0;
+}
+
+int seed_share(const char *from, const char *directory, struct error *err) {
+    char path[PATH_MAX], to[PATH_MAX];
+    if (!seed_find(from, path))
+        return 0;
+    int result = path_join(to, directory, seed_file, err);
+    return result == 0 && link(path, to) < 0 ? error_set_errno(err, -errno, "%s", to) : result;
+}

@@ -29,7 +29,7 @@ struct copy {
 struct disk_copies {
     struct copy disks[MACHINE_DISKS_MAX];
     unsigned count;
-    bool has_image; /* the first is its */
+    bool has_image, has_seed; /* the first is the image's, the last cloud-init's */
     uint64_t unflushed;
     struct extents *extents;
 };
@@ -50,8 +50,9 @@ static int read_copy(struct disk_copies *copies, const char *name, unsigned inde
     json_int_t bytes = json_integer_value(json_object_get(about, "bytes"));
     json_int_t first = json_integer_value(json_object_get(about, "first-size"));
     bool image = copies->has_image && index == 0;
+    bool seed = copies->has_seed && index == copies->count - 1;
     if (about == NULL)
-        return image ? strange(err) : 0;
+        return image || seed ? strange(err) : 0;
     bool raw = format != NULL && strcmp(format, block_formats[BLOCK_FORMAT_RAW]) == 0;
     bool lodge = format != NULL && strcmp(format, block_formats[BLOCK_FORMAT_LODGE]) == 0;
     *copy = (struct copy){
@@ -62,10 +63,12 @@ static int read_copy(struct disk_copies *copies, const char *name, unsigned inde
         .bytes = bytes > 0 ? (uint64_t)bytes : 0,
     };
     copy->first = lodge && first > 0 && first % BLOCK_SECTOR == 0 ? (uint64_t)first : copy->size;
-    if ((!raw && !lodge) || (image && raw) || (copy->on_image && !image))
+    if ((!raw && !lodge) || (image && raw) || (seed && !raw) || (copy->on_image && !image))
         return strange(err);
     if (image)
         snprintf(copy->file, sizeof copy->file, "disk.lodge"); /* as overlay_find has it */
+    else if (seed)
+        snprintf(copy->file, sizeof copy->file, "%s", seed_file);
     else
         snprintf(copy->file, sizeof copy->file, "disk%u.%s", index, format);
     return vm_store_path(name, copy->file, copy->end, err);
@@ -118,6 +121,7 @@ int disk_copies_create(const char *name, const json_t *disks, json_t *options,
     if (made == NULL)
         return error_set(err, -ENOMEM, "out of memory");
     made->has_image = json_object_get(options, "image") != NULL;
+    made->has_seed = json_object_get(options, "cloud-init") != NULL;
     made->count = (unsigned)json_array_size(disks);
     int result = extents_create(false, &made->extents, err);
     for (unsigned i = 0; i < made->count && result == 0; i++)
@@ -236,12 +240,13 @@ static int take_layer(struct copy *copy, const json_t *layer, struct error *err)
 int disk_copies_layer(struct disk_copies *copies, const struct stream *stream, struct error *err) {
     json_t *layer = NULL;
     int result = stream_json(stream, &layer, err);
+    if (result < 0)
+        return result;
     json_int_t disk = json_integer_value(json_object_get(layer, "disk"));
-    if (result == 0 && (disk < 0 || disk >= copies->count || copies->disks[disk].block == NULL ||
-                        copies->disks[disk].format != BLOCK_FORMAT_LODGE))
-        result = strange(err);
-    if (result == 0)
-        result = take_layer(&copies->disks[disk], layer, err);
+    struct copy *copy = disk >= 0 && disk < copies->count ? &copies->disks[disk] : NULL;
+    result = copy != NULL && copy->block != NULL && copy->format == BLOCK_FORMAT_LODGE
+                 ? take_layer(copy, layer, err)
+                 : strange(err);
     json_decref(layer);
     return result;
 }

@@ -85,8 +85,11 @@ static int choose(const struct disk_sender_config *config, struct sent_disk *dis
                   struct error *err) {
     const struct disk_config *about = &config->machine->config.disks[disk->index];
     bool own = is_within(about->path, config->directory);
-    if (has_no_name(about->path) && about->options.readonly)
-        return 0; /* cloud-init's, made anew from the same file */
+    if (has_no_name(about->path) && about->options.readonly) { /* cloud-init's */
+        disk->format = BLOCK_FORMAT_RAW;
+        disk->travel = TRAVEL_WHOLE;
+        return 0;
+    }
     if (has_no_name(about->path))
         return error_set(err, -ENOTSUP,
                          "disk%u is a temporary one, which ends with the VM's run here",

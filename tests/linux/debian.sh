@@ -217,8 +217,16 @@ children="$children $listener"
 until [ -S "$work/there.socket" ] || ! kill -0 "$listener" 2>/dev/null; do sleep 0.05; done
 expect_exit 0 "a clone that is to move" lodge clone --name far deb@now
 lodge exec far sh -c 'echo moved >/root/far && sync; cat /proc/sys/kernel/random/boot_id' >"$work/boot-id"
+expect_exit 0 "a snapshot that is to move with it" lodge snapshot create far kept
+lodge exec far sh -c 'rm /root/far && sync'
+mv "$work/user-data" "$work/user-data.here" # the other host has no such file
 expect_exit 0 "it moves, with its firmware, its disk and the image below that" lodge migrate far "unix:$work/there.socket"
-expect_exit 0 "it is there" there exec far sh -c 'cat /proc/sys/kernel/random/boot_id; echo 3 >/proc/sys/vm/drop_caches; cat /root/far; md5sum /usr/bin/perl >/dev/null; ls -d /sys/firmware/efi'
+mv "$work/user-data.here" "$work/user-data"
+expect_exit 0 "it is there, without what was removed" there exec far test ! -e /root/far
+expect_exit 0 "cloud-init's disk is there" there exec far sh -c 'mount -o ro LABEL=CIDATA /mnt && cat /mnt/user-data && umount /mnt'
+expect_same "$(cat "$work/out")" "$(cat "$work/user-data")" "with its user-data"
+expect_exit 0 "back to its snapshot there" there snapshot restore --check far kept
+expect_exit 0 "it goes on" there exec far sh -c 'cat /proc/sys/kernel/random/boot_id; echo 3 >/proc/sys/vm/drop_caches; cat /root/far; md5sum /usr/bin/perl >/dev/null; ls -d /sys/firmware/efi'
 expect_same "$(cat "$work/out")" "$(cat "$work/boot-id")
 moved
 /sys/firmware/efi" "the same boot, its file, its firmware"

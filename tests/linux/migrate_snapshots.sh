@@ -28,8 +28,9 @@ back() { # SIDE SNAPSHOT WHAT
 head -c 3000000 /dev/urandom >"$work/more.raw"
 truncate -s 4M "$work/more.raw"
 "$LODGE" disk convert -q "$work/more.raw" "$work/more.qcow2"
+printf '#!/bin/sh\n' >"$work/user-data"
 on here create --name box --engine "$ENGINE" --memory 128M --net none --disk "$work/disk.lodge" \
-    --disk "$work/more.qcow2,readonly" --disk "$work/more.raw,readonly" >/dev/null
+    --disk "$work/more.qcow2,readonly" --disk "$work/more.raw,readonly" --cloud-init "$work/user-data" >/dev/null
 expect_exit 0 "it starts" on here start box
 write here first 0
 on here snapshot create box first >/dev/null
@@ -50,9 +51,12 @@ expect_exit 0 "a clone of a snapshot" on here clone --name other box@first
 expect_exit 1 "with a clone on it" on here migrate box "unix:$work/there.socket"
 expect_text "$work/err" "'lodge rm other' first" "with a clone on it, its text"
 on here rm -f other >/dev/null
+seed=$(on here exec box md5sum /dev/vdd)
+rm "$work/user-data" # another host has no such file
 expect_exit 0 "it moves with its snapshots" on here migrate box "unix:$work/there.socket"
 has there now "it goes on"
 expect_same "$(ls -A "$work/here/lodge/vms")" "" "nothing is here"
+expect_same "$(on there exec box sh -c 'echo 3 >/proc/sys/vm/drop_caches; md5sum /dev/vdd')" "$seed" "cloud-init's disk is there, as it was"
 expect_same "$(names there)" "first* second third" "its snapshots are there"
 for name in first second third; do back there $name "by the same disk"; done
 write there fourth 6
@@ -83,6 +87,13 @@ for name in first fourth second third; do back here $name "by the copy"; done
 expect_exit 0 "one of them is removed" on here snapshot rm box second
 back here fourth "without one"
 on here stop -t 0 box >/dev/null
+expect_exit 0 "it is booted, where it was not made" on here start box
+expect_same "$(on here exec box md5sum /dev/vdd)" "$seed" "cloud-init's disk is what it was"
+expect_exit 0 "a clone" on here clone --name other box
+on here stop -t 0 other box >/dev/null
+expect_exit 0 "which is booted" on here start other
+expect_same "$(on here exec other md5sum /dev/vdd)" "$seed" "cloud-init's disk is in the clone, too"
+on here rm -f other >/dev/null
 expect_exit 0 "the copy is whole" "$LODGE" disk check "$own"
 
 # ---- A source that has ended, or is in doubt, keeps its hands off what is the target's now ----
