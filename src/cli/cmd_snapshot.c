@@ -279,7 +279,7 @@ static int put_disks_back(const char *directory, const json_t *about, struct err
     if (result == 0)
         result = snapshot_restoring(directory, name, err);
     if (result == 0)
-        result = snapshot_disks_apply(about, err);
+        result = snapshot_disks_apply(directory, about, err);
     return result == 0 ? snapshot_set_current(directory, name, err) : result;
 }
 

@@ -1,13 +1,17 @@
 #include "cli/snapshot_disks.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "block/disk/disk.h"
 #include "block/open.h"
 #include "image/file.h"
+#include "machine/machine_state.h"
 #include "machine/snapshot_store.h"
 
 static const char *text_of(const json_t *about, const char *member) {
@@ -74,8 +78,54 @@ int snapshot_disks_check(const json_t *about, struct error *err) {
     return change_files(about, check_disk, err);
 }
 
-int snapshot_disks_apply(const json_t *about, struct error *err) {
-    return change_files(about, disk_snapshot_apply, err);
+/* ---- UEFI variables ---- */
+
+/* The file that they are kept in. */
+static int find_variables(const char *directory, char path[PATH_MAX], struct error *err) {
+    char config[PATH_MAX];
+    int result = path_join(config, directory, "config.json", err);
+    json_t *all = result == 0 ? json_load_file(config, JSON_REJECT_DUPLICATES, NULL) : NULL;
+    const char *said =
+        json_string_value(json_object_get(json_object_get(all, "options"), "firmware-vars"));
+    if (result == 0 && said != NULL && realpath(said, path) == NULL)
+        result = error_set_errno(err, -errno, "firmware variables: %s", said);
+    else if (result == 0 && said == NULL)
+        result = path_join(path, directory, "uefi-variables", err);
+    json_decref(all);
+    return result;
+}
+
+static int replace_variables(char *path, const uint8_t *contents, size_t size, struct error *err) {
+    char *slash = strrchr(path, '/');
+    *slash = 0;
+    int result = file_replace(path, slash + 1, contents, size, err);
+    *slash = '/';
+    return result;
+}
+
+/* As long as nothing runs they are in that file, of which the snapshot has what the flash held. */
+static int put_variables_back(const char *directory, const char *name, struct error *err) {
+    char path[PATH_MAX], saved[PATH_MAX];
+    struct stat status;
+    int result = find_variables(directory, path, err);
+    if (result == 0)
+        result = snapshot_path(directory, name, saved, err);
+    if (result < 0 || stat(path, &status) < 0) /* it has none */
+        return result;
+    size_t size = (size_t)status.st_size;
+    uint8_t *contents = size <= MACHINE_STATE_MAX ? malloc(size + 1) : NULL;
+    if (contents == NULL)
+        return error_set(err, -ENOMEM, "out of memory");
+    result = machine_read_saved_flash(saved, contents, size, err);
+    if (result > 0)
+        result = replace_variables(path, contents, size, err);
+    free(contents);
+    return result;
+}
+
+int snapshot_disks_apply(const char *directory, const json_t *about, struct error *err) {
+    int result = change_files(about, disk_snapshot_apply, err);
+    return result == 0 ? put_variables_back(directory, text_of(about, "name"), err) : result;
 }
 
 /* ---- By a VM that runs ---- */
@@ -110,16 +160,30 @@ int snapshot_disks_drop(struct client *client, const json_t *about, struct error
 
 /* ---- After a kill, and at the end ---- */
 
-static int drop(void *client, const json_t *about, struct error *err) {
-    return snapshot_disks_drop(client, about, err);
+struct recovery {
+    const char *directory;
+    struct client *client;
+};
+
+static int drop(void *context, const json_t *about, struct error *err) {
+    const struct recovery *recovery = context;
+    return snapshot_disks_drop(recovery->client, about, err);
 }
 
-static int apply(void *client, const json_t *about, struct error *err) {
-    return snapshot_disks_apply(about, err);
+static int apply(void *context, const json_t *about, struct error *err) {
+    const struct recovery *recovery = context;
+    int result = snapshot_disks_apply(recovery->directory, about, err);
+    if (result == 0)
+        fprintf(stderr,
+                "lodge: going back to '%s' was broken off before; the VM's disks and UEFI "
+                "variables are as they were there now\n",
+                text_of(about, "name"));
+    return result;
 }
 
 int snapshot_disks_recover(const char *directory, struct client *client, struct error *err) {
-    return snapshot_recover(directory, drop, client != NULL ? NULL : apply, client, err);
+    struct recovery recovery = {directory, client};
+    return snapshot_recover(directory, drop, client != NULL ? NULL : apply, &recovery, err);
 }
 
 int snapshot_disks_settle(const char *directory, struct error *err) {

@@ -10,9 +10,10 @@
 #include "base/error.h"
 #include "cli/client.h"
 
-/* Each disk has its own; all disks get what theirs hold. The VM does not run. */
+/* Each disk has its own; all disks get what theirs hold, and so does the file with UEFI variables.
+ * directory: the VM's, which does not run. */
 int snapshot_disks_check(const json_t *about, struct error *err);
-int snapshot_disks_apply(const json_t *about, struct error *err);
+int snapshot_disks_apply(const char *directory, const json_t *about, struct error *err);
 /* Theirs go, where disks and snapshots are still there. client: of the VM; NULL: it does not run.
  * -EBUSY: somebody else uses one. */
 int snapshot_disks_drop(struct client *client, const json_t *about, struct error *err);

@@ -248,6 +248,14 @@ static const struct state_field flash_fields[] = {
 static const struct state_table flash_state =
     STATE_TABLE("flash", 1, struct flash, flash_fields, .after_load = after_load);
 
+int flash_read_saved(const uint8_t *state, size_t length, uint8_t *contents, size_t size,
+                     struct error *err) {
+    static const struct state_table saved = STATE_TABLE("flash", 1, struct flash, flash_fields);
+    struct flash flash = {.contents = contents, .size = size};
+    size_t used;
+    return state_load(&saved, &flash, state, length, &used, err);
+}
+
 static void flash_reset(struct device *device) {
     struct flash *flash = (struct flash *)device;
     lock_take(&device->lock);

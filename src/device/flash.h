@@ -32,4 +32,9 @@ struct flash_config {
 
 extern const struct device_class flash_class;
 
+/* What the array holds in a saved state, into as many bytes as the flash has. The bytes may be
+ * hostile. -EINVAL, -ENOTSUP. */
+int flash_read_saved(const uint8_t *state, size_t length, uint8_t *contents, size_t size,
+                     struct error *err);
+
 #endif

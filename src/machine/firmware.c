@@ -237,7 +237,7 @@ int firmware_map(struct firmware *firmware, struct platform *platform, struct de
                                   .contents = firmware->variables.data,
                                   .size = firmware->variables.length,
                                   .fd = firmware->variables_fd};
-    return device_create(&flash_class, "flash0", platform, &config, flash, err);
+    return device_create(&flash_class, FIRMWARE_FLASH, platform, &config, flash, err);
 }
 
 int firmware_start(struct firmware *firmware, struct memory *memory, struct error *err) {

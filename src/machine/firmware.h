@@ -42,6 +42,9 @@ int firmware_open(enum firmware_kind kind, const char *file, const char *variabl
                   struct firmware **firmware, struct error *err);
 void firmware_close(struct firmware *firmware);
 
+/* The name of the device that has the UEFI variables, as saved states have it. */
+#define FIRMWARE_FLASH "flash0"
+
 /* Puts image and flash into the machine's memory; *flash is a new device or NULL. */
 int firmware_map(struct firmware *firmware, struct platform *platform, struct device **flash,
                  struct error *err);

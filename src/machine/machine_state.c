@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/crc32c.h"
+#include "device/flash.h"
 #include "image/file.h"
 #include "machine/private.h"
 #include "machine/ram_lazy.h"
@@ -301,6 +302,11 @@ int machine_load_state(struct machine *machine, const uint8_t *data, size_t leng
     return result < 0 ? error_set(err, result, "saved state: %s", why.text) : 0;
 }
 
+static bool is_named(const struct section *section, const char *name) {
+    return section->name_length == strlen(name) &&
+           memcmp(section->name, name, section->name_length) == 0;
+}
+
 /* Whether all sections are whole, and what the first one says. */
 static int check_sections(const uint8_t *data, size_t length, struct facts *facts,
                           struct error *err) {
@@ -310,7 +316,7 @@ static int check_sections(const uint8_t *data, size_t length, struct facts *fact
     int result = check_header(data, length, &why);
     if (result == 0)
         result = load_part(&pass, "machine", &facts_state, facts);
-    while (result == 0 && (section.name_length != 3 || memcmp(section.name, "end", 3) != 0))
+    while (result == 0 && !is_named(&section, "end"))
         result = take_section(&pass, NULL, &section);
     if (result == 0 && pass.used != length)
         result = error_set(&why, -EINVAL, "there is more behind its end");
@@ -368,6 +374,23 @@ int machine_check_saved(const char *directory, uint64_t memory, bool sums, struc
         result = ram_chain_check(&chain, err);
     ram_chain_close(&chain);
     return result;
+}
+
+int machine_read_saved_flash(const char *directory, uint8_t *contents, size_t size,
+                             struct error *err) {
+    struct file_bytes bytes = {0};
+    struct section section = {0};
+    int result = read_state(directory, &bytes, err);
+    if (result == 0)
+        result = check_header(bytes.data, bytes.length, err);
+    struct pass pass = {.data = bytes.data, .length = bytes.length, .used = HEADER, .err = err};
+    while (result == 0 && !is_named(&section, "end") && !is_named(&section, FIRMWARE_FLASH))
+        result = take_section(&pass, NULL, &section);
+    bool found = result == 0 && is_named(&section, FIRMWARE_FLASH);
+    if (found)
+        result = flash_read_saved(section.body, section.length, contents, size, err);
+    file_free(&bytes);
+    return result == 0 ? found : result;
 }
 
 static int take_firmware(struct machine *machine, const char *directory, struct error *err) {

@@ -35,5 +35,9 @@ int machine_restore(struct machine *machine, const char *directory, struct error
  * all of it. Any thread. -EINVAL, -ENOTSUP, -errno.
  */
 int machine_check_saved(const char *directory, uint64_t memory, bool sums, struct error *err);
+/* The flash's contents that are saved there (UEFI variables), into as many bytes as it has: 1; 0:
+ * the machine had none. Any thread. -errno. */
+int machine_read_saved_flash(const char *directory, uint8_t *contents, size_t size,
+                             struct error *err);
 
 #endif
