@@ -115,25 +115,44 @@ static int look(struct disk *disk, uint64_t offset, uint64_t *entry, uint64_t *l
     return result;
 }
 
-/* What the tree has nothing for, where no backing shows. */
+/* The same; waits for the table. False: it cannot be read. */
+static bool find_entry(struct disk *disk, uint64_t offset, uint64_t *entry, uint64_t *length) {
+    enum { TRIES = 8 }; /* a table that was read may have gone again */
+    uint8_t sector[BLOCK_SECTOR];
+    int result = look(disk, offset, entry, length);
+    for (int i = 0; i < TRIES && result == -EAGAIN; i++) {
+        block_read(&disk->block, round_down(offset, BLOCK_SECTOR), sector, sizeof sector);
+        result = look(disk, offset, entry, length);
+    }
+    return result == 0;
+}
+
+/* What the tree has nothing for, where the backing does not show or has zeroes itself. */
+static uint64_t backing_zero_run(struct disk *disk, uint64_t offset, uint64_t length) {
+    lock_take(&disk->lock);
+    uint64_t limit = disk->backing != NULL ? disk->superblock.live.backing_limit : 0;
+    lock_release(&disk->lock);
+    if (limit > 0 && limit > disk->backing->info.size)
+        limit = disk->backing->info.size;
+    if (offset >= limit)
+        return length;
+    uint64_t run = block_zero_run(disk->backing, offset);
+    if (run >= limit - offset) /* up to where it ends, and nothing beyond */
+        return length;
+    return run < length ? run : length;
+}
+
 static uint64_t disk_zero_run(struct block *block, uint64_t offset) {
     struct disk *disk = disk_of(block);
     uint64_t entry = 0, length = 0;
-    if (look(disk, offset, &entry, &length) != 0)
+    if (!find_entry(disk, offset, &entry, &length) || (entry != 0 && entry != DISK_ZERO))
         return 0;
-    return entry == DISK_ZERO || (entry == 0 && disk->backing == NULL) ? length : 0;
+    return entry == 0 ? backing_zero_run(disk, offset, length) : length;
 }
 
 uint64_t disk_unwritten_run(struct block *block, uint64_t offset) {
-    enum { TRIES = 8 }; /* a table that was read may have gone again */
-    uint8_t sector[BLOCK_SECTOR];
     uint64_t entry = 0, length = 0;
-    int result = look(disk_of(block), offset, &entry, &length);
-    for (int i = 0; i < TRIES && result == -EAGAIN; i++) {
-        block_read(block, round_down(offset, BLOCK_SECTOR), sector, sizeof sector);
-        result = look(disk_of(block), offset, &entry, &length);
-    }
-    return result == 0 && entry == 0 ? length : 0;
+    return find_entry(disk_of(block), offset, &entry, &length) && entry == 0 ? length : 0;
 }
 
 static const struct block_class disk_class = {
