@@ -46,8 +46,9 @@ int cmd_completion(int argc, char **argv);
 
 extern const struct option_spec clone_options[], run_options[], start_options[], stop_options[],
     rm_options[], ps_options[], exec_options[], cp_options[], cpus_options[], console_options[],
-    logs_options[], memory_options[], pause_options[], profile_options[], qos_options[],
-    snapshot_options[], time_options[], image_options[], disk_options[], device_options[];
+    logs_options[], memory_options[], pause_options[], profile_options[], resume_options[],
+    qos_options[], snapshot_options[], time_options[], image_options[], disk_options[],
+    device_options[];
 extern const struct option_spec migrate_options[], receive_options[];
 
 /* "lodge: TEXT" on standard error; returns the exit code. */

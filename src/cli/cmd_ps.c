@@ -77,6 +77,17 @@ static bool is_starting(const char *name) {
     return busy;
 }
 
+/* Its monitor ended just as it was handed over to another host. */
+static void say_left(json_t *vm, const char *name) {
+    json_t *left = vm_store_left(name);
+    if (left != NULL)
+        json_object_set_new(vm, "why",
+                            json_sprintf("it was moving to %s when its monitor ended, and may run "
+                                         "there; 'lodge start --force' starts it here",
+                                         json_string_value(json_object_get(left, "to"))));
+    json_decref(left);
+}
+
 /* One whose lock is held without a socket is on its way up. */
 static int list_kept(json_t *list, bool stopped, struct error *err) {
     char **names = NULL;
@@ -84,10 +95,13 @@ static int list_kept(json_t *list, bool stopped, struct error *err) {
     int result = vm_store_list(&names, &count, err);
     for (size_t i = 0; i < count; i++) {
         bool listed = has(list, names[i]), busy = !listed && is_starting(names[i]);
-        if (!listed && (stopped || busy))
-            json_array_append_new(list, json_pack("{s:s, s:s, s:b}", "status",
-                                                  busy ? "starting" : "stopped", "name", names[i],
-                                                  "running", 0));
+        if (!listed && (stopped || busy)) {
+            json_t *vm = json_pack("{s:s, s:s, s:b}", "status", busy ? "starting" : "stopped",
+                                   "name", names[i], "running", 0);
+            if (!busy)
+                say_left(vm, names[i]);
+            json_array_append_new(list, vm);
+        }
         free(names[i]);
     }
     free(names);
@@ -99,6 +113,11 @@ static const char *text_of(const json_t *vm, const char *member) {
     return text != NULL ? text : "-";
 }
 
+static void print_why(const json_t *vm) {
+    if (json_object_get(vm, "why") != NULL)
+        printf("%-20s   %s\n", "", text_of(vm, "why"));
+}
+
 static void print_table(const json_t *list) {
     size_t i;
     json_t *vm;
@@ -108,6 +127,7 @@ static void print_table(const json_t *list) {
         double up = json_real_value(json_object_get(vm, "uptime-seconds"));
         if (json_object_get(vm, "pid") == NULL) {
             printf("%-20s %8s  %-10s\n", text_of(vm, "name"), "-", text_of(vm, "status"));
+            print_why(vm);
             continue;
         }
         printf("%-20s %8lld  %-10s %-6s %5lld %6lldM  %llu:%02llu:%02llu\n", text_of(vm, "name"),
@@ -116,8 +136,7 @@ static void print_table(const json_t *list) {
                (long long)json_integer_value(json_object_get(vm, "memory")) >> 20,
                (unsigned long long)up / 3600, (unsigned long long)up / 60 % 60,
                (unsigned long long)up % 60);
-        if (json_object_get(vm, "why") != NULL)
-            printf("%-20s   %s\n", "", text_of(vm, "why"));
+        print_why(vm);
     }
 }
 

@@ -18,7 +18,7 @@ const struct verb verbs[] = {
     {"console", "join a VM's serial console", cmd_console, console_options},
     {"logs", "print what a VM has said on its console", cmd_logs, logs_options},
     {"pause", "hold running VMs", cmd_pause, pause_options},
-    {"resume", "let paused VMs go on", cmd_resume, pause_options},
+    {"resume", "let paused VMs go on", cmd_resume, resume_options},
     {"snapshot", "keep a running VM's whole state, go back to it", cmd_snapshot, snapshot_options},
     {"migrate", "move a running VM to another host", cmd_migrate, migrate_options},
     {"receive", "listen for VMs that are moved here", cmd_receive, receive_options},

@@ -517,6 +517,16 @@ bool move_is_ending(struct move *move) {
     return ending;
 }
 
+/* Of one that has been handed over, when nobody answers. */
+static int say_doubt(struct move *move, const struct error *why) {
+    return error_set(&move->err, -ECONNRESET,
+                     "the connection broke just as the VM was handed over, and %.60s does not say "
+                     "whether it runs there (%.100s); it is held here: 'lodge resume' asks again, "
+                     "and 'lodge resume --force' lets it go on here, if you know that it does not "
+                     "run there",
+                     move->to, why->text);
+}
+
 static int ask(struct move *move) {
     uint64_t end = host_clock_ns() + SETTLE_SECONDS * NS_PER_SECOND;
     struct error why = {0};
@@ -526,11 +536,7 @@ static int ask(struct move *move) {
         move_rest(TURN_MS);
     if (result >= 0)
         return result;
-    return error_set(&move->err, result,
-                     "the connection broke just as the VM was handed over, and %s does not say "
-                     "whether it runs there (%.150s); it is held here, and 'lodge resume' lets it "
-                     "go on here if it does not",
-                     move->to, why.text);
+    return say_doubt(move, &why);
 }
 
 /* After GO: the target's word, or what it says when it is asked. As ask_once. */
@@ -665,11 +671,14 @@ void *move_run(void *context) {
 
 void *move_take_back(void *context) {
     struct move *move = context;
-    struct error nobody;
+    struct error why = {0};
     pthread_setname_np(pthread_self(), "migration");
     enum stage stage = DOUBTFUL;
-    if (ask_once(move, &nobody) == 1)
+    int runs = ask_once(move, &why);
+    if (runs == 1)
         stage = move->post_copy ? move_push(move, true) : MOVED;
+    else if (runs < 0 && move->committed && !move->forced)
+        move->result = say_doubt(move, &why);
     else if (take_back(move) == 0)
         stage = FAILED;
     end(move, stage);

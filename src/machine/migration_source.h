@@ -57,7 +57,8 @@ struct move {
     bool post_copy; /* it has come to that */
     bool compress, copy_disks;
     bool frozen, released, marked;
-    bool taking_back; /* the user says that it does not run there */
+    bool taking_back; /* it is to go on here, if it does not run there */
+    bool forced;      /* the user says that it does not */
     int result;
     struct error err;
 

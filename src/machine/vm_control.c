@@ -166,7 +166,8 @@ static void resume_guest(void *context, struct control_call *call, const json_t 
     struct vm_control *control = context;
     char why[ERROR_TEXT_MAX];
     if (vm_migration_is_doubtful(control->migration)) {
-        vm_migration_take_back(control->migration, call);
+        vm_migration_take_back(control->migration, call,
+                               json_is_true(json_object_get(arguments, "force")));
         return;
     }
     if (vm_migration_is_away(control->migration, why, sizeof why)) {
@@ -649,7 +650,7 @@ static const struct control_command commands[] = {
     {.name = "query-time", .run = query_time},
     {.name = "set-time", .run = set_time, .arguments = {"scale:n"}},
     {.name = "stop", .run = pause_guest},
-    {.name = "cont", .run = resume_guest},
+    {.name = "cont", .run = resume_guest, .arguments = {"force:b"}},
     {.name = "system_powerdown", .run = power_down, .arguments = {"way:s"}},
     {.name = "system_reset", .run = reset_guest},
     {.name = "set-cpus", .run = set_cpus, .arguments = {"count:i"}},

@@ -353,12 +353,13 @@ void vm_migration_why(const struct vm_migration *migration, char *why, size_t si
         migration_is_arriving(migration->config.coming, &left, why, size);
 }
 
-void vm_migration_take_back(struct vm_migration *migration, struct control_call *call) {
+void vm_migration_take_back(struct vm_migration *migration, struct control_call *call, bool force) {
     if (is_moving(migration)) {
         control_fail(call, "Busy", "it is being moved already");
         return;
     }
     migration->move->taking_back = true;
+    migration->move->forced = force;
     run(migration, call, move_take_back);
 }
 

@@ -46,12 +46,12 @@ bool vm_migration_is_busy(const struct vm_migration *migration);
 /* It runs elsewhere, or may: the machine stays frozen. `why` says so. */
 bool vm_migration_is_away(const struct vm_migration *migration, char *why, size_t size);
 /*
- * It may run elsewhere, nobody could tell. take_back: the user says that it does not. The other
- * side is asked once more; where it says that it does, or its disks are in use, that is the call's
- * answer; otherwise it runs here again.
+ * It may run elsewhere, nobody could tell. take_back: the other side is asked once more; where it
+ * says that it does not, it runs here again. force: where nobody answers, too: the user says that
+ * it does not run there. Otherwise, and when its disks are in use, the call's answer says so.
  */
 bool vm_migration_is_doubtful(const struct vm_migration *migration);
-void vm_migration_take_back(struct vm_migration *migration, struct control_call *call);
+void vm_migration_take_back(struct vm_migration *migration, struct control_call *call, bool force);
 /* Memory that it waits for does not come at the moment; empty: all is well. */
 void vm_migration_why(const struct vm_migration *migration, char *why, size_t size);
 
