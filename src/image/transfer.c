@@ -1,6 +1,7 @@
 #include "image/transfer.h"
 
 #include <fcntl.h>
+#include <jansson.h>
 #include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "image/build.h"
 #include "image/file.h"
 #include "image/overlay.h"
 
@@ -62,7 +64,68 @@ static int add_files(EVP_MD_CTX *sum, const struct disk_image *image, uint8_t *p
     return result == 0 ? add_file(sum, image->initrd, piece, err) : result;
 }
 
-int image_hash(const struct disk_image *image, char text[IMAGE_HASH_TEXT], struct error *err) {
+/* ---- What was worked out before ---- */
+
+/* Beside the images: {"KEY": "HASH"}, the latest last. */
+static const char known_file[] = ".hashes.json";
+enum { KNOWN_MAX = 16, KEY_MAX = 256 };
+
+/* Files that nobody has changed: those of an image and all links to it are the same. */
+static bool make_key(const struct disk_image *image, char key[KEY_MAX]) {
+    const char *const paths[] = {image->disk, image->kernel, image->initrd};
+    size_t used = 0;
+    for (size_t i = 0; i < ARRAY_SIZE(paths); i++) {
+        struct stat status;
+        if (stat(paths[i], &status) < 0)
+            return false;
+        used += (size_t)snprintf(key + used, KEY_MAX - used, "%llx:%llu:%lld:%lld.%09ld ",
+                                 (unsigned long long)status.st_dev,
+                                 (unsigned long long)status.st_ino, (long long)status.st_size,
+                                 (long long)status.st_mtim.tv_sec, status.st_mtim.tv_nsec);
+        if (used >= KEY_MAX)
+            return false;
+    }
+    return true;
+}
+
+static json_t *load_known(const char *images) {
+    char path[PATH_MAX];
+    json_t *known = path_join(path, images, known_file, NULL) == 0
+                        ? json_load_file(path, JSON_REJECT_DUPLICATES, NULL)
+                        : NULL;
+    if (json_is_object(known))
+        return known;
+    json_decref(known);
+    return json_object();
+}
+
+static bool find_known(const char *images, const char *key, char text[IMAGE_HASH_TEXT]) {
+    json_t *known = load_known(images);
+    const char *hash = json_string_value(json_object_get(known, key));
+    bool found = hash != NULL && strlen(hash) == IMAGE_HASH_TEXT - 1;
+    if (found)
+        memcpy(text, hash, IMAGE_HASH_TEXT);
+    json_decref(known);
+    return found;
+}
+
+/* If that is not to be it is worked out again. */
+static void keep_known(const char *images, const char *key, const char *hash) {
+    json_t *known = load_known(images);
+    void *oldest = json_object_iter(known);
+    if (json_object_size(known) >= KNOWN_MAX && oldest != NULL)
+        json_object_del(known, json_object_iter_key(oldest));
+    json_object_set_new(known, key, json_string(hash));
+    char *written = json_dumps(known, JSON_INDENT(1));
+    if (written != NULL && make_directories(images, NULL) == 0)
+        file_replace(images, known_file, written, strlen(written), NULL);
+    free(written);
+    json_decref(known);
+}
+
+/* ---- A hash ---- */
+
+static int work_out(const struct disk_image *image, char text[IMAGE_HASH_TEXT], struct error *err) {
     uint8_t digest[EVP_MAX_MD_SIZE];
     unsigned length = 0;
     EVP_MD_CTX *sum = EVP_MD_CTX_new();
@@ -78,6 +141,17 @@ int image_hash(const struct disk_image *image, char text[IMAGE_HASH_TEXT], struc
         snprintf(text + (size_t)2 * i, 3, "%02x", digest[i]);
     EVP_MD_CTX_free(sum);
     free(piece);
+    return result;
+}
+
+int image_hash(const struct disk_image *image, char text[IMAGE_HASH_TEXT], struct error *err) {
+    char key[KEY_MAX], images[PATH_MAX];
+    bool keyed = images_path(".", images, NULL) == 0 && make_key(image, key);
+    if (keyed && find_known(images, key, text))
+        return 0;
+    int result = work_out(image, text, err);
+    if (result == 0 && keyed)
+        keep_known(images, key, text);
     return result;
 }
 

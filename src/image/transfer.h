@@ -12,7 +12,8 @@ enum { IMAGE_HASH_TEXT = 65 }; /* with its end */
 /* What overlay_keep puts into `image`; the disk is the first. NULL-terminated. */
 extern const char *const image_files[];
 
-/* SHA-256 over disk, kernel and initrd, in hexadecimal. The disk's zeroes take no time. */
+/* SHA-256 over disk, kernel and initrd, in hexadecimal. The disk's zeroes take no time, nor do
+ * files that have not changed since they were last asked about (images/.hashes.json). */
 int image_hash(const struct disk_image *image, char text[IMAGE_HASH_TEXT], struct error *err);
 
 /*
