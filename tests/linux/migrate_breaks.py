@@ -134,6 +134,9 @@ def check_marked(side):
     code, said = answers[-1]
     if code != 1 or "may run there" not in said:
         raise Exception("start of a VM that was handed over: exit %d: %s" % (code, said))
+    listed = side.must("ps", "-a")
+    if "stopped" not in listed or "may run there" not in listed:
+        raise Exception("ps -a of a VM that was handed over: %s" % listed)
 
 
 def note(side):
@@ -190,7 +193,7 @@ LOST_GO = {"go", "disk-go"}
 MARKED = LOST_GO | {"state", "handover", "missing", "taken", "ready", "disk-ready"}  # moved-out.json is there, the VM not
 MEMORY_COMES = {"late-pass", "wanted", "whole"}
 NET_STAGES = {"go", "gone", "post-gone", "late-pass", "wanted"}
-QUICK = ["link-go", "link-running", "target-taken", "link-wanted", "source-gone", "link-post-gone", "net-wanted"]
+QUICK = ["link-go", "link-running", "target-taken", "link-wanted", "source-gone", "link-post-gone", "net-wanted", "net-gone"]
 
 
 def loses_memory(victim, stage):
@@ -309,11 +312,9 @@ class Case:
             target.proxy.open = True
             self.must_say(source.must("migrate", "--resume", "box"), "box runs at")
         else:
-            self.must_say(said, "it is held here")
-            self.must_say(str(source.status()), "paused")
-            self.must_say(source.ask("start", "box")[1], "already")
+            self.doubt(said)
         if self.stage in ("gone", "post-gone"):
-            self.must_say(source.ask("resume", "box")[1], "its disks are not to be had")
+            self.must_say(source.ask("resume", "--force", "box")[1], "its disks are not to be had")
             target.proxy.open = True
         if self.stage == "gone":
             self.must_say(source.ask("resume", "box")[1], "it has moved")
@@ -321,11 +322,31 @@ class Case:
             self.must_say(source.must("migrate", "--resume", "box"), "box runs at")
         elif self.stage == "go":
             wait("the target has nothing", target.empty)
-            source.must("resume", "box")
+            source.must("resume", "--force", "box")
             target.proxy.open = True
         here, other = (source, target) if self.stage == "go" else (target, source)
         wait("%s has nothing" % other.name, other.empty)
         return here
+
+    def doubt(self, said):
+        """Both sides say what they know, and the source does not run it before somebody has decided."""
+        source, target = self.source, self.target
+        self.must_say(said, "it is held here: 'lodge resume' asks again, and 'lodge resume --force'")
+        for _ in range(2):  # asking again changes nothing
+            self.must_say(str(source.status()), "'status': 'paused'")
+            self.must_say(source.must("ps"), "does not say whether it runs there")
+            self.must_say(source.must("migrate", "--status", "box"), "doubtful")
+            self.must_say(source.ask("resume", "box")[1], "does not say whether it runs there")
+        self.must_say(source.ask("start", "box")[1], "already")
+        self.must_say(source.ask("snapshot", "create", "box", "now")[1], "does not say whether it runs there")
+        if self.stage == "go":
+            wait("the target has nothing", target.empty)
+            return
+        wait("it is there", lambda: target.status() is not None)
+        if self.stage == "gone":  # in post-copy it may stand, for memory that the source has
+            last = max(ticks(read(target.vm + "/console.log")), default=0)
+            wait("it runs there", lambda: max(ticks(read(target.vm + "/console.log")), default=0) > last)
+            self.must_say(str(target.status()), "'status': 'running'")
 
     @staticmethod
     def must_say(said, words):
