@@ -29,7 +29,7 @@ enum {
     RAM_SIZE = TEST_ROM,
     LINE_MAX_LENGTH = 400,
     LOG_MAX = 256,
-    TIME_LIMIT_SECONDS = 60,
+    TIME_LIMIT_SECONDS = 240,
     VCPUS_MAX = 16
 };
 

@@ -40,14 +40,14 @@ static const struct state_table saved_table =
 
 /* ---- From the kernel ---- */
 
-struct msr_list {
+union msr_list {
     struct kvm_msr_list head;
-    uint32_t room[MSRS_MAX];
+    uint8_t room[sizeof(struct kvm_msr_list) + MSRS_MAX * sizeof(uint32_t)];
 };
 
 /* The TSC is the state's, as a lead of the VM's clock. */
 static int load_msrs(const struct kvm_vcpu *vcpu, struct kvm_saved *saved) {
-    struct msr_list list = {.head.nmsrs = MSRS_MAX};
+    union msr_list list = {.head.nmsrs = MSRS_MAX};
     int code = kvm_ioctl(kvm_engine_of_vcpu(vcpu)->kvm_fd, KVM_GET_MSR_INDEX_LIST, &list);
     saved->msr_count = 0;
     for (uint32_t i = 0; code == 0 && i < list.head.nmsrs; i++) {
