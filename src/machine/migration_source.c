@@ -600,11 +600,11 @@ static int try_move(struct move *move) {
     int result = move_connect(move, &move->stream, &move->err);
     if (result == 0 && !show_tunnel(move, move->stream.tunnel))
         result = -ECANCELED;
+    move->stream.limit = move->limit; /* image and snapshots go before memory */
     if (result == 0)
         result = say_hello(move);
     if (result < 0)
         return result;
-    move->stream.limit = move->limit;
     result = memory_sender_create(move->migration->config.machine->platform.memory, &move->stream,
                                   move->compress, &move->sender, &move->err);
     if (result == 0) {

@@ -53,6 +53,18 @@ expect_text "$work/err" "'lodge rm other' first" "with a clone on it, its text"
 on here rm -f other >/dev/null
 seed=$(on here exec box md5sum /dev/vdd)
 rm "$work/user-data" # another host has no such file
+(
+    expect_exit 1 "cancelled while its snapshots go" on here migrate --bandwidth 64K box "unix:$work/there.socket"
+    expect_text "$work/err" "has been cancelled" "cancelled, its text"
+    [ "$failures" = 0 ]
+) &
+moving=$!
+until [ -e "$work/there/lodge/vms/.coming-box/snapshots/first/ram" ] || ! kill -0 "$moving" 2>/dev/null; do sleep 0.02; done
+expect_exit 0 "it is cancelled" on here migrate --cancel box
+wait "$moving" || fail "a cancelled move"
+until [ -z "$(ls -A "$work/there/lodge/vms")" ]; do sleep 0.05; done
+expect_exit 0 "snapshots can be made again" on here snapshot create box again
+expect_exit 0 "and removed" on here snapshot rm box again
 expect_exit 0 "it moves with its snapshots" on here migrate box "unix:$work/there.socket"
 has there now "it goes on"
 expect_same "$(ls -A "$work/here/lodge/vms")" "" "nothing is here"
