@@ -18,14 +18,19 @@ enum { PLACES_EACH = 8 };
 
 /* Each has a block at least, so there are never more than blocks. */
 static struct block_place *make(struct block_places *places, uint64_t gpa, uint64_t linear,
-                                uint64_t key) {
+                                uint64_t key, const uint8_t *host) {
     struct block_place **chain = block_place_chain(places, gpa, key), *place = places->unused;
     if (place != NULL)
         places->unused = place->next;
     else
         place = &places->all[places->made++];
     *place = (struct block_place){
-        .linear = linear, .gpa = gpa, .key = key, .next = *chain, .life = place->life + 1};
+        .linear = linear,
+        .gpa = gpa,
+        .key = key,
+        .host = (uintptr_t)host & PAGE_MASK,
+        .next = *chain,
+        .life = place->life + 1};
     *chain = place;
     return place;
 }
@@ -38,7 +43,7 @@ void block_place_join(struct soft_cpu *cpu, struct block *block) {
         return;
     struct block_place *place = block_place_find(places, gpa, linear, key);
     if (place == NULL)
-        place = make(places, gpa, linear, key);
+        place = make(places, gpa, linear, key, block->host);
     place->used = cpu->jit.spaces;
     block->place = place;
     place->blocks++;

@@ -256,9 +256,29 @@ const uint8_t *jit_fast_exit(struct soft_cpu *cpu, uint64_t unused, uint32_t not
     return leave_by(cpu, made, exit);
 }
 
+/* Whether the page of code at a linear address, which may be run, is this one. */
+static bool is_mapped(struct soft_cpu *cpu, uint64_t linear, const struct block_place *place) {
+    const struct tlb_entry *entry = &cpu->tlb[TLB_FETCH][tlb_slot(linear)];
+    struct code_page page;
+    struct fault fault;
+    if (entry->tag == (linear & PAGE_MASK))
+        return entry->host == place->host;
+    light_begin(cpu);
+    bool found = mmu_fetch_or(cpu, linear & PAGE_MASK, &page, &fault);
+    light_end(cpu);
+    return found && (uintptr_t)page.host == place->host && page.gpa == place->gpa;
+}
+
 const uint8_t *jit_fast_unguarded(struct soft_cpu *cpu, uint64_t unused, uint32_t number) {
     struct jit_exit *exit = jit_at(cpu->jit.jit, number);
-    return leave_by(cpu, jit_block_of_exit(exit), exit);
+    struct jit_block *made = jit_block_of_exit(exit);
+    uint64_t rip = jit_exit_rip(made, exit), key = jit_exit_key(made, exit);
+    struct block_place *place = jit_linked_place(cpu, made, exit, rip);
+    /* Most fail because the address space has changed, and the link would lead to the same code. */
+    if (place == NULL || cpu->request != 0 || block_key(cpu) != (key & ~(uint64_t)KEY_PLAIN) ||
+        cpu->jit.key != block_key(cpu) || !is_mapped(cpu, rip, place))
+        return leave_by(cpu, made, exit);
+    return jit_link_again(cpu, made, exit, place);
 }
 
 const uint8_t *jit_fast_poll(struct soft_cpu *cpu, uint64_t unused, uint32_t nothing) {

@@ -120,6 +120,29 @@ static void link_guarded(struct soft_cpu *cpu, struct jit_block *made, struct ji
     exit->target_life = to->place != NULL ? to->place->life : 0;
 }
 
+struct block_place *jit_linked_place(const struct soft_cpu *cpu, const struct jit_block *made,
+                                     const struct jit_exit *exit, uint64_t rip) {
+    uint32_t number;
+    if (exit->target == 0)
+        return NULL;
+    struct block_place *place = block_place_at(cpu->blocks->places, exit->target);
+    __builtin_memcpy(&number, jit_guard_number(cpu->jit.jit, made, exit), sizeof number);
+    return place->life == exit->target_life && place->blocks != 0 && place->number == number &&
+                   place->linear == (rip & PAGE_MASK)
+               ? place
+               : NULL;
+}
+
+const uint8_t *jit_link_again(struct soft_cpu *cpu, const struct jit_block *made,
+                              const struct jit_exit *exit, struct block_place *place) {
+    int32_t distance;
+    const uint8_t *field = jit_code(cpu->jit.jit, made, exit->field);
+    place->used = cpu->jit.spaces;
+    note_mapping(cpu, jit_exit_rip(made, exit), jit_exit_key(made, exit), place->number);
+    __builtin_memcpy(&distance, field, sizeof distance);
+    return field + sizeof distance + distance;
+}
+
 /* ---- Links ---- */
 
 const uint8_t *jit_entry(struct soft_cpu *cpu, const struct block *block) {

@@ -624,6 +624,12 @@ void relocations_forget(struct soft_cpu *cpu, struct jit_block *made);
  * present mapping holds at the exit's rip. */
 void jit_link(struct soft_cpu *cpu, struct jit_block *made, struct jit_exit *exit,
               const struct block *to);
+/* Where a guarded exit to `rip` is linked to, if that place is as it was then; else NULL. */
+struct block_place *jit_linked_place(const struct soft_cpu *cpu, const struct jit_block *made,
+                                     const struct jit_exit *exit, uint64_t rip);
+/* The place is mapped where the exit leads: its guard passes from now on. The code behind it. */
+const uint8_t *jit_link_again(struct soft_cpu *cpu, const struct jit_block *made,
+                              const struct jit_exit *exit, struct block_place *place);
 /* The exit whose call comes back to this place in its translation. */
 struct jit_exit *jit_exit_behind(struct jit_block *made, unsigned back);
 /* The number in a guard, four bytes. */
