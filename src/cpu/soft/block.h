@@ -72,6 +72,12 @@ struct block {
 };
 _Static_assert(sizeof(struct block) == 96, "there are many");
 
+/* A block's neighbours in its place's list, by their numbers: apart from the blocks, each of which
+ * is a miss of the processor's caches, so that a block that joins or leaves touches no other. */
+struct block_neighbours {
+    uint32_t next, before;
+};
+
 /* A block's instructions, and the links between blocks that have theirs. */
 struct block_chunk {
     struct block *owner;   /* NULL: dropped */
@@ -99,7 +105,7 @@ struct block_place {
     uintptr_t host;           /* the page when its first block was made */
     uint32_t used;            /* jit_state.spaces when blocks of it were last looked for */
     bool pinned;              /* holds code that cannot be moved */
-    uint32_t blocks;          /* how many; never 0 */
+    uint32_t first;           /* the number of one of its blocks (block_neighbours); never 0 */
     struct jit_block *made;   /* their translations, those of dropped blocks too (jit/move.c) */
     struct block_place *next; /* of those with this page and key, and of others; or unused */
     uint32_t life;            /* which use of this struct: others may remember an earlier one */
@@ -122,6 +128,7 @@ struct block_cache {
     struct block *jump[JUMP_ENTRIES];
     uint32_t hash[1 << BLOCK_HASH_BITS]; /* numbers of blocks */
     struct block *all;                   /* BLOCKS_KEPT of them */
+    struct block_neighbours *neighbours; /* of each, by its number - 1 */
     struct block_store *store;
     struct block_places *places;
 };
@@ -132,6 +139,11 @@ static inline struct block *block_at(const struct block_cache *cache, uint32_t n
 }
 static inline uint32_t block_number(const struct block_cache *cache, const struct block *block) {
     return (uint32_t)(block - cache->all) + 1;
+}
+
+static inline struct block_neighbours *block_neighbours_of(const struct block_cache *cache,
+                                                           uint32_t number) {
+    return &cache->neighbours[number - 1];
 }
 
 static inline unsigned block_tlb_index(const struct soft_cpu *cpu) {

@@ -119,12 +119,6 @@ static void unlist_from_page(struct block_cache *cache, struct block *block, uns
     set_before(cache, next, bucket, before);
 }
 
-uint32_t block_next_on_page(struct block_cache *cache, uint64_t gpa, uint32_t number) {
-    unsigned bucket = block_page_hash(gpa);
-    return number == 0 ? cache->store->pages[bucket]
-                       : *next_on_page(block_at(cache, number), bucket);
-}
-
 static bool on_page(const struct block *block, uint64_t page) {
     return block->gpa[0] >> PAGE_SHIFT == page ||
            (block->straddles && block->gpa[1] >> PAGE_SHIFT == page);

@@ -24,15 +24,32 @@ static struct block_place *make(struct block_places *places, uint64_t gpa, uint6
         places->unused = place->next;
     else
         place = &places->all[places->made++];
-    *place = (struct block_place){
-        .linear = linear,
-        .gpa = gpa,
-        .key = key,
-        .host = (uintptr_t)host & PAGE_MASK,
-        .next = *chain,
-        .life = place->life + 1};
+    *place = (struct block_place){.linear = linear,
+                                  .gpa = gpa,
+                                  .key = key,
+                                  .host = (uintptr_t)host & PAGE_MASK,
+                                  .next = *chain,
+                                  .life = place->life + 1};
     *chain = place;
     return place;
+}
+
+static void list_in_place(struct block_cache *cache, struct block_place *place, uint32_t number) {
+    *block_neighbours_of(cache, number) = (struct block_neighbours){.next = place->first};
+    if (place->first != 0)
+        block_neighbours_of(cache, place->first)->before = number;
+    place->first = number;
+}
+
+static void unlist_from_place(struct block_cache *cache, struct block_place *place,
+                              uint32_t number) {
+    const struct block_neighbours *of = block_neighbours_of(cache, number);
+    if (of->before != 0)
+        block_neighbours_of(cache, of->before)->next = of->next;
+    else
+        place->first = of->next;
+    if (of->next != 0)
+        block_neighbours_of(cache, of->next)->before = of->before;
 }
 
 void block_place_join(struct soft_cpu *cpu, struct block *block) {
@@ -46,7 +63,7 @@ void block_place_join(struct soft_cpu *cpu, struct block *block) {
         place = make(places, gpa, linear, key, block->host);
     place->used = cpu->jit.spaces;
     block->place = place;
-    place->blocks++;
+    list_in_place(cpu->blocks, place, block_number(cpu->blocks, block));
 }
 
 void block_place_leave(struct soft_cpu *cpu, struct block *block) {
@@ -55,7 +72,8 @@ void block_place_leave(struct soft_cpu *cpu, struct block *block) {
     if (place == NULL)
         return;
     block->place = NULL;
-    if (--place->blocks != 0)
+    unlist_from_place(cpu->blocks, place, block_number(cpu->blocks, block));
+    if (place->first != 0)
         return;
     jit_leave_place(cpu, place);
     struct block_place **at = block_place_chain(places, place->gpa, place->key);
@@ -83,10 +101,8 @@ static void move(struct soft_cpu *cpu, struct block_place *place, uint64_t linea
     uint64_t delta = linear - place->linear;
     jit_move_place(cpu, place, delta);
     struct block_cache *cache = cpu->blocks;
-    uint32_t n = 0;
-    while ((n = block_next_on_page(cache, place->gpa, n)) != 0)
-        if (block_at(cache, n)->place == place)
-            move_block(block_at(cache, n), delta);
+    for (uint32_t n = place->first; n != 0; n = block_neighbours_of(cache, n)->next)
+        move_block(block_at(cache, n), delta);
     place->linear = linear;
     cpu->count.places_moved++;
 }

@@ -49,9 +49,6 @@ void block_unlink(struct block *block);
 bool block_page_has_some(const struct block_cache *cache, uint64_t gpa);
 /* The block is on its pages' lists from now on. */
 void block_list(struct block_cache *cache, struct block *block);
-/* Number of the next block of a page and some others behind that of this number; 0 begins and ends.
- */
-uint32_t block_next_on_page(struct block_cache *cache, uint64_t gpa, uint32_t number);
 /* The instruction that runs now completes; all others of its block leave it. */
 void block_poison_running(struct soft_cpu *cpu);
 

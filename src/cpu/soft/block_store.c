@@ -147,7 +147,8 @@ size_t block_spare_memory(const struct soft_cpu *cpu) {
 size_t block_memory(const struct soft_cpu *cpu) {
     const struct block_store *store = cpu->blocks->store;
     return sizeof *cpu->blocks + sizeof *store + SEGMENTS * store->segment_size +
-           block_spare_memory(cpu) + store->made * sizeof *store->blocks +
+           block_spare_memory(cpu) +
+           store->made * (sizeof *store->blocks + sizeof *cpu->blocks->neighbours) +
            block_places_memory(cpu->blocks);
 }
 
@@ -175,7 +176,9 @@ int block_cache_create(struct soft_cpu *cpu, size_t least, struct error *err) {
     struct block_store *store = calloc(1, sizeof *store);
     uint8_t *arena = pages_take(SEGMENTS_MOST * segment_size);
     struct block *blocks = pages_take(BLOCKS_KEPT * sizeof *blocks);
-    if (cache == NULL || store == NULL || arena == NULL || blocks == NULL) {
+    struct block_neighbours *neighbours = pages_take(BLOCKS_KEPT * sizeof *neighbours);
+    if (cache == NULL || store == NULL || arena == NULL || blocks == NULL || neighbours == NULL) {
+        pages_give_back(neighbours, BLOCKS_KEPT * sizeof *neighbours);
         free(cache);
         free(store);
         pages_give_back(arena, SEGMENTS_MOST * segment_size);
@@ -188,6 +191,7 @@ int block_cache_create(struct soft_cpu *cpu, size_t least, struct error *err) {
     store->count = 1;
     cache->store = store;
     cache->all = blocks;
+    cache->neighbours = neighbours;
     cpu->blocks = cache;
     if (block_places_create(cache, err) < 0) {
         block_cache_destroy(cpu);
@@ -202,6 +206,7 @@ void block_cache_destroy(struct soft_cpu *cpu) {
     block_places_destroy(cpu->blocks);
     struct block_store *store = cpu->blocks->store;
     pages_give_back(store->blocks, BLOCKS_KEPT * sizeof *store->blocks);
+    pages_give_back(cpu->blocks->neighbours, BLOCKS_KEPT * sizeof *cpu->blocks->neighbours);
     pages_give_back(store->arena, SEGMENTS_MOST * store->segment_size);
     free(store);
     free(cpu->blocks);

@@ -127,7 +127,7 @@ struct block_place *jit_linked_place(const struct soft_cpu *cpu, const struct ji
         return NULL;
     struct block_place *place = block_place_at(cpu->blocks->places, exit->target);
     __builtin_memcpy(&number, jit_guard_number(cpu->jit.jit, made, exit), sizeof number);
-    return place->life == exit->target_life && place->blocks != 0 && place->number == number &&
+    return place->life == exit->target_life && place->first != 0 && place->number == number &&
                    place->linear == (rip & PAGE_MASK)
                ? place
                : NULL;
