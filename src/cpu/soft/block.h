@@ -102,7 +102,7 @@ static inline struct block_chunk *block_chunk(const struct block *block) {
 struct block_place {
     uint64_t linear, gpa; /* of the page */
     uint64_t key;
-    uintptr_t host;           /* the page when its first block was made */
+    uintptr_t host;           /* the page all its blocks were made from; or 0 */
     uint32_t used;            /* jit_state.spaces when blocks of it were last looked for */
     bool pinned;              /* holds code that cannot be moved */
     uint32_t first;           /* the number of one of its blocks (block_neighbours); never 0 */

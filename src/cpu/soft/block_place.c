@@ -61,6 +61,8 @@ void block_place_join(struct soft_cpu *cpu, struct block *block) {
     struct block_place *place = block_place_find(places, gpa, linear, key);
     if (place == NULL)
         place = make(places, gpa, linear, key, block->host);
+    else if (place->host != ((uintptr_t)block->host & PAGE_MASK))
+        place->host = 0; /* the page has become another: no link is set again by it */
     place->used = cpu->jit.spaces;
     block->place = place;
     list_in_place(cpu->blocks, place, block_number(cpu->blocks, block));
