@@ -246,7 +246,8 @@ class Case:
         elif self.victim == "target":
             kill(self.target.served(False) or self.target.served(True))
         elif self.victim == "receiver":
-            wait("the connection is taken", lambda: self.target.served(True))
+            if self.stage == "hello":  # the first thing there is: it may not have been taken yet
+                wait("the connection is taken", lambda: self.target.served(True))
             kill(self.target.receiver.pid)
             self.target.receiver.wait()
         else:
