@@ -12,6 +12,9 @@
  *   that are mapped: the host's kernel maps a page when it is first used.
  * - Which null selector (0 to 3) DS, ES, FS and GS hold: the host's own IRET into its signal
  * handler makes all of them 0.
+ * - Which of two operands' faults CMPS raises: family 19h reads the first operand first, family 1Ah
+ *   the second one.
+ * - VERW with LOCK, which is #UD (APM vol. 3), but which family 19h runs.
  * - In compatibility mode R8 to R15 and upper register halves, which are
  *   undefined after a change of mode (APM vol. 1, 3.1.1).
  */
@@ -149,11 +152,42 @@ static bool same_memory(const struct outcome *a, const struct outcome *b) {
     return true;
 }
 
+/* ---- What processors do differently ---- */
+
+static bool is_operand_fault(const struct outcome *outcome) {
+    return outcome->vector == EXC_PF || outcome->vector == EXC_GP || outcome->vector == EXC_SS ||
+           outcome->vector == EXC_AC;
+}
+
+static bool faulted_in_cmps(const struct test_case *test, const struct outcome *native,
+                            const struct outcome *guest, const uint64_t *features) {
+    struct insn insn;
+    enum insn_mode mode = test->mode32 ? INSN_MODE_32 : INSN_MODE_64;
+    uint64_t rip = native->state.rip, at = rip - test->start;
+    return at < test->code_length && is_operand_fault(native) && is_operand_fault(guest) &&
+           insn_decode(&insn, test->code + at, test->code_length - at, rip, mode, features) > 0 &&
+           insn_row_of(&insn)->map == MAP_1B && (insn.opcode | 1) == 0xa7;
+}
+
+static bool is_locked_verw(const struct test_case *test) {
+    const uint8_t *opcode = memchr(test->code, 0x0f, test->code_length);
+    return test->row_count == 1 && strcmp(insn_row_at(test->rows[0])->name, "verw") == 0 &&
+           opcode != NULL && memchr(test->code, 0xf0, (size_t)(opcode - test->code)) != NULL;
+}
+
+static bool same_fault(const struct test_case *test, const struct outcome *native,
+                       const struct outcome *guest, const uint64_t *features) {
+    bool same = native->vector == guest->vector && native->cr2 == guest->cr2 &&
+                ((native->error ^ guest->error) & error_mask(native)) == 0;
+    return same || faulted_in_cmps(test, native, guest, features);
+}
+
 bool compare(const struct test_case *test, const struct outcome *native,
              const struct outcome *guest, const uint64_t *features) {
     const struct user_state *a = &native->state, *b = &guest->state;
-    return native->vector == guest->vector && native->cr2 == guest->cr2 &&
-           ((native->error ^ guest->error) & error_mask(native)) == 0 && a->rip == b->rip &&
+    if (is_locked_verw(test))
+        return guest->vector == EXC_UD;
+    return same_fault(test, native, guest, features) && a->rip == b->rip &&
            same_flags(test, native, guest, features) && same_gprs(test, a, b) &&
            same_segments(a, b) && same_fp(test, &a->fp, &b->fp) && same_memory(native, guest);
 }

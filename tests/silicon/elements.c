@@ -520,15 +520,34 @@ static void stream(struct program *p) {
 
 /* ---- Strings ---- */
 
+/* Whether the two may be one page, mapped twice. */
+static bool may_be_alias(uint64_t a, uint64_t b) {
+    enum { SHIFT = 26, ALIAS = ALIAS_BASE >> SHIFT, CODE = MIXED_CODE >> SHIFT };
+    a >>= SHIFT;
+    b >>= SHIFT;
+    return a != b && (a == ALIAS || a == CODE || b == ALIAS || b == CODE);
+}
+
+/*
+ * Where a string begins that goes with the one at pointer `to`. None is copied to another address
+ * of its own page: how far a run of MOVS sees by then what it has written is the processor's
+ * choice (family 19h sees it, family 1Ah moves more than an element at once).
+ */
+static unsigned source_pointer(struct program *p, unsigned to, bool copied) {
+    unsigned n = below(p, p->pointers);
+    return copied && may_be_alias(p->pointer[n].value, p->pointer[to].value) ? to : n;
+}
+
 static void put_string(struct program *p) {
     static const uint8_t opcodes[] = {0xa4, 0xa4, 0xaa, 0xaa, 0xa6, 0xac, 0xae};
     unsigned opcode = opcodes[below(p, ARRAY_SIZE(opcodes))], size = any_size(p);
     unsigned count = once_in(p, 8) ? below(p, 600) / size : below(p, 24);
-    put_opcode_mem(p, p->word, 0x8d, RDI, any_pointer(p), any_disp(p));
+    unsigned to = below(p, p->pointers), from = source_pointer(p, to, opcode == 0xa4);
+    put_opcode_mem(p, p->word, 0x8d, RDI, p->pointer[to].reg, any_disp(p));
     if (p->mode32 || once_in(p, 3)) /* overlapping */
         put_opcode_mem(p, p->word, 0x8d, RSI, RDI, (int32_t)below(p, 64) - 32);
     else
-        put_opcode_mem(p, p->word, 0x8d, RSI, any_pointer(p), any_disp(p));
+        put_opcode_mem(p, p->word, 0x8d, RSI, p->pointer[from].reg, any_disp(p));
     put_mov_imm(p, RCX, count);
     if (once_in(p, 3))
         put_bytes(p, once_in(p, 3) ? 0xfd : 0xfc, 1);

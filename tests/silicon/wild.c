@@ -54,6 +54,16 @@ static bool is_mask_insn(const uint8_t *vex) {
     return map == 3 && opcode >= 0x30 && opcode <= 0x33;
 }
 
+/* Others that run natively where the processor has them, whatever its CPUID offers: AVX-VNNI;
+ * MOVDIR64B, ENQCMD, MOVDIRI. */
+static bool is_vnni(const uint8_t *vex) {
+    return vex[0] == 0xc4 && (vex[1] & 0x1f) == 2 && vex[3] >= 0x50 && vex[3] <= 0x53;
+}
+
+static bool is_direct_store(const uint8_t *p) {
+    return p[1] == 0x38 && (p[2] == 0xf8 || p[2] == 0xf9);
+}
+
 /* What must not run natively, or cannot be compared: see classes.c for the same by row. EVEX and
  * XOP are for features that guests are not offered. */
 static bool forbidden(const struct test_case *test) {
@@ -70,9 +80,11 @@ static bool forbidden(const struct test_case *test) {
     if (*p >= 0xe0 && *p <= 0xe3)
         return true; /* LOOP with prefixes */
     if ((*p == 0xc4 || *p == 0xc5) && (!test->mode32 || p[1] >= 0xc0))
-        return is_mask_insn(p);
+        return is_mask_insn(p) || is_vnni(p);
     if (*p != 0x0f)
         return false;
+    if (is_direct_store(p))
+        return true;
     /* SYSCALL, SYSENTER, group 7, group 15 and group 9 (in part emulated or told apart by the
      * host), RDPMC and its like, CPUID. */
     static const uint8_t no[] = {0x05, 0x34, 0x35, 0x00, 0x01, 0xae, 0xc7, 0x31, 0x33, 0xa2};

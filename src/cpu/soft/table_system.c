@@ -55,8 +55,7 @@ static const struct insn_row rows[] = {
     GROUP_6("lldt", 2, Ew, INSN_CPL0, lldt),
     GROUP_6("ltr", 3, Ew, INSN_CPL0, ltr),
     GROUP_6("verr", 4, Ew, 0, verr, FLAGS(0, FL_Z, 0)),
-    /* LOCK does no harm here on AMD processors. */
-    GROUP_6("verw", 5, Ew, INSN_LOCK, verw, FLAGS(0, FL_Z, 0)),
+    GROUP_6("verw", 5, Ew, 0, verw, FLAGS(0, FL_Z, 0)),
     ROW("sgdt", 0F, 0x01, OPS(M), MEM_FORM, REG(0), EXEC_RM(NULL, sgdt)),
     ROW("sidt", 0F, 0x01, OPS(M), MEM_FORM, REG(1), EXEC_RM(NULL, sidt)),
     ROW("lgdt", 0F, 0x01, OPS(M), MEM_FORM, REG(2), CPL0, EXEC_RM(NULL, lgdt)),
