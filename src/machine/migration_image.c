@@ -39,7 +39,7 @@ int migration_image_describe(const char *directory, json_t **about, struct error
         result = find_files(directory, files, &bytes, err);
     if (result == 0)
         result = image_hash(&image, hash, err);
-    if (result < 0)
+    if (result != 0)
         return result;
     json_t *sizes = json_array();
     for (unsigned i = 0; i < FILES; i++)
