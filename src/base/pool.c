@@ -1,11 +1,9 @@
 #include "base/pool.h"
 
-#include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
 
 #include "base/lock.h"
-#include "base/thread.h"
 
 enum { THREADS_MAX = 16, STACK_SIZE = 256 << 10 };
 
@@ -13,6 +11,7 @@ struct pool {
     struct lock lock;
     pthread_cond_t work_cond; /* work came, or the pool stops */
     pthread_cond_t idle_cond; /* nothing is outstanding */
+    enum thread_kind kind;
     pool_work *work;
     void *context;
     struct pool_job *first, *last;
@@ -44,6 +43,7 @@ static struct pool_job *take(struct pool *pool) {
 static void *worker(void *argument) {
     struct pool *pool = argument;
     struct pool_job *job;
+    thread_begins(pool->kind, pool->kind == THREAD_IO ? "io worker" : "worker");
     thread_is_brief();
     home = pool;
     lock_take(&pool->lock);
@@ -59,30 +59,26 @@ static void *worker(void *argument) {
     return NULL;
 }
 
-/* Signals are for the main thread. */
 static int start_thread(struct pool *pool) {
     pthread_attr_t attributes;
-    sigset_t all, old;
-    sigfillset(&all);
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, STACK_SIZE);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int rc = pthread_create(&pool->thread[pool->threads], &attributes, worker, pool);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    int rc = thread_create(&pool->thread[pool->threads], &attributes, worker, pool);
     pthread_attr_destroy(&attributes);
     if (rc == 0)
         pool->threads++;
     return -rc;
 }
 
-int pool_create(unsigned threads, pool_work *work, void *context, struct pool **pool,
-                struct error *err) {
+int pool_create(enum thread_kind kind, unsigned threads, pool_work *work, void *context,
+                struct pool **pool, struct error *err) {
     struct pool *made = calloc(1, sizeof *made);
     if (made == NULL)
         return error_set(err, -ENOMEM, "no memory for a thread pool");
     lock_init(&made->lock, LOCK_BACKEND, "worker pool");
     pthread_cond_init(&made->work_cond, NULL);
     pthread_cond_init(&made->idle_cond, NULL);
+    made->kind = kind;
     made->work = work;
     made->context = context;
     made->threads_max = threads < THREADS_MAX ? threads : THREADS_MAX;

@@ -6,6 +6,7 @@
 #define LODGE_BASE_POOL_H
 
 #include "base/error.h"
+#include "base/thread.h"
 
 struct pool;
 
@@ -17,8 +18,8 @@ struct pool_job {
 /* Runs on a worker, without any lock; may free what the job is part of. */
 typedef void pool_work(void *context, struct pool_job *job);
 
-int pool_create(unsigned threads, pool_work *work, void *context, struct pool **pool,
-                struct error *err);
+int pool_create(enum thread_kind kind, unsigned threads, pool_work *work, void *context,
+                struct pool **pool, struct error *err);
 
 /* Any thread. -EAGAIN when not a single thread could be started. */
 int pool_submit(struct pool *pool, struct pool_job *job);

@@ -11,6 +11,7 @@
 #include "base/library.h"
 #include "base/lock.h"
 #include "base/log.h"
+#include "base/thread.h"
 
 #define LIBNBD_FUNCTIONS(F)                                                                        \
     F(nbd_aio_flush)                                                                               \
@@ -174,6 +175,7 @@ static void wait_and_move(struct nbd *nbd) {
 
 static void *run(void *argument) {
     struct nbd *nbd = argument;
+    thread_begins(THREAD_OTHER, "nbd");
     lock_take(&nbd->lock);
     while (!nbd->stopping) {
         lock_release(&nbd->lock);

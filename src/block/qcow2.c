@@ -394,7 +394,7 @@ int qcow2_open(struct block *file, struct block *backing, struct block **block, 
     if (result == 0)
         result = load_l1(q, err);
     if (result == 0)
-        result = pool_create(THREADS, work, q, &q->pool, err);
+        result = pool_create(THREAD_IO, THREADS, work, q, &q->pool, err);
     if (result != 0) {
         qcow2_free(q);
         return result;

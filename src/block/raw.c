@@ -462,8 +462,8 @@ static int open_image(struct raw *raw, const struct raw_config *config, struct e
     if (rc == 0 && config->direct)
         rc = open_direct(raw, readonly, err);
     return rc != 0 ? rc
-                   : pool_create(config->direct ? RAW_THREADS_DIRECT : RAW_THREADS, raw_work, raw,
-                                 &raw->pool, err);
+                   : pool_create(THREAD_IO, config->direct ? RAW_THREADS_DIRECT : RAW_THREADS,
+                                 raw_work, raw, &raw->pool, err);
 }
 
 int block_open_file(const char *path, const struct raw_config *config, struct block **block,

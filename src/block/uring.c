@@ -80,6 +80,7 @@ static bool look_round(struct uring *uring) {
 
 static void *reaper(void *argument) {
     struct uring *uring = argument;
+    thread_begins(THREAD_IO, "io ring");
     thread_is_brief();
     for (;;) {
         struct io_uring_cqe *cqe;

@@ -18,6 +18,7 @@
 
 #include "base/bytes.h"
 #include "base/host_note.h"
+#include "base/thread.h"
 #include "cpu/engine.h"
 
 enum {
@@ -182,6 +183,7 @@ static void release(struct trial *trial) {
 
 static void *trial_thread(void *context) {
     struct trial *trial = context;
+    thread_begins(THREAD_OTHER, "trial");
     struct trial_vm vm = {0};
     double rate = 0;
     if (create_vm(trial->ops, &vm, &trial->err) == 0 && load_loop(&vm, &trial->err) == 0)

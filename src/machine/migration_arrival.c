@@ -332,7 +332,7 @@ static bool wait_for_vm(struct arrival *arrival) {
 static void *arrival_main(void *context) {
     struct arrival *arrival = context;
     bool ending = false;
-    pthread_setname_np(pthread_self(), "arrival");
+    thread_begins(THREAD_OTHER, "arrival");
     thread_is_brief(); /* vCPUs stand still for what it brings */
     if (!wait_for_vm(arrival))
         return NULL;

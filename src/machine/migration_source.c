@@ -648,7 +648,7 @@ static void end(struct move *move, enum stage stage) {
 
 void *move_run(void *context) {
     struct move *move = context;
-    pthread_setname_np(pthread_self(), "migration");
+    thread_begins(THREAD_OTHER, "migration");
     thread_computes(); /* it packs */
     move->result = try_move(move);
     enum stage stage = FAILED;
@@ -672,7 +672,7 @@ void *move_run(void *context) {
 void *move_take_back(void *context) {
     struct move *move = context;
     struct error why = {0};
-    pthread_setname_np(pthread_self(), "migration");
+    thread_begins(THREAD_OTHER, "migration");
     enum stage stage = DOUBTFUL;
     int runs = ask_once(move, &why);
     if (runs == 1)
@@ -687,7 +687,7 @@ void *move_take_back(void *context) {
 
 void *move_resume(void *context) {
     struct move *move = context;
-    pthread_setname_np(pthread_self(), "migration");
+    thread_begins(THREAD_OTHER, "migration");
     thread_computes(); /* it packs */
     end(move, move_push(move, true));
     return NULL;

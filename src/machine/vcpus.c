@@ -61,7 +61,7 @@ static void *vcpu_main(void *argument) {
     struct machine *machine = self->machine;
     char name[16];
     snprintf(name, sizeof name, "vcpu %u", (unsigned)(self - machine->vcpus));
-    pthread_setname_np(pthread_self(), name);
+    thread_begins(THREAD_VCPU, name);
     thread_computes();
     here = self;
     atomic_store(&self->thread_id, (int)syscall(SYS_gettid));

@@ -126,7 +126,7 @@ static int start_jobs(struct machine *machine, struct error *err) {
     struct disk_jobs *jobs = calloc(1, sizeof *jobs);
     if (jobs == NULL)
         return error_set(err, -ENOMEM, "out of memory");
-    int result = pool_create(1, work, NULL, &jobs->pool, err);
+    int result = pool_create(THREAD_OTHER, 1, work, NULL, &jobs->pool, err);
     if (result < 0)
         free(jobs);
     else

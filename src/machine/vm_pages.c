@@ -256,7 +256,7 @@ int vm_pages_create(struct machine *machine,
     made->context = context;
     int result = loop_timer_create(machine->config.loop, look, made, &made->look, err);
     if (result == 0)
-        result = pool_create(1, work, made, &made->pool, err);
+        result = pool_create(THREAD_OTHER, 1, work, made, &made->pool, err);
     if (result < 0) {
         vm_pages_destroy(made);
         return result;

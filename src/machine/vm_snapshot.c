@@ -529,7 +529,7 @@ int vm_snapshots_create(struct machine *machine, const char *directory, struct a
     made->agent = agent;
     made->tell = tell;
     made->context = context;
-    int result = pool_create(1, work, made, &made->pool, err);
+    int result = pool_create(THREAD_OTHER, 1, work, made, &made->pool, err);
     if (result == 0)
         result = start_from_base(made, err);
     if (result < 0)

@@ -1,7 +1,6 @@
 /* Memory made ready ahead. See ahead.h. */
 #include "memory/ahead.h"
 
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -188,7 +187,6 @@ static void stand_back(void) {
     sched_setscheduler(0, SCHED_OTHER, &none);
     thread_computes();
     setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + NICENESS);
-    pthread_setname_np(pthread_self(), "ahead");
 }
 
 /* The next fresh chunk of those that are sure to be touched, or NULL. */
@@ -237,6 +235,7 @@ static void *run(void *context) {
     _Atomic(uint8_t) *chunk;
     uint64_t gpa = 0;
     bool expected;
+    thread_begins(THREAD_OTHER, "ahead");
     stand_back();
     lock_take(&ahead->lock);
     while ((chunk = await_chunk(ahead, &gpa, &expected)) != NULL) {
@@ -257,13 +256,9 @@ static void *run(void *context) {
     return NULL;
 }
 
-/* Signals are for the main thread. Lock held. */
+/* Lock held. */
 static void start_thread(struct ahead *ahead) {
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    ahead->started = pthread_create(&ahead->thread, NULL, run, ahead) == 0;
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    ahead->started = thread_create(&ahead->thread, NULL, run, ahead) == 0;
     if (!ahead->started)
         ahead->most = 0;
 }

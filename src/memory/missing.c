@@ -323,7 +323,7 @@ static bool has_failed(struct missing *missing) {
 
 static void *missing_main(void *argument) {
     struct missing *missing = argument;
-    pthread_setname_np(pthread_self(), "missing");
+    thread_begins(THREAD_OTHER, "missing");
     thread_is_brief();
     while (!atomic_load(&missing->quit)) {
         struct pollfd polls[] = {{missing->fd, POLLIN, 0}, {missing->wake, POLLIN, 0}};

@@ -279,7 +279,7 @@ int page_file_create(struct memory *memory, const char *directory, bool kernel,
     made->memory = memory;
     int result = made->fd = open_file(directory, err);
     if (result >= 0)
-        result = pool_create(READERS, work, made, &made->readers, err);
+        result = pool_create(THREAD_IO, READERS, work, made, &made->readers, err);
     if (result == 0)
         result = memory_missing_begin(memory, &source, kernel, err);
     if (result < 0) {

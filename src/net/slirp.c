@@ -17,6 +17,7 @@
 #include "base/clock.h"
 #include "base/lock.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "net/net.h"
 
 enum {
@@ -237,6 +238,7 @@ static void call_ready(struct user_net *user) {
 
 static void *poll_thread(void *argument) {
     struct user_net *user = argument;
+    thread_begins(THREAD_OTHER, "network");
     lock_take(&user->lock);
     while (!user->stopping) {
         int timeout = prepare(user);

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "base/thread.h"
 #include "net/net.h"
 
 enum { VLAN_TAG = 4 };
@@ -89,7 +90,7 @@ static void call_ready(struct tap_net *tap) {
 
 static void *wait_for_frames(void *argument) {
     struct tap_net *tap = argument;
-    pthread_setname_np(pthread_self(), "tap");
+    thread_begins(THREAD_OTHER, "tap");
     while (!atomic_load(&tap->quit)) {
         bool empty = atomic_load(&tap->empty);
         struct pollfd polls[] = {{.fd = tap->wake_fd, .events = POLLIN},

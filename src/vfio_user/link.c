@@ -15,6 +15,7 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "pci/pci.h"
 #include "vfio_user/wire.h"
 
@@ -581,6 +582,7 @@ static void work(struct link *link, struct pollfd *fds) {
 
 static void *run(void *context) {
     struct link *link = context;
+    thread_begins(THREAD_OTHER, "user device");
     struct pollfd fds[POLL_IRQS + PCI_MSIX_MAX];
     do {
         work(link, fds);

@@ -16,6 +16,7 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "pci/pci.h"
 #include "vfio_user/wire.h"
 
@@ -143,6 +144,7 @@ static void serve_client(struct vu_server *server, int socket) {
 
 static void *run(void *context) {
     struct vu_server *server = context;
+    thread_begins(THREAD_OTHER, "device");
     struct pollfd fds[] = {{.fd = server->listener, .events = POLLIN},
                            {.fd = server->stop, .events = POLLIN}};
     while (poll(fds, 2, -1) < 0 || fds[1].revents == 0) {

@@ -236,7 +236,7 @@ static int fs_device_init(struct device *device, const void *config, struct erro
     struct virtio_fs *fs = container_of(device, struct virtio_fs, virtio.device);
     fs->fs = fs_config->fs;
     memcpy(fs->tag, fs_config->tag, strnlen(fs_config->tag, sizeof fs->tag));
-    int result = pool_create(VIRTIO_FS_WORKERS, work, fs, &fs->pool, err);
+    int result = pool_create(THREAD_OTHER, VIRTIO_FS_WORKERS, work, fs, &fs->pool, err);
     if (result < 0)
         return result;
     result = virtio_create(&fs->virtio, &fs_virtio_class, 0, &fs_config->options, err);

@@ -42,8 +42,8 @@ static void pass_on(void *context, struct pool_job *base) {
 static void test_chains(void **state) {
     static struct job jobs[JOBS], branches[JOBS];
     (void)state;
-    assert_int_equal(pool_create(THREADS, work, &pool, &pool, NULL), 0);
-    assert_int_equal(pool_create(1, pass_on, NULL, &other, NULL), 0);
+    assert_int_equal(pool_create(THREAD_OTHER, THREADS, work, &pool, &pool, NULL), 0);
+    assert_int_equal(pool_create(THREAD_OTHER, 1, pass_on, NULL, &other, NULL), 0);
     for (unsigned i = 0; i < JOBS; i++) {
         atomic_store(&jobs[i].left, ROUNDS);
         atomic_store(&branches[i].left, 1);

@@ -9,6 +9,7 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "block/disk/private.h"
 #include "block/sync.h"
 
@@ -275,6 +276,7 @@ static bool wait_for_work(struct disk *disk) {
 
 static void *committer(void *argument) {
     struct disk *disk = argument;
+    thread_begins(THREAD_IO, "disk commit");
     lock_take(&disk->lock);
     while (wait_for_work(disk)) {
         serve(disk);

@@ -260,7 +260,7 @@ static int load_all(struct disk *disk, struct error *err) {
     if (result == 0 && !disk->config.readonly)
         result = recover(disk, err);
     if (result == 0 && !disk->config.inline_commits)
-        result = pool_create(LOADERS, disk_load_work, disk, &disk->loaders, err);
+        result = pool_create(THREAD_IO, LOADERS, disk_load_work, disk, &disk->loaders, err);
     return result == 0 ? disk_start_committer(disk, err) : result;
 }
 
