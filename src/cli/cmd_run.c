@@ -49,6 +49,7 @@ enum {
     OPT_CPU,
     OPT_NAME,
     OPT_PERF_MAP,
+    OPT_SANDBOX,
     OPT_VERBOSE,
     OPT_HELP,
     OPT_BOOT,
@@ -113,6 +114,8 @@ const struct option_spec run_options[] = {
     [OPT_NAME] = {"name", 'n', "NAME", "what 'lodge ps' and 'lodge profile' call the VM"},
     [OPT_PERF_MAP] = {"perf-map", 0, NULL,
                       "name translated code for perf(1), in /tmp/perf-PID.map"},
+    [OPT_SANDBOX] = {"sandbox", 0, "off|on",
+                     "whether the VM's process gives up what it does not need of the host (off)"},
     [OPT_VERBOSE] = {"verbose", 'v', NULL, "say what runs and how long it took; twice: more"},
     [OPT_HELP] = {"help", 'h', NULL, "show this help"},
     [OPT_BOOT] = {"boot", 0, "auto|bzimage|elf|pvh", NULL},
@@ -130,6 +133,7 @@ static const char *const reboots[] = {"restart", "stop", NULL};
 static const char *const panics[] = {"stop", "hold", NULL};
 static const char *const watchdogs[] = {"reset", "poweroff", "pause", "none", NULL};
 static const char *const boots[] = {"auto", "bzimage", "elf", "pvh", NULL};
+static const char *const sandboxes[] = {"off", "on", NULL};
 static const char *const rings[] = {"split", "packed", NULL};
 static const char *const disk_devices[] = {"virtio", "nvme", NULL};
 
@@ -404,6 +408,7 @@ int run_take_option(struct run_config *config, int option, char *value, struct e
     case OPT_CPU: CHOOSE(machine->cpu, "cpu", cpu_baselines); break;
     case OPT_NAME: config->name = value; return vm_name_check(value, err);
     case OPT_PERF_MAP: config->perf_map = true; break;
+    case OPT_SANDBOX: CHOOSE(config->sandbox, "sandbox", sandboxes); break;
     case OPT_VERBOSE: config->verbose++; break;
     case OPT_BOOT: CHOOSE(machine->boot, "boot", boots); break;
     case OPT_RINGS: CHOOSE(machine->packed_rings, "rings", rings); break;
@@ -492,7 +497,7 @@ static int take_image(struct run_config *config, const char *word, struct error 
 /* What a VM that goes on from a snapshot can be told; all else is as the snapshot has it. */
 static bool goes_with_from(int option) {
     return option == OPT_FROM || option == OPT_NAME || option == OPT_PUBLISH ||
-           option == OPT_VERBOSE || option == OPT_PERF_MAP;
+           option == OPT_VERBOSE || option == OPT_PERF_MAP || option == OPT_SANDBOX;
 }
 
 static int check_from(const struct run_config *config, const char *other, struct error *err) {

@@ -15,6 +15,7 @@
 #include "cli/exit_codes.h"
 #include "cpu/cpu.h"
 #include "device/chardev.h"
+#include "isolation/isolation.h"
 #include "machine/clone.h"
 #include "machine/console.h"
 #include "machine/console_hub.h"
@@ -514,6 +515,26 @@ static void on_runs(void *context) {
     migration_runs(context);
 }
 
+/* From here on no program is run, and threads begin: what the machine needs is granted. */
+static int give_up_rights(const struct run_config *config, struct error *err) {
+    const struct machine_config *machine = &config->machine;
+    struct isolation_grants grants = {.vcpu_net = machine->net == NET_USER,
+                                      .network = machine->net == NET_USER,
+                                      .tap = machine->net == NET_TAP,
+                                      .raw_files = true,
+                                      .ending = terminal_restore};
+    if (!config->sandbox)
+        return 0;
+    grants.network |= config->directory != NULL; /* it may be moved to another host */
+    for (unsigned i = 0; i < machine->disk_count; i++)
+        grants.network |= strncmp(machine->disks[i].path, "nbd", 3) == 0;
+    for (unsigned i = 0; i < machine->volume_count; i++)
+        grants.owners |= !machine->volumes[i].readonly;
+    for (unsigned i = 0; i < machine->publish_count; i++)
+        grants.low_ports |= machine->publish[i].host_port < 1024;
+    return isolation_enter(&grants, err);
+}
+
 static int set_up(struct run *run, bool default_guest, struct error *err) {
     struct agent_events agent = {
         .ready = on_ready, .mounted = on_mounted, .renewed = on_renewed, .context = run};
@@ -523,6 +544,8 @@ static int set_up(struct run *run, bool default_guest, struct error *err) {
     if (result == 0 && run->config->cloud_init != NULL)
         result = run_image_seed(&run->own, run->config, err);
     run->marks.disks_ns = host_clock_ns();
+    if (result == 0)
+        result = give_up_rights(run->config, err);
     if (result == 0)
         result = loop_create(&run->loop, err);
     if (result == 0)

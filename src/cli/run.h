@@ -23,6 +23,7 @@ struct run_config {
     unsigned verbose;
     const char *name; /* of the VM; NULL: one is made up */
     bool perf_map;
+    bool sandbox; /* it gives up what it does not need of the host (isolation/isolation.h) */
     const char *append;
     const char *from;           /* VM@SNAPSHOT; NULL: it boots */
     const char *image;          /* its disk is the first one; NULL: none */

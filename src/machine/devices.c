@@ -21,6 +21,7 @@
 #include "device/q35.h"
 #include "device/rtc.h"
 #include "device/serial.h"
+#include "device/takeover.h"
 #include "device/watchdog.h"
 #include "fs/fs.h"
 #include "machine/layout.h"
@@ -84,31 +85,22 @@ static int create_buses(struct machine *machine, struct error *err) {
 
 /* Who adds one: tests/unit/test_state_equality.c has each of them saved and loaded. */
 static const struct device_class *const classes[] = {
-    &acpi_pm_class,
-    &cpu_slots_class,
-    &debugcon_class,
-    &flash_class,
-    &fw_cfg_class,
-    &hpet_class,
-    &i8042_class,
-    &identity_class,
-    &idle_states_class,
-    &nvme_class,
-    &pit_class,
-    &pvpanic_class,
-    &q35_class,
-    &rtc_class,
+    &acpi_pm_class,      &cpu_slots_class,
+    &debugcon_class,     &flash_class,
+    &fw_cfg_class,       &hpet_class,
+    &i8042_class,        &identity_class,
+    &idle_states_class,  &nvme_class,
+    &pit_class,          &pvpanic_class,
+    &q35_class,          &rtc_class,
     &serial_class,
-    &vfio_user_class,
-    &virtio_balloon_class,
-    &virtio_blk_class,
-    &virtio_fs_class,
-    &virtio_mem_class,
-    &virtio_net_class,
-    &virtio_rng_class,
-    &virtio_scsi_class,
-    &virtio_vsock_class,
-    &watchdog_class,
+#ifdef LODGE_DEBUG
+    &takeover_class,
+#endif
+    &vfio_user_class,    &virtio_balloon_class,
+    &virtio_blk_class,   &virtio_fs_class,
+    &virtio_mem_class,   &virtio_net_class,
+    &virtio_rng_class,   &virtio_scsi_class,
+    &virtio_vsock_class, &watchdog_class,
 };
 
 const struct device_class *devices_class(unsigned n) {
@@ -491,6 +483,10 @@ int devices_create(struct machine *machine, struct error *err) {
         result = create_chips(machine, err);
     if (result == 0)
         result = create_virtio(machine, err);
+#ifdef LODGE_DEBUG
+    if (result == 0)
+        result = add(machine, &takeover_class, "takeover0", NULL, NULL, err);
+#endif
     return result == 0 ? create_firmware(machine, err) : result;
 }
 

@@ -184,7 +184,7 @@ static void set_alarm(struct soft_cpu *cpu) {
 }
 
 static void block_signals(void) {
-    static const int synchronous[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+    static const int synchronous[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
     sigset_t asynchronous;
     sigfillset(&asynchronous);
     for (unsigned i = 0; i < ARRAY_SIZE(synchronous); i++)
