@@ -45,46 +45,47 @@ const struct call calls[] = {
     {NUM(getrandom), ALL},    /* the guest's random numbers; malloc */
 
     /* ---- Files that are open ---- */
-    {NUM(read), ALL},                         /* eventfds, pipes, sockets, files */
-    {NUM(write), ALL},                        /* likewise; the console; the log */
-    {NUM(readv), ALL},                        /* disks; sockets */
-    {NUM(writev), ALL},                       /* likewise */
-    {NUM(pread64), ALL},                      /* disks, flash, page files */
-    {NUM(pwrite64), ALL},                     /* likewise */
-    {NUM(preadv), ALL},                       /* disks */
-    {NUM(pwritev), ALL},                      /* disks */
-    {NUM(preadv2), ALL},                      /* disks, without waiting */
-    {NUM(pwritev2), ALL},                     /* disks, durable at once */
-    {NUM(lseek), ALL},                        /* holes of files */
-    {NUM(fsync), ALL},                        /* a guest's flush */
-    {NUM(fdatasync), ALL},                    /* likewise */
-    {NUM(sync_file_range), ALL},              /* writing back ahead of a flush */
-    {NUM(fallocate), ALL},                    /* a guest's discard; growing a disk */
-    {NUM(ftruncate), ALL},                    /* growing a disk; a perf map that begins anew */
-    {NUM(fadvise64), ALL},                    /* what is not read again */
-    {NUM(fstat), ALL},                        /* sizes; stdio */
-    {NUM(close), ALL},                        /* what is not needed any more */
-    {NUM(dup), ANY},                          /* a client's pipes */
-    {NUM(dup2), ANY},                         /* the log becomes standard error */
-    {NUM(dup3), ANY},                         /* likewise */
-    {NUM(fcntl), ALL},                        /* non-blocking, close on exec, pipes' sizes */
-    {NUM(flock), ANY},                        /* VMs' directories */
-    {NUM(copy_file_range), ALL},              /* copies of disks; volumes */
-    {NUM(sendfile), ANY},                     /* libraries */
-    {NUM(splice), ANY},                       /* volumes */
-    {NUM(ioctl), ALL, {{1, 0xff00, 0xae00}}}, /* KVM */
-    {NUM(ioctl), ALL, {{1, 0xff00, 0xaa00}}}, /* userfaultfd */
-    {NUM(ioctl), ALL, {{1, 0xff00, 0x1200}}}, /* devices as disks */
-    {NUM(ioctl), ALL, {{1, IS(FIONREAD)}}},   /* the user network */
-    {NUM(ioctl), ALL, {{1, IS(FIONBIO)}}},    /* likewise */
-    {NUM(ioctl), ANY, {{1, 0xff00, 0x9400}}}, /* copies that share their blocks */
-    {NUM(ioctl), ANY, {{1, 0xff00, 0x6600}}}, /* flags of files in volumes */
-    {NUM(ioctl), ANY, {{1, IS(TUNSETIFF)}}},  /* a tap */
-    {NUM(ioctl), ANY, {{1, IS(SIOCGIFMTU)}}}, /* likewise */
-    {NUM(ioctl), ALL, {{1, IS(TCGETS)}}},     /* whether it is a terminal */
-    {NUM(ioctl), ANY, {{1, IS(TCSETS)}}},     /* terminals: raw, and as they were */
-    {NUM(ioctl), ANY, {{1, IS(TCSETSW)}}},    /* likewise */
-    {NUM(ioctl), ANY, {{1, IS(TCSETSF)}}},    /* likewise */
+    {NUM(read), ALL},                           /* eventfds, pipes, sockets, files */
+    {NUM(write), ALL},                          /* likewise; the console; the log */
+    {NUM(readv), ALL},                          /* disks; sockets */
+    {NUM(writev), ALL},                         /* likewise */
+    {NUM(pread64), ALL},                        /* disks, flash, page files */
+    {NUM(pwrite64), ALL},                       /* likewise */
+    {NUM(preadv), ALL},                         /* disks */
+    {NUM(pwritev), ALL},                        /* disks */
+    {NUM(preadv2), ALL},                        /* disks, without waiting */
+    {NUM(pwritev2), ALL},                       /* disks, durable at once */
+    {NUM(lseek), ALL},                          /* holes of files */
+    {NUM(fsync), ALL},                          /* a guest's flush */
+    {NUM(fdatasync), ALL},                      /* likewise */
+    {NUM(sync_file_range), ALL},                /* writing back ahead of a flush */
+    {NUM(fallocate), ALL},                      /* a guest's discard; growing a disk */
+    {NUM(ftruncate), ALL},                      /* growing a disk; a perf map that begins anew */
+    {NUM(fadvise64), ALL},                      /* what is not read again */
+    {NUM(fstat), ALL},                          /* sizes; stdio */
+    {NUM(close), ALL},                          /* what is not needed any more */
+    {NUM(dup), ANY},                            /* a client's pipes */
+    {NUM(dup2), ANY},                           /* the log becomes standard error */
+    {NUM(dup3), ANY},                           /* likewise */
+    {NUM(fcntl), ALL},                          /* non-blocking, close on exec, pipes' sizes */
+    {NUM(flock), ANY},                          /* VMs' directories */
+    {NUM(copy_file_range), ALL},                /* copies of disks; volumes */
+    {NUM(sendfile), ANY},                       /* libraries */
+    {NUM(splice), ANY},                         /* volumes */
+    {NUM(ioctl), ALL, {{1, 0xff00, 0xae00}}},   /* KVM */
+    {NUM(ioctl), ALL, {{1, 0xff00, 0xaa00}}},   /* userfaultfd */
+    {NUM(ioctl), ALL, {{1, 0xff00, 0x1200}}},   /* devices as disks */
+    {NUM(ioctl), ALL, {{1, IS(FIONREAD)}}},     /* the user network */
+    {NUM(ioctl), ALL, {{1, IS(FIONBIO)}}},      /* likewise */
+    {NUM(ioctl), ANY, {{1, 0xff00, 0x9400}}},   /* copies that share their blocks */
+    {NUM(ioctl), ANY, {{1, 0xff00, 0x6600}}},   /* flags of files in volumes */
+    {NUM(ioctl), ANY, {{1, IS(TUNSETIFF)}}},    /* a tap */
+    {NUM(ioctl), ANY, {{1, IS(SIOCGIFINDEX)}}}, /* whether there is that interface */
+    {NUM(ioctl), ANY, {{1, IS(SIOCGIFMTU)}}},   /* likewise */
+    {NUM(ioctl), ALL, {{1, IS(TCGETS)}}},       /* whether it is a terminal */
+    {NUM(ioctl), ANY, {{1, IS(TCSETS)}}},       /* terminals: raw, and as they were */
+    {NUM(ioctl), ANY, {{1, IS(TCSETSW)}}},      /* likewise */
+    {NUM(ioctl), ANY, {{1, IS(TCSETSF)}}},      /* likewise */
     {NUM(ioctl), ANY, {{1, IS(TIOCGWINSZ)}}}, /* their size. Not TIOCSTI, which types for others */
 
     /* ---- Files by name: Landlock says which; vCPUs' network reads resolv.conf ---- */
