@@ -3,6 +3,8 @@
 #include "base/pool.h"
 #include "isolation/takeover.h"
 
+#ifdef LODGE_DEBUG
+
 struct takeover {
     struct device device;
     struct port_range *ports;
@@ -61,3 +63,5 @@ const struct device_class takeover_class = {
     .init = takeover_init,
     .destroy = takeover_destroy,
 };
+
+#endif

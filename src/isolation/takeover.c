@@ -18,6 +18,8 @@
 #include "base/bytes.h"
 #include "isolation/private.h"
 
+#ifdef LODGE_DEBUG
+
 /* Each answers as a system call does: -1 and errno, or what must not be. */
 
 static long read_outside(void) {
@@ -160,3 +162,5 @@ void takeover_try_all(const char *thread) {
 void takeover_execute(void) {
     program();
 }
+
+#endif

@@ -379,7 +379,7 @@ static void test_equality(void **unused) {
 }
 
 /* Their state is elsewhere (q35's in its functions), there is none, or they are never saved. */
-static const char *const stateless[] = {"debugcon", "pvpanic", "q35", "vfio-user"};
+static const char *const stateless[] = {"debugcon", "pvpanic", "q35", "takeover", "vfio-user"};
 
 static bool is_stateless(const char *name) {
     for (size_t i = 0; i < ARRAY_SIZE(stateless); i++)
